@@ -1,0 +1,149 @@
+"""Checkpoints: a shard's state at one segment, so that recovery costs what came since, not the history.
+
+A checkpoint holds the conversations with their heads, and names the sealed intervals that hold everything else.
+Derived from the log; put under the number of the last segment that it covers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imray.core.dedup import IdTable
+from imray.core.errors import CorruptError
+from imray.core.hashing import I64, U8
+from imray.core.postings import Postings
+from imray.core.sequencer import ShardState
+from imray.log import digest as digests
+from imray.log.schema import body_parts
+from imray.log.sealed import Interval, SealedInterval, merge, merge_due, open_interval, seal
+from imray.log.segment import META_KEY, encode_parquet, read_meta
+from imray.log.store import Store
+
+_KEEP = 2
+"""How many checkpoints stay: the newest, and the one a reader may have just been told of."""
+
+
+class CheckpointMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a checkpoint says beside its rows (conv_id, head)."""
+
+    shard: int
+    segment: int
+    epoch: int
+    digest: str
+    conversations: int
+    epoch_starts: list[tuple[int, int]]
+    intervals: list[Interval]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What must be taken from the state at the moment of the freeze; the rest can be written while commits go on."""
+
+    shard: int
+    segment: int
+    epoch: int
+    digest: bytes
+    epoch_starts: list[tuple[int, int]]
+    table: IdTable
+    postings: Postings
+    text: U8
+    ends: I64
+    heads: I64
+
+
+def snapshot(state: ShardState, shard: int) -> Snapshot:
+    """Snapshot of a state whose ids were just frozen (`imray.core.sequencer.freeze`)."""
+    assert state.frozen is not None, "freeze first"
+    return Snapshot(
+        shard, state.segment, state.epoch, state.digest, list(state.epoch_starts),
+        state.frozen, state.frozen_postings, *state.conversations.copy_columns(),
+    )  # fmt: skip
+
+
+def write(store: Store, snap: Snapshot, before: list[SealedInterval]) -> list[SealedInterval]:
+    """Make a checkpoint durable: all its sealed intervals, the new and merged ones included.
+
+    StorageError where the store refuses; nothing is lost then, since all of it can be made again."""
+    offsets = pa.py_buffer(snap.ends.astype(np.int64))
+    names = pa.Array.from_buffers(pa.large_string(), len(snap.heads), [None, offsets, pa.py_buffer(snap.text)])
+    sealed = [*before, seal(store, snap.shard, snap.table, snap.postings, snap.segment, names)]
+    while (due := merge_due([s.interval for s in sealed])) is not None:
+        sealed[due] = [merge(store, sealed[due])]
+    meta = CheckpointMeta(
+        snap.shard, snap.segment, snap.epoch, snap.digest.hex(), len(snap.heads),
+        snap.epoch_starts, [s.interval for s in sealed],
+    )  # fmt: skip
+    table = pa.table({"conv_id": names.cast(pa.string()), "head": snap.heads})
+    data = encode_parquet(table, META_KEY, msgspec.json.encode(meta))
+    store.put_if_absent(_name(snap.shard, snap.segment), digests.seal(data)[0])
+    return sealed
+
+
+def collect(store: Store, shard: int) -> None:
+    """Delete checkpoints older than the newest two, and sealed files that neither of the two names."""
+    names = store.list(_prefix(shard))
+    kept = names[-_KEEP:]
+    named = {file for name in kept for i in _read_meta(store, name).intervals for file in i.names}
+    newest = _read_meta(store, kept[-1]).segment if kept else 0
+    for name in names[:-_KEEP]:
+        store.delete(name)
+    for name in store.list(f"sealed/shard={shard:04d}/"):
+        if name not in named and int(name.rsplit("/", 1)[-1].split(".")[0].split("-")[1]) <= newest:
+            store.delete(name)
+
+
+def restore(store: Store, shard: int, seed: int) -> ShardState:
+    """The state at the newest checkpoint; the state of an empty log where there is none."""
+    state = ShardState(seed)
+    names = store.list(_prefix(shard))
+    if not names:
+        return state
+    name = names[-1]
+    data = _get(store, name)
+    meta = read_meta(memoryview(data), name, META_KEY, CheckpointMeta)
+    if meta.shard != shard or _name(shard, meta.segment) != name:
+        raise CorruptError(name, "metadata", f"it is the checkpoint of segment {meta.segment} of shard {meta.shard}")
+    table = pq.read_table(pa.BufferReader(data), use_threads=False).combine_chunks()
+    if meta.conversations:
+        _, offsets = parts = body_parts(table.column("conv_id").chunk(0))
+        state.conversations.add(*parts, np.arange(len(offsets) - 1, dtype=np.int32))
+        state.conversations.heads[: meta.conversations] = table.column("head").to_numpy()
+    state.segment, state.epoch, state.digest = meta.segment, meta.epoch, bytes.fromhex(meta.digest)
+    state.epoch_starts = [tuple(e) for e in meta.epoch_starts]
+    state.recent = IdTable(meta.segment)
+    state.sealed = [open_interval(store, i) for i in meta.intervals]
+    return state
+
+
+def newest_intervals(store: Store, shard: int) -> tuple[int, list[Interval]]:
+    """The last segment that the newest checkpoint covers, and its sealed intervals."""
+    names = store.list(_prefix(shard))
+    if not names:
+        return 0, []
+    meta = _read_meta(store, names[-1])
+    return meta.segment, meta.intervals
+
+
+def _read_meta(store: Store, name: str) -> CheckpointMeta:
+    return read_meta(memoryview(_get(store, name)), name, META_KEY, CheckpointMeta)
+
+
+def _get(store: Store, name: str) -> bytes:
+    data = store.get(name)
+    if data is None:
+        raise CorruptError(name, "the whole file", "it was listed, but it is not there")
+    digests.verify(data, name)
+    return data
+
+
+def _prefix(shard: int) -> str:
+    return f"checkpoint/shard={shard:04d}/"
+
+
+def _name(shard: int, segment: int) -> str:
+    return f"{_prefix(shard)}{segment:020d}.parquet"

@@ -1,0 +1,161 @@
+"""The columns of a send batch (gateway to shard) and of a segment (the log), and the moves between them.
+
+Owns names, types and encodings of columns. Owns no bytes on disk (`imray.log.segment`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from imray.core.errors import InvalidError
+from imray.core.hashing import U64, hash_rows, mix_keys
+from imray.core.ids import ID_BYTES
+
+SCHEMA_VERSION = 1
+KIND_MESSAGE = 0
+KIND_VOID = 1
+
+TEXT = pa.dictionary(pa.int32(), pa.string())
+MS = pa.timestamp("ms", tz="UTC")
+
+BATCH_SCHEMA = pa.schema(
+    [
+        pa.field("conv_id", TEXT, nullable=False),
+        pa.field("client_msg_id", pa.binary(ID_BYTES), nullable=False),
+        pa.field("sender", TEXT, nullable=False),
+        pa.field("topic", TEXT),
+        pa.field("content_type", TEXT),
+        pa.field("client_ts", MS),
+        pa.field("body", pa.binary(), nullable=False),
+    ]
+)
+
+SEGMENT_SCHEMA = pa.schema(
+    [
+        pa.field("conv_id", TEXT, nullable=False),
+        pa.field("conv_seq", pa.int64(), nullable=False),
+        pa.field("kind", pa.int8(), nullable=False),
+        pa.field("client_msg_id", pa.binary(ID_BYTES)),
+        pa.field("sender", TEXT),
+        pa.field("topic", TEXT),
+        pa.field("content_type", TEXT),
+        pa.field("client_ts", MS),
+        pa.field("server_ts", MS, nullable=False),
+        pa.field("body", pa.binary()),
+    ]
+)
+
+_PAYLOAD_TEXTS = ("sender", "topic", "content_type")
+
+
+def encode_text(values: Sequence[str | None]) -> pa.DictionaryArray:
+    """A dictionary column from row values."""
+    return pa.array(values, pa.string()).dictionary_encode()
+
+
+def constant_text(value: str | None, rows: int) -> pa.DictionaryArray:
+    """A dictionary column that says the same in every row."""
+    if value is None:
+        return pa.DictionaryArray.from_arrays(pa.nulls(rows, pa.int32()), pa.array([], pa.string()))
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([value], pa.string()))
+
+
+def to_ipc(batch: pa.RecordBatch) -> pa.Buffer:
+    """The Arrow IPC stream of one record batch: what goes through Ray."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue()
+
+
+def from_ipc(data: object) -> pa.RecordBatch:
+    """The one record batch of a stream made by `to_ipc`, zero-copy over `data` (anything with a buffer)."""
+    with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
+        return reader.read_next_batch()
+
+
+def check_batch(batch: pa.RecordBatch) -> None:
+    """Refuse a batch whose columns are not those of BATCH_SCHEMA, or that has nulls where none may be."""
+    if not batch.schema.equals(BATCH_SCHEMA, check_metadata=False):
+        raise InvalidError(f"the batch has columns {batch.schema}; expected {BATCH_SCHEMA}")
+    for name in ("conv_id", "client_msg_id", "sender", "body"):
+        if batch.column(name).null_count:
+            raise InvalidError(f"column {name} holds null")
+
+
+def dictionary_rows(column: pa.DictionaryArray) -> np.ndarray:
+    """Row indices (int32, -1 for null) of a dictionary column."""
+    indices = column.indices
+    if indices.null_count:
+        indices = indices.fill_null(-1)
+    return indices.to_numpy(zero_copy_only=False)
+
+
+def id_words(column: pa.Array) -> U64:
+    """The ids of a fixed_size_binary(16) column as a (rows, 2) view of two words each."""
+    data = np.frombuffer(column.buffers()[1], np.uint64).reshape(-1, 2)
+    return data[column.offset : column.offset + len(column)]
+
+
+def body_parts(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Data (uint8) and offsets (int32, rows + 1) of a binary or string column."""
+    _, offsets, data = column.buffers()
+    offs = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
+    return (np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)), offs
+
+
+def payload_fingerprints(batch: pa.RecordBatch) -> U64:
+    """What tells a retry from a conflict, one value a row: of body, sender, topic and content type.
+
+    `client_ts` is left out: a client that stamps its retry anew still retries. Works on batches and segments."""
+    hashes = hash_rows(*body_parts(batch.column("body")))
+    for name in _PAYLOAD_TEXTS:
+        column = batch.column(name)
+        mix_keys(hashes, dictionary_rows(column), hash_rows(*body_parts(column.dictionary)))
+    return hashes
+
+
+def segment_table(
+    batches: Sequence[pa.RecordBatch], keep: np.ndarray | None, seq: np.ndarray, server_ts_ms: int
+) -> pa.Table:
+    """The rows of `batches` that are new (`keep`; None: all) with their numbers, as a segment's table.
+
+    `seq` holds the numbers of the kept rows only."""
+    table = pa.Table.from_batches(batches)
+    if len(batches) > 1:
+        table = table.unify_dictionaries()
+    if keep is not None:
+        table = table.filter(pa.array(keep))
+    rows = len(seq)
+    columns = {
+        "conv_seq": pa.array(seq, pa.int64()),
+        "kind": pa.array(np.zeros(rows, np.int8)),
+        "server_ts": pa.array(np.full(rows, server_ts_ms, np.int64)).view(MS),
+    }
+    return pa.Table.from_arrays(
+        [columns.get(f.name) if f.name in columns else table.column(f.name) for f in SEGMENT_SCHEMA],
+        schema=SEGMENT_SCHEMA,
+    )
+
+
+def void_table(conv_id: str, first: int, last: int, reason: str, server_ts_ms: int) -> pa.Table:
+    """A segment's table that says: numbers first..last of the conversation will never be messages, and why.
+
+    A void is one row: `conv_seq` is its first number, `body` is JSON with `last` and `reason`."""
+    body = json.dumps({"last": last, "reason": reason}).encode()
+    return pa.Table.from_pylist(
+        [
+            {
+                "conv_id": conv_id,
+                "conv_seq": first,
+                "kind": KIND_VOID,
+                "server_ts": server_ts_ms,
+                "body": body,
+            }
+        ],
+        schema=pa.schema([f.with_type(pa.string()) if f.type == TEXT else f for f in SEGMENT_SCHEMA]),
+    ).cast(SEGMENT_SCHEMA)

@@ -1,0 +1,224 @@
+"""Sealed intervals: for a run of segments, where each id stands, a filter over the ids, and which numbers are where.
+
+Owns three derived files an interval (all can be made again from the log): `ids` (fingerprints, sorted, with segment
+and row), `bloom` (a filter over them), `postings` (conversation, segment, first and last number). Intervals of like
+size are merged, as levels of a log-structured merge tree (O'Neil et al. 1996), so a look-up meets few of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imray.core.dedup import BlockedBloom, IdTable
+from imray.core.errors import CorruptError
+from imray.core.hashing import I64, U64, jit
+from imray.core.postings import Postings
+from imray.log import digest as digests
+from imray.log.segment import META_KEY, encode_parquet, read_meta
+from imray.log.store import Store
+
+MERGE_FANOUT = 8
+IDS_PER_INTERVAL_MAX = 16_000_000
+"""No merge makes a larger one: an ids file is read whole to be verified (16 bytes an id)."""
+
+POSTINGS_SCHEMA = pa.schema(
+    [("conv_id", pa.string()), ("segment", pa.int64()), ("first", pa.int64()), ("last", pa.int64())]
+)
+
+
+class Interval(msgspec.Struct, frozen=True):
+    """Which segments an interval covers, and how many ids it holds."""
+
+    shard: int
+    first: int
+    last: int
+    ids: int
+
+    def name(self, kind: str) -> str:
+        """The name in the store of its `ids`, `bloom` or `postings` file."""
+        suffix = "parquet" if kind == "postings" else "arrow"
+        return f"sealed/shard={self.shard:04d}/{self.first:020d}-{self.last:020d}.{kind}.{suffix}"
+
+    @property
+    def names(self) -> list[str]:
+        """All its files."""
+        return [self.name(kind) for kind in ("ids", "bloom", "postings")]
+
+
+@jit
+def _bucket_order(fps: U64, shift: int, starts: I64, out: I64) -> None:
+    """A stable order by fingerprint: one distribution by the top bits, then insertion inside the small buckets."""
+    n = len(fps)
+    for i in range(n):
+        starts[np.int64(fps[i] >> np.uint64(shift)) + 1] += 1
+    for b in range(1, len(starts)):
+        starts[b] += starts[b - 1]
+    for i in range(n):
+        b = np.int64(fps[i] >> np.uint64(shift))
+        at = starts[b]
+        starts[b] += 1
+        out[at] = i
+    for i in range(1, n):
+        x = out[i]
+        j = i - 1
+        while j >= 0 and fps[out[j]] > fps[x]:
+            out[j + 1] = out[j]
+            j -= 1
+        out[j + 1] = x
+
+
+def order_of(fps: U64) -> I64:
+    """The permutation that sorts fingerprints (uniform 64-bit values), ascending."""
+    bits = min(22, max(1, (len(fps) // 8).bit_length()))
+    out = np.empty(len(fps), np.int64)
+    _bucket_order(fps, 64 - bits, np.zeros((1 << bits) + 1, np.int64), out)
+    return out
+
+
+@dataclass
+class SealedInterval:
+    """One interval's filter in memory and its ids on call: `imray.core.dedup.SealedIds` and what confirms it."""
+
+    store: Store
+    interval: Interval
+    bloom: BlockedBloom
+
+    def maybe(self, fps: U64) -> np.ndarray | None:
+        """True for each row that may be there; None where no row may."""
+        return self.bloom.maybe(fps) if self.interval.ids else None
+
+    @cached_property
+    def ids(self) -> pa.RecordBatch:
+        """Columns fp (sorted), segment (from the interval's first), row. Read and verified at first use."""
+        return _get_arrow(self.store, self.interval, "ids")
+
+    def candidates(self, fps: U64) -> list[tuple[int, int, int]]:
+        """(position in `fps`, segment, row) of every entry with an equal fingerprint."""
+        column = self.ids.column("fp").to_numpy()
+        low, high = np.searchsorted(column, fps, "left"), np.searchsorted(column, fps, "right")
+        segment, row = self.ids.column("segment").to_numpy(), self.ids.column("row").to_numpy()
+        return [
+            (int(i), int(segment[e]) + self.interval.first, int(row[e]))
+            for i in np.flatnonzero(high > low)
+            for e in range(low[i], high[i])
+        ]
+
+    def forget(self) -> None:
+        """Let go of the ids in memory; the next look reads them again."""
+        self.__dict__.pop("ids", None)
+
+    def postings(self) -> pa.Table:
+        """Its postings, sorted by conv_id and segment."""
+        return read_postings(self.store, self.interval)
+
+
+def open_interval(store: Store, interval: Interval) -> SealedInterval:
+    """Load an interval's filter (2 bytes an id)."""
+    words = _get_arrow(store, interval, "bloom").column("words").to_numpy()
+    return SealedInterval(store, interval, BlockedBloom(words))
+
+
+def read_postings(store: Store, interval: Interval) -> pa.Table:
+    """The postings of an interval, verified. CorruptError where the file is missing or changed."""
+    name = interval.name("postings")
+    data = store.get(name)
+    if data is None:
+        raise CorruptError(name, "the whole file", "a checkpoint names it, but it is not there")
+    digests.verify(data, name)
+    if read_meta(memoryview(data), name, META_KEY, Interval) != interval:
+        raise CorruptError(name, "metadata", "it is another interval's file")
+    return pq.read_table(pa.BufferReader(data), use_threads=False)
+
+
+def seal(store: Store, shard: int, table: IdTable, postings: Postings, last: int, names: list[str]) -> SealedInterval:
+    """Write the files of the interval that ends with segment `last`. `names[i]` is conversation i's conv_id."""
+    n = table.count
+    interval = Interval(shard, table.base_segment + 1, last, n)
+    entries = postings.entries
+    conv = np.concatenate([e.conv for e in entries]) if entries else np.empty(0, np.int32)
+    columns = {
+        "conv_id": pa.array(names, pa.string()).take(pa.array(conv)),
+        "segment": pa.array(np.repeat([e.segment for e in entries], [len(e.conv) for e in entries]), pa.int64()),
+        "first": pa.array(np.concatenate([e.first for e in entries]) if entries else [], pa.int64()),
+        "last": pa.array(np.concatenate([e.last for e in entries]) if entries else [], pa.int64()),
+    }
+    found = pa.table(columns, schema=POSTINGS_SCHEMA)
+    # the table counts segments from the one before the interval's first
+    return _write(store, interval, table.fps[:n], table.segment[:n] - 1, table.row[:n], found)
+
+
+def merge(store: Store, parts: list[SealedInterval]) -> SealedInterval:
+    """One interval in place of adjacent ones."""
+    first, last = parts[0].interval, parts[-1].interval
+    interval = Interval(first.shard, first.first, last.last, sum(p.interval.ids for p in parts))
+    ids = [p.ids for p in parts]
+    segment = np.concatenate(
+        [
+            b.column("segment").to_numpy() + np.uint32(p.interval.first - first.first)
+            for p, b in zip(parts, ids, strict=True)
+        ]
+    )
+    fps, row = (np.concatenate([b.column(c).to_numpy() for b in ids]) for c in ("fp", "row"))
+    merged = _write(store, interval, fps, segment, row, pa.concat_tables([p.postings() for p in parts]))
+    for part in parts:
+        part.forget()
+    return merged
+
+
+def merge_due(intervals: list[Interval]) -> slice | None:
+    """Which adjacent intervals to merge now: the newest MERGE_FANOUT of about one size; None where there are none."""
+    for a, b in pairwise(intervals):
+        assert a.last + 1 == b.first, "intervals are adjacent"
+    newest = intervals[-MERGE_FANOUT:]
+    total = sum(i.ids for i in newest)
+    if len(newest) < MERGE_FANOUT or total > IDS_PER_INTERVAL_MAX:
+        return None
+    if max(_span(i) for i in newest) > MERGE_FANOUT * _span(newest[-1]):
+        return None
+    return slice(len(intervals) - MERGE_FANOUT, len(intervals))
+
+
+def _span(interval: Interval) -> int:
+    return interval.ids + interval.last - interval.first + 1
+
+
+def _write(store: Store, interval: Interval, fps: U64, segment: U64, row: U64, postings: pa.Table) -> SealedInterval:
+    order = order_of(fps)
+    ids = {"fp": fps[order], "segment": segment[order].astype(np.uint32), "row": row[order].astype(np.uint32)}
+    bloom = BlockedBloom.build(fps)
+    _put_arrow(store, interval, "ids", ids)
+    _put_arrow(store, interval, "bloom", {"words": bloom.words})
+    ordered = postings.sort_by([("conv_id", "ascending"), ("segment", "ascending")])
+    data = encode_parquet(ordered, META_KEY, msgspec.json.encode(interval))
+    # "exists" is success: the files are derived from the log, and an earlier try may have left them
+    store.put_if_absent(interval.name("postings"), digests.seal(data)[0])
+    return SealedInterval(store, interval, bloom)
+
+
+def _put_arrow(store: Store, interval: Interval, kind: str, columns: dict[str, np.ndarray]) -> None:
+    batch = pa.RecordBatch.from_pydict({k: pa.array(v) for k, v in columns.items()})
+    meta = {META_KEY: msgspec.json.encode(interval), digests.KEY: digests.BLANK}
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema.with_metadata(meta)) as writer:
+        writer.write_batch(batch.replace_schema_metadata(meta))
+    store.put_if_absent(interval.name(kind), digests.seal(sink.getvalue())[0])
+
+
+def _get_arrow(store: Store, interval: Interval, kind: str) -> pa.RecordBatch:
+    name = interval.name(kind)
+    data = store.get(name)
+    if data is None:
+        raise CorruptError(name, "the whole file", "a checkpoint names it, but it is not there")
+    digests.verify(data, name)
+    with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
+        said = (reader.schema.metadata or {}).get(META_KEY, b"")
+        if msgspec.json.decode(said, type=Interval) != interval:
+            raise CorruptError(name, "metadata", "it is another interval's file")
+        return reader.read_next_batch()

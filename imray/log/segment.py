@@ -1,0 +1,126 @@
+"""One segment: a Parquet file of rows in commit order, with its place in the chain.
+
+Owns encoding, verification and decoding. Owns no storage (`imray.log.store`) and no order of segments
+(`imray.log.reader`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imray.core.errors import CorruptError
+from imray.log import digest as digests
+from imray.log.digest import Parts
+from imray.log.schema import SCHEMA_VERSION, SEGMENT_SCHEMA
+
+T = TypeVar("T")
+META_KEY = b"imray"
+FIRST_PREVIOUS = "0" * 32
+"""What the first segment of a shard names as its predecessor's digest."""
+
+# Measured on 100-byte bodies: dictionaries only where texts repeat, lz4 only where it can win (ids are random).
+_DICTIONARY = ["conv_id", "sender", "topic", "content_type"]
+_ENCODING = {
+    "conv_seq": "DELTA_BINARY_PACKED",
+    "kind": "DELTA_BINARY_PACKED",
+    "client_ts": "DELTA_BINARY_PACKED",
+    "server_ts": "DELTA_BINARY_PACKED",
+    "client_msg_id": "PLAIN",
+    "body": "PLAIN",
+}
+_COMPRESSION = {f.name: "lz4" if f.name == "body" else "none" for f in SEGMENT_SCHEMA}
+_STATISTICS = ["conv_id", "conv_seq", "server_ts"]
+
+
+class SegmentMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a segment says of itself in its file metadata (JSON under the key `imray`)."""
+
+    shard: int
+    segment: int
+    epoch: int
+    nonce: str
+    previous: str
+    """Hex digest of the whole previous segment: the chain."""
+    server_ts: int
+    """When it was committed, ms since 1970 UTC."""
+    rows: int
+    version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A verified segment, its rows not yet decoded."""
+
+    name: str
+    meta: SegmentMeta
+    digest: bytes
+    data: memoryview
+
+    def table(self, columns: list[str] | None = None) -> pa.Table:
+        """Its rows; dictionary columns come back as dictionaries."""
+        return pq.read_table(
+            pa.BufferReader(self.data), columns=columns, use_threads=False, read_dictionary=_DICTIONARY
+        )
+
+
+def segment_name(shard: int, segment: int) -> str:
+    """The name in the store. The epoch is no part of it, or put-if-absent would fence nobody."""
+    return f"{segment_prefix(shard)}{segment:020d}.parquet"
+
+
+def segment_prefix(shard: int) -> str:
+    """The folder of a shard's segments."""
+    return f"wal/shard={shard:04d}/"
+
+
+def segment_number(name: str) -> int:
+    """The number in a segment's name; CorruptError for a name that no writer of ours makes."""
+    stem = name.rsplit("/", 1)[-1].removesuffix(".parquet")
+    if len(stem) != 20 or not stem.isdecimal():
+        raise CorruptError(name, "name", "not a segment's name: remove the foreign file")
+    return int(stem)
+
+
+def encode(table: pa.Table, meta: SegmentMeta) -> tuple[Parts, bytes]:
+    """The file of a segment, in parts, and its digest."""
+    return digests.seal(encode_parquet(table, META_KEY, msgspec.json.encode(meta)))
+
+
+def encode_parquet(table: pa.Table, key: bytes, value: bytes) -> pa.Buffer:
+    """A Parquet file with `value` under `key` and a blank digest in its metadata."""
+    sink = pa.BufferOutputStream()
+    known = [f for f in _DICTIONARY if f in table.schema.names]
+    with pq.ParquetWriter(
+        sink,
+        table.schema,
+        use_dictionary=known,
+        column_encoding={k: v for k, v in _ENCODING.items() if k in table.schema.names} or None,
+        compression={k: v for k, v in _COMPRESSION.items() if k in table.schema.names} or "lz4",
+        write_statistics=[c for c in _STATISTICS if c in table.schema.names],
+        store_schema=True,
+    ) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({key: value, digests.KEY: digests.BLANK})
+    return sink.getvalue()
+
+
+def open_segment(data: bytes | memoryview, name: str) -> Segment:
+    """Verify every byte and read the metadata. CorruptError with file, place and check otherwise."""
+    view = memoryview(data)
+    digest = digests.verify(view, name)
+    meta = read_meta(view, name, META_KEY, SegmentMeta)
+    return Segment(name, meta, digest, view)
+
+
+def read_meta(view: memoryview, name: str, key: bytes, kind: type[T]) -> T:
+    """The JSON under `key` in the file metadata of verified bytes."""
+    value = (pq.read_metadata(pa.BufferReader(view)).metadata or {}).get(key)
+    try:
+        return msgspec.json.decode(value or b"", type=kind)
+    except msgspec.DecodeError as e:
+        raise CorruptError(name, "metadata", f"not what this version of imray writes: {e}") from e

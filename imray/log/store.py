@@ -1,0 +1,140 @@
+"""Where files live: four verbs, and the local POSIX disk that does them durably.
+
+Owns names, durability and put-if-absent. Knows nothing of what is in a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from imray.core.errors import StorageError
+
+_IOV_MAX = 512
+
+
+class Store(Protocol):
+    """Four verbs over immutable files; names are relative paths with '/'.
+
+    Every verb raises StorageError where the store fails; after a failed put its outcome is unknown."""
+
+    def put_if_absent(self, name: str, parts: Sequence[bytes | memoryview]) -> bool:
+        """True: the file is durable under a name that nobody had. False: the name is taken (nothing changed)."""
+
+    def get(self, name: str) -> bytes | None:
+        """The whole file; None where there is none."""
+
+    def list(self, prefix: str, after: str = "") -> list[str]:
+        """The names that start with `prefix` (a folder, ending in '/') and sort above `after`, sorted."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file; no error where there is none."""
+
+
+class LocalStore:
+    """A folder on a POSIX file system: temporary file, fsync, link(2) to the name, fsync of the folder.
+
+    link(2) fails with EEXIST where the name is taken, and the file has all its bytes on disk before it has a name:
+    a published file is never torn. Needs hard links and an fsync that reaches the disk."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self._folders: set[Path] = set()
+        self._process = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._puts = 0
+
+    def put_if_absent(self, name: str, parts: Sequence[bytes | memoryview]) -> bool:
+        path = self.root / name
+        try:
+            self._make_folder(path.parent)
+            self._puts += 1
+            temporary = self.root / "tmp" / f"{self._process}-{self._puts}"
+            self._make_folder(temporary.parent)
+            try:
+                self._write(temporary, parts)
+                if not self._link(temporary, path):
+                    return False
+                self._sync_folder(path.parent)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    temporary.unlink()
+        except OSError as e:
+            raise StorageError(f"put {name}: {e.strerror or e} (errno {e.errno}): {_advice(e)}") from e
+        return True
+
+    def _write(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o640)
+        try:
+            views = [memoryview(p).cast("B") for p in parts if len(p)]
+            while views:
+                n = os.writev(fd, views[:_IOV_MAX])
+                while views and n >= len(views[0]):
+                    n -= len(views.pop(0))
+                if n:
+                    views[0] = views[0][n:]
+            self._sync_file(fd)
+        finally:
+            os.close(fd)
+
+    def _sync_file(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def _link(self, temporary: Path, path: Path) -> bool:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        return True
+
+    def _sync_folder(self, folder: Path) -> None:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _make_folder(self, folder: Path) -> None:
+        """A folder whose own name is durable up to the root: a file's fsync does not cover its ancestors."""
+        if folder in self._folders:
+            return
+        if not folder.is_dir():
+            if folder != folder.parent:
+                self._make_folder(folder.parent)
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+            self._sync_folder(folder.parent)
+        self._folders.add(folder)
+
+    def get(self, name: str) -> bytes | None:
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as e:
+            raise StorageError(f"get {name}: {e.strerror or e} (errno {e.errno})") from e
+
+    def list(self, prefix: str, after: str = "") -> list[str]:
+        try:
+            with os.scandir(self.root / prefix) as entries:
+                return sorted(n for e in entries if (n := prefix + e.name) > after)
+        except FileNotFoundError:
+            return []
+        except OSError as e:
+            raise StorageError(f"list {prefix}: {e.strerror or e} (errno {e.errno})") from e
+
+    def delete(self, name: str) -> None:
+        try:
+            (self.root / name).unlink(missing_ok=True)
+        except OSError as e:
+            raise StorageError(f"delete {name}: {e.strerror or e} (errno {e.errno})") from e
+
+
+def _advice(e: OSError) -> str:
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full: free space; nothing acked is lost, and writing goes on by itself when there is room"
+    return "the writer stops and a new one reads what landed"
