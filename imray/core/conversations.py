@@ -79,7 +79,7 @@ class Conversations:
         self._slots = np.zeros(64, np.uint64)
         self.heads: I64 = np.zeros(16, np.int64)
         self.scratch: I32 = np.zeros(16, np.int32)
-        """Zero between calls: the counters of a numbering pass, kept so that a commit does not cost O(conversations)."""
+        """Zero between calls: the counters of a numbering pass. Kept, or a commit would cost O(conversations)."""
 
     def find(self, data: U8, offsets: I32) -> I32:
         """The index of each name data[offsets[i]:offsets[i+1]] (UTF-8), -1 for an unknown one."""

@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
+U32 = npt.NDArray[np.uint32]
 I32 = npt.NDArray[np.int32]
 U8 = npt.NDArray[np.uint8]
 

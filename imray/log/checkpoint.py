@@ -114,7 +114,7 @@ def restore(store: Store, shard: int, seed: int) -> ShardState:
         state.conversations.add(*parts, np.arange(len(offsets) - 1, dtype=np.int32))
         state.conversations.heads[: meta.conversations] = table.column("head").to_numpy()
     state.segment, state.epoch, state.digest = meta.segment, meta.epoch, bytes.fromhex(meta.digest)
-    state.epoch_starts = [tuple(e) for e in meta.epoch_starts]
+    state.epoch_starts = list(meta.epoch_starts)
     state.recent = IdTable(meta.segment)
     state.sealed = [open_interval(store, i) for i in meta.intervals]
     return state

@@ -25,7 +25,7 @@ Parts = Sequence[memoryview | bytes]
 
 
 def seal(data: pa.Buffer) -> tuple[Parts, bytes]:
-    """Fill in the digest of an encoded file that holds BLANK under KEY: the file in parts, and the digest (16 bytes)."""
+    """Fill in the digest of an encoded file that holds BLANK under KEY: the file in parts, and the 16 bytes."""
     view = memoryview(data).cast("B")
     at = _find(view, "<new file>") + len(_MARK)
     digest = _digest(view, at)

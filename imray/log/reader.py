@@ -42,8 +42,8 @@ def read_log(store: Store, shard: int, after: int, digest: bytes, last: int | No
             raise CorruptError(
                 segment.name,
                 "metadata",
-                f"it follows a segment with digest {segment.meta.previous}, but segment {number - 1} has {digest.hex()}: "
-                "one of the two was changed or put in another's place",
+                f"it follows a segment with digest {segment.meta.previous}, but segment {number - 1} has "
+                f"{digest.hex()}: one of the two was changed or put in another's place",
             )
         if segment.meta.epoch < epoch:
             raise CorruptError(segment.name, "metadata", f"epoch {segment.meta.epoch} after epoch {epoch}")

@@ -119,15 +119,10 @@ def payload_fingerprints(batch: pa.RecordBatch) -> U64:
     return hashes
 
 
-def segment_table(
-    batches: Sequence[pa.RecordBatch], keep: np.ndarray | None, seq: np.ndarray, server_ts_ms: int
-) -> pa.Table:
-    """The rows of `batches` that are new (`keep`; None: all) with their numbers, as a segment's table.
+def segment_table(table: pa.Table, keep: np.ndarray | None, seq: np.ndarray, server_ts_ms: int) -> pa.Table:
+    """The rows of a batch table that are new (`keep`; None: all) with their numbers, as a segment's table.
 
     `seq` holds the numbers of the kept rows only."""
-    table = pa.Table.from_batches(batches)
-    if len(batches) > 1:
-        table = table.unify_dictionaries()
     if keep is not None:
         table = table.filter(pa.array(keep))
     rows = len(seq)
@@ -137,7 +132,7 @@ def segment_table(
         "server_ts": pa.array(np.full(rows, server_ts_ms, np.int64)).view(MS),
     }
     return pa.Table.from_arrays(
-        [columns.get(f.name) if f.name in columns else table.column(f.name) for f in SEGMENT_SCHEMA],
+        [columns[f.name] if f.name in columns else table.column(f.name) for f in SEGMENT_SCHEMA],
         schema=SEGMENT_SCHEMA,
     )
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from imray.core.dedup import BlockedBloom, IdTable
 from imray.core.errors import CorruptError
-from imray.core.hashing import I64, U64, jit
+from imray.core.hashing import I64, U32, U64, jit
 from imray.core.postings import Postings
 from imray.log import digest as digests
 from imray.log.segment import META_KEY, encode_parquet, read_meta
@@ -61,9 +61,9 @@ def _bucket_order(fps: U64, shift: int, starts: I64, out: I64) -> None:
     for b in range(1, len(starts)):
         starts[b] += starts[b - 1]
     for i in range(n):
-        b = np.int64(fps[i] >> np.uint64(shift))
-        at = starts[b]
-        starts[b] += 1
+        bucket = np.int64(fps[i] >> np.uint64(shift))
+        at = starts[bucket]
+        starts[bucket] += 1
         out[at] = i
     for i in range(1, n):
         x = out[i]
@@ -189,9 +189,9 @@ def _span(interval: Interval) -> int:
     return interval.ids + interval.last - interval.first + 1
 
 
-def _write(store: Store, interval: Interval, fps: U64, segment: U64, row: U64, postings: pa.Table) -> SealedInterval:
+def _write(store: Store, interval: Interval, fps: U64, segment: U32, row: U32, postings: pa.Table) -> SealedInterval:
     order = order_of(fps)
-    ids = {"fp": fps[order], "segment": segment[order].astype(np.uint32), "row": row[order].astype(np.uint32)}
+    ids: dict[str, np.ndarray] = {"fp": fps[order], "segment": segment[order], "row": row[order]}
     bloom = BlockedBloom.build(fps)
     _put_arrow(store, interval, "ids", ids)
     _put_arrow(store, interval, "bloom", {"words": bloom.words})

@@ -68,9 +68,7 @@ class Writer:
         except CorruptError as e:
             raise FencedError(f"{name} is taken by a file that does not verify: {e}") from e
         if there.meta.nonce != self.nonce or there.digest != digest:
-            raise FencedError(
-                f"shard {self.shard}: epoch {there.meta.epoch} has written {name}; the writer of epoch {self.epoch} stops"
-            )
+            raise FencedError(f"epoch {there.meta.epoch} has written {name}: the writer of epoch {self.epoch} stops")
 
     def close(self) -> None:
         """Write no more."""

@@ -1,0 +1,31 @@
+"""The ASGI app: routes, errors, OpenAPI. Runs in a gateway actor, or alone in any process that is joined to Ray."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+
+from api import docs, health, history, messages
+from api.auth import Authenticator
+from api.problems import ProblemError, on_http_error, on_problem
+from imray import __version__
+from imray.cluster.backend import Backend
+from imray.cluster.gateway import GatewayConfig
+
+
+def create_app(backend: Backend, config: GatewayConfig) -> FastAPI:
+    """The gateway over a backend. InvalidError where the config has no way to check tokens."""
+    auth = Authenticator(config.auth)
+    app = FastAPI(
+        title="imray",
+        version=__version__,
+        summary="Message ordering for chat: durable, numbered, once.",
+        description="Every message gets one number per conversation in the step that makes it durable, "
+        "once per client_msg_id. All but health needs a bearer token.",
+    )
+    app.add_exception_handler(ProblemError, on_problem)
+    app.add_exception_handler(HTTPException, on_http_error)
+    for module in (messages, history, health):
+        app.include_router(module.routes(backend, auth))
+    docs.install(app)
+    return app

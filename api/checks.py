@@ -1,0 +1,273 @@
+"""What a request must be before it may go further: JSON and Arrow in, checked columns out. Refuses, never acts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from starlette.requests import Request
+
+from api.auth import SENDER_BYTES_MAX, Caller
+from api.problems import ProblemError
+from imray.cluster.batcher import Send
+from imray.core.errors import InvalidError
+from imray.core.ids import ID_BYTES, parse_client_msg_id
+from imray.core.routing import CONV_ID_BYTES_MAX, check_conv_id, check_text
+from imray.log.schema import BATCH_SCHEMA, MS, TEXT
+from imray.settings import Settings
+
+TOPIC_BYTES_MAX = 128
+CONTENT_TYPE_BYTES_MAX = 255
+_CLIENT_TS_MAX = 2**53
+_ESCAPES = 6
+"""One byte of text may take six in JSON (a \\u escape)."""
+_ENVELOPE_BYTES = 4096
+"""Beside the body, in the JSON of one message."""
+
+
+class MessageIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """`api.schemas.SendRequest` as the hot path decodes it; a test holds the two together."""
+
+    client_msg_id: str
+    body: str
+    content_type: str | None = None
+    topic: str | None = None
+    client_ts: int | None = None
+    sender: str | None = None
+
+
+class BatchMessageIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """`api.schemas.BatchMessage` as the hot path decodes it."""
+
+    conv_id: str
+    client_msg_id: str
+    body: str
+    content_type: str | None = None
+    topic: str | None = None
+    client_ts: int | None = None
+    sender: str | None = None
+
+
+class BatchIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """`api.schemas.BatchRequest` as the hot path decodes it."""
+
+    messages: list[BatchMessageIn]
+
+
+_decode_message = msgspec.json.Decoder(MessageIn).decode
+_decode_batch = msgspec.json.Decoder(BatchIn).decode
+
+
+def invalid(detail: str) -> ProblemError:
+    """422: the caller must fix the request."""
+    return ProblemError(422, "invalid", detail)
+
+
+async def read_body(request: Request, bytes_max: int) -> bytes:
+    """The request's body; 413 as soon as it is known to be too large, before it is read whole."""
+    too_large = ProblemError(413, "too-large", f"the request has more than {bytes_max} bytes: send less at once")
+    length = request.headers.get("content-length")
+    if length is not None and length.isdecimal() and int(length) > bytes_max:
+        raise too_large
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > bytes_max:
+            raise too_large
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def single_bytes_max(settings: Settings) -> int:
+    """How large the JSON of one message may be."""
+    return settings.body_bytes_max * _ESCAPES + _ENVELOPE_BYTES
+
+
+def check_message(data: bytes, conv_id: str, caller: Caller, settings: Settings) -> Send:
+    """The message in the JSON of a single send."""
+    try:
+        message = _decode_message(data)
+        check_conv_id(conv_id)
+        body = message.body.encode()
+        raw = parse_client_msg_id(message.client_msg_id)
+        _check_attributes(message.topic, message.content_type, message.client_ts)
+    except msgspec.ValidationError as e:
+        raise invalid(str(e)) from e
+    except (msgspec.DecodeError, UnicodeError) as e:
+        raise ProblemError(400, "invalid", f"not valid JSON: {e}") from e
+    except InvalidError as e:
+        raise invalid(str(e)) from e
+    _check_size(len(body), settings, "the body")
+    sender = _sender(message.sender, caller)
+    return Send(conv_id, raw, sender, message.topic, message.content_type, message.client_ts, body)
+
+
+def check_batch_json(data: bytes, caller: Caller, settings: Settings) -> tuple[pa.RecordBatch, list[str]]:
+    """The columns of a JSON batch, and its conv_ids by row."""
+    try:
+        messages = _decode_batch(data).messages
+    except msgspec.ValidationError as e:
+        raise invalid(str(e)) from e
+    except (msgspec.DecodeError, UnicodeError) as e:
+        raise ProblemError(400, "invalid", f"not valid JSON: {e}") from e
+    _check_count(len(messages), settings)
+    conv_ids = [m.conv_id for m in messages]
+    try:
+        ids = b"".join([parse_client_msg_id(m.client_msg_id) for m in messages])
+    except InvalidError:
+        raise _first_bad(messages) from None
+    try:
+        bodies = pa.array([m.body for m in messages], pa.string()).view(pa.binary())
+        texts = [
+            pa.array(values, pa.string()).dictionary_encode()
+            for values in (
+                conv_ids,
+                [_sender(m.sender, caller) for m in messages],
+                [m.topic for m in messages],
+                [m.content_type for m in messages],
+            )
+        ]
+        stamps = pa.array([m.client_ts for m in messages], pa.int64())
+    except (UnicodeError, OverflowError, pa.ArrowInvalid) as e:
+        raise invalid(f"a text is not valid Unicode or a number is out of range: {e}") from e
+    columns = [texts[0], _ids_array(ids, len(messages)), *texts[1:], stamps.view(MS), bodies]
+    batch = pa.record_batch(columns, schema=BATCH_SCHEMA)
+    check_columns(batch, settings)
+    return batch, conv_ids
+
+
+def check_columns(batch: pa.RecordBatch, settings: Settings) -> None:
+    """Refuse a batch in which a text, a size or a time is out of bounds. 413 for a body over the limit."""
+    try:
+        for name, bytes_max in (
+            ("conv_id", CONV_ID_BYTES_MAX),
+            ("sender", SENDER_BYTES_MAX),
+            ("topic", TOPIC_BYTES_MAX),
+            ("content_type", CONTENT_TYPE_BYTES_MAX),
+        ):
+            for text in batch.column(name).dictionary.to_pylist():
+                check_text(text, name, bytes_max)
+    except InvalidError as e:
+        raise invalid(str(e)) from e
+    stamps = batch.column("client_ts").cast(pa.int64())
+    if len(stamps) > stamps.null_count:
+        low, high = pc.min_max(stamps).values()
+        if low.as_py() < 0 or high.as_py() >= _CLIENT_TS_MAX:
+            raise invalid(f"client_ts must be 0 to {_CLIENT_TS_MAX - 1} (ms since 1970 UTC)")
+    largest = pc.max(pc.binary_length(batch.column("body"))).as_py()
+    _check_size(largest, settings, "the largest body")
+
+
+def check_batch_arrow(data: bytes, caller: Caller, settings: Settings) -> pa.RecordBatch:
+    """The columns of an Arrow IPC stream. Untrusted: every offset is checked before it is followed."""
+    try:
+        with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
+            table = reader.read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as e:
+        raise ProblemError(400, "invalid", f"not a valid Arrow IPC stream: {e}") from e
+    _check_count(table.num_rows, settings)
+    known = set(BATCH_SCHEMA.names)
+    if unknown := [n for n in table.schema.names if n not in known]:
+        raise invalid(f"unknown columns {unknown}: known are {BATCH_SCHEMA.names}")
+    if len(set(table.schema.names)) != len(table.schema.names):
+        raise invalid("a column stands there twice")
+    for name in ("conv_id", "client_msg_id", "body"):
+        if name not in table.schema.names:
+            raise invalid(f"column {name} is missing")
+    try:
+        columns = [_arrow_column(table, f, caller) for f in BATCH_SCHEMA]
+    except (pa.ArrowException, UnicodeError) as e:
+        raise invalid(f"a column has the wrong type: {e}; expected {BATCH_SCHEMA}") from e
+    batch = pa.record_batch(columns, schema=BATCH_SCHEMA)
+    for name in ("conv_id", "client_msg_id", "sender", "body"):
+        if batch.column(name).null_count:
+            raise invalid(f"column {name} holds null")
+    check_columns(batch, settings)
+    return batch
+
+
+def _arrow_column(table: pa.Table, field: pa.Field, caller: Caller) -> pa.Array:
+    rows = table.num_rows
+    if field.name == "sender":
+        if "sender" not in table.schema.names:
+            return pa.array([caller.sender], pa.string()).dictionary_encode().take(pa.array(np.zeros(rows, np.int32)))
+        if not caller.service:
+            raise _not_service()
+    if field.name not in table.schema.names:
+        empty = pa.nulls(rows, pa.string() if field.type == TEXT else field.type)
+        return empty.dictionary_encode() if field.type == TEXT else empty
+    column = table.column(field.name).combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0)
+    if field.type == TEXT:
+        # decoded and encoded anew: a dictionary may hold what no row uses, or a value twice
+        return column.cast(pa.string()).dictionary_encode()
+    if field.name == "client_msg_id" and not pa.types.is_fixed_size_binary(column.type):
+        texts = column.cast(pa.string()).to_pylist()
+        try:
+            return _ids_array(b"".join([parse_client_msg_id(t or "") for t in texts]), rows)
+        except InvalidError as e:
+            raise invalid(str(e)) from e
+    if field.type == MS and pa.types.is_integer(column.type):
+        return column.cast(pa.int64()).view(MS)
+    return column.cast(field.type)
+
+
+def _ids_array(raw: bytes, rows: int) -> pa.Array:
+    return pa.Array.from_buffers(pa.binary(ID_BYTES), rows, [None, pa.py_buffer(raw)])
+
+
+def _first_bad(messages: Sequence[BatchMessageIn]) -> ProblemError:
+    for i, m in enumerate(messages):
+        try:
+            parse_client_msg_id(m.client_msg_id)
+        except InvalidError as e:
+            return invalid(f"message {i}: {e}")
+    raise AssertionError("all ids are valid")
+
+
+def _check_attributes(topic: str | None, content_type: str | None, client_ts: int | None) -> None:
+    if topic is not None:
+        check_text(topic, "topic", TOPIC_BYTES_MAX)
+    if content_type is not None:
+        check_text(content_type, "content_type", CONTENT_TYPE_BYTES_MAX)
+    if client_ts is not None and not 0 <= client_ts < _CLIENT_TS_MAX:
+        raise InvalidError(f"client_ts must be 0 to {_CLIENT_TS_MAX - 1} (ms since 1970 UTC)")
+
+
+def _check_count(count: int, settings: Settings) -> None:
+    if not count:
+        raise invalid("no messages: send at least one")
+    if count > settings.batch_messages_max:
+        raise ProblemError(
+            413, "too-large", f"{count} messages at once: at most {settings.batch_messages_max}, send several batches"
+        )
+
+
+def _check_size(size: int, settings: Settings, what: str) -> None:
+    if size > settings.body_bytes_max:
+        raise ProblemError(
+            413,
+            "too-large",
+            f"{what} has {size} bytes: at most {settings.body_bytes_max}, send a link to a file instead",
+        )
+
+
+def _sender(named: str | None, caller: Caller) -> str:
+    if named is None or named == caller.sender:
+        return caller.sender
+    if not caller.service:
+        raise _not_service()
+    try:
+        check_text(named, "sender", SENDER_BYTES_MAX)
+    except InvalidError as e:
+        raise invalid(str(e)) from e
+    return named
+
+
+def _not_service() -> ProblemError:
+    return ProblemError(403, "forbidden", "only a token with the role `service` may name the sender")

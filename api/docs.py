@@ -1,0 +1,75 @@
+"""What the OpenAPI document says beyond the routes' signatures: hand-read bodies, problems, the bearer token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from api.problems import PROBLEM_TYPE
+from api.schemas import BatchMessage, BatchRequest, Problem, SendRequest
+
+_HAND_READ: tuple[type[BaseModel], ...] = (SendRequest, BatchMessage, BatchRequest)
+_REF = "#/components/schemas/{model}"
+
+
+def json_body(model: type[BaseModel], *others: str) -> dict[str, Any]:
+    """The request body of a route that reads it by hand."""
+    content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(model=model.__name__)}}}
+    for media_type in others:
+        content[media_type] = {"schema": {"type": "string", "format": "binary"}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problem documents that a route may answer with."""
+    schema = {"$ref": _REF.format(model="Problem")}
+    described = {
+        400: "Not well-formed",
+        401: "No valid token",
+        403: "The token does not allow this",
+        409: "The id was used with another payload; `conv_seq` is the first one's",
+        413: "Too large",
+        415: "Wrong content type",
+        422: "Not valid",
+        500: "Stored data does not verify",
+        503: "Busy, nothing was written: see Retry-After",
+        504: "Outcome unknown: retry with the same ids",
+    }
+    return {s: {"description": described[s], "content": {PROBLEM_TYPE: {"schema": schema}}} for s in statuses}
+
+
+def install(app: FastAPI) -> None:
+    """Make `app.openapi()` complete."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema:
+            return app.openapi_schema
+        document = get_openapi(
+            title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
+        )
+        components = document.setdefault("components", {})
+        schemas = components.setdefault("schemas", {})
+        hand_written: tuple[type[BaseModel], ...] = (*_HAND_READ, Problem)
+        for model in hand_written:
+            schema = model.model_json_schema(ref_template=_REF)
+            schema.pop("$defs", None)
+            schemas[model.__name__] = schema
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
+        for path, methods in document["paths"].items():
+            for operation in methods.values():
+                operation["responses"] = {
+                    status: answer
+                    for status, answer in operation["responses"].items()
+                    if "HTTPValidationError" not in str(answer)
+                }
+                if path not in ("/livez", "/readyz"):
+                    operation["security"] = [{"bearer": []}]
+        app.openapi_schema = document
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

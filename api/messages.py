@@ -1,0 +1,150 @@
+"""Sending: one message, and many at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import xxhash
+from fastapi import APIRouter, Request, Response
+
+from api.auth import Authenticator
+from api.checks import check_batch_arrow, check_batch_json, check_message, read_body, single_bytes_max
+from api.docs import json_body, problems
+from api.outcomes import ARROW_TYPE, CONFLICT, CREATED, DUPLICATE, Outcomes
+from api.problems import ProblemError, refused
+from api.schemas import BatchRequest, BatchResponse, SendRequest, SendResponse
+from imray.cluster.backend import Backend
+from imray.cluster.batcher import Outcome, Send
+from imray.cluster.replies import Refusal
+from imray.core.ids import format_client_msg_id
+
+_JSON = "application/json"
+
+
+def routes(backend: Backend, auth: Authenticator) -> APIRouter:
+    """The routes of this module."""
+    router = APIRouter(tags=["messages"])
+    settings = backend.settings
+    one_bytes_max = single_bytes_max(settings)
+
+    @router.post(
+        "/v1/conversations/{conv_id:path}/messages",
+        summary="Send one message",
+        status_code=201,
+        response_model=SendResponse,
+        responses={
+            200: {"model": SendResponse, "description": "A retry: the first send's numbers."},
+            **problems(400, 401, 403, 409, 413, 415, 422, 500, 503, 504),
+        },
+        openapi_extra=json_body(SendRequest),
+    )
+    async def send(conv_id: str, request: Request) -> Response:
+        """The answer comes when the message is durable. 409 carries the first `conv_seq` of the id.
+        After 503 or 504 retry with the same `client_msg_id`."""
+        caller = auth.caller(request.headers.get("authorization"))
+        _media_type(request, _JSON)
+        message = check_message(await read_body(request, one_bytes_max), conv_id, caller, settings)
+        return _one(message, await backend.send(message), backend.shard_of(conv_id))
+
+    @router.post(
+        "/v1/messages:batch",
+        summary="Send many messages",
+        response_model=BatchResponse,
+        responses={
+            200: {"model": BatchResponse, "content": {ARROW_TYPE: {}}},
+            **problems(400, 401, 403, 413, 415, 422, 500, 503, 504),
+        },
+        openapi_extra=json_body(BatchRequest, ARROW_TYPE),
+    )
+    async def send_batch(request: Request) -> Response:
+        """Over one or several conversations; order is kept per conversation, and each message has its own outcome.
+        A malformed message refuses the whole request. An Arrow IPC stream has the columns conv_id, client_msg_id
+        (16 bytes or text) and body, optionally sender, topic, content_type and client_ts; its answer is one, too."""
+        caller = auth.caller(request.headers.get("authorization"))
+        kind = _media_type(request, _JSON, ARROW_TYPE)
+        data = await read_body(request, settings.request_bytes_max)
+        conv_ids: list[str] = []
+        if kind == ARROW_TYPE:
+            batch = check_batch_arrow(data, caller, settings)
+        else:
+            batch, conv_ids = check_batch_json(data, caller, settings)
+        outcomes = await _send_columns(backend, batch)
+        _all_failed(outcomes)
+        if kind == ARROW_TYPE:
+            return Response(outcomes.arrow().to_pybytes(), media_type=ARROW_TYPE)
+        return Response(outcomes.json(conv_ids, batch.column("client_msg_id")), media_type=_JSON)
+
+    return router
+
+
+async def _send_columns(backend: Backend, batch: pa.RecordBatch) -> Outcomes:
+    """Split a batch over the shards of its conversations, send all, and put the answers together."""
+    conv = batch.column("conv_id")
+    shards = backend.manifest.shards
+    of_name = np.fromiter(
+        (xxhash.xxh64_intdigest(name.encode()) % shards for name in conv.dictionary.to_pylist()),
+        np.int64,
+        len(conv.dictionary),
+    )
+    used = np.unique(of_name)
+    where: dict[int, np.ndarray | slice] = {}
+    batches: dict[int, pa.RecordBatch] = {}
+    if len(used) == 1:
+        where[int(used[0])], batches[int(used[0])] = slice(None), batch
+    else:
+        of_row = of_name[conv.indices.to_numpy()]
+        for shard in used.tolist():
+            rows = np.flatnonzero(of_row == shard)
+            where[shard] = rows
+            batches[shard] = batch.take(pa.array(rows))
+    return Outcomes.of(batch.num_rows, await backend.send_batches(batches), where)
+
+
+def _one(send: Send, outcome: Outcome, shard: int) -> Response:
+    answer, i = outcome
+    if isinstance(answer, Refusal):
+        raise refused(answer)
+    status, epoch, segment, server_ts, row = CREATED, answer.epoch, answer.segment, answer.server_ts, answer.row + i
+    seq = answer.seq + i if isinstance(answer.seq, int) else int(answer.seq[i])
+    stable = answer.stable if isinstance(answer.stable, int) else int(answer.stable[i])
+    firsts = answer.firsts
+    if firsts is not None:
+        before = int(np.searchsorted(firsts.at, i))
+        row -= before
+        if before < len(firsts.at) and firsts.at[before] == i:
+            status = CONFLICT if firsts.conflict[before] else DUPLICATE
+            epoch, segment = int(firsts.epoch[before]), int(firsts.segment[before])
+            server_ts, row = int(firsts.server_ts[before]), int(firsts.row[before])
+    if status == CONFLICT:
+        detail = "the client_msg_id was used with another payload: make a new id for a new message"
+        raise ProblemError(409, "conflict", detail, conv_id=send.conv_id, conv_seq=seq)
+    content = {
+        "conv_id": send.conv_id,
+        "conv_seq": seq,
+        "client_msg_id": format_client_msg_id(send.client_msg_id),
+        "duplicate": status == DUPLICATE,
+        "epoch": epoch,
+        "offset": {"shard": shard, "segment": segment, "row": row},
+        "server_ts": server_ts,
+        "stable_seq": stable,
+    }
+    return Response(orjson.dumps(content), status, media_type=_JSON)
+
+
+def _all_failed(outcomes: Outcomes) -> None:
+    """Where every message failed in one way, the request did."""
+    failures = outcomes.failures
+    if len(failures) < len(outcomes.status) or len(set(failures.tolist())) != 1:
+        return
+    status = int(failures[0])
+    kinds = {422: "invalid", 500: "corrupt", 503: "busy", 504: "unavailable"}
+    if status in kinds:
+        raise ProblemError(status, kinds[status], outcomes.details.get(status, "no shard answered"), 1.0)
+
+
+def _media_type(request: Request, *known: str) -> str:
+    kind = request.headers.get("content-type", known[0]).partition(";")[0].strip().lower()
+    if kind not in known:
+        raise ProblemError(415, "media-type", f"content type {kind!r}: send {' or '.join(known)}")
+    return kind

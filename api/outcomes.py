@@ -1,0 +1,141 @@
+"""What became of a batch's messages: shards' answers put back into the request's order, as JSON or Arrow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from api.problems import STATUS_OF_REFUSAL
+from imray.cluster.replies import Appended, Refusal
+from imray.core.ids import ID_BYTES, format_client_msg_id
+
+CREATED, DUPLICATE, CONFLICT = 201, 200, 409
+ARROW_TYPE = "application/vnd.apache.arrow.stream"
+_NUMBERS = ("conv_seq", "epoch", "shard", "segment", "row", "server_ts", "stable_seq")
+_CONFLICT_DETAIL = "the id was used with another payload; conv_seq is the first one's"
+
+
+@dataclass
+class Outcomes:
+    """One value a message and column; numbers stand where `status` is 200, 201 or 409."""
+
+    status: np.ndarray
+    columns: dict[str, np.ndarray]
+    details: dict[int, str]
+    """By status, for those that failed."""
+
+    @classmethod
+    def of(
+        cls, rows: int, answers: Mapping[int, Appended | Refusal], where: Mapping[int, np.ndarray | slice]
+    ) -> Outcomes:
+        """From each shard's answer; `where[shard]` are the request's rows that it answers, in their order."""
+        status = np.full(rows, 504, np.uint16)
+        columns = {name: np.full(rows, -1, np.int64) for name in _NUMBERS}
+        details = {CONFLICT: _CONFLICT_DETAIL}
+        for shard, answer in answers.items():
+            at = where[shard]
+            if isinstance(answer, Refusal):
+                code, _ = STATUS_OF_REFUSAL[answer.why]
+                status[at] = code
+                details[code] = answer.detail
+                continue
+            for name, values in numbers(shard, answer).items():
+                columns[name][at] = values
+            status[at] = statuses(answer)
+        return cls(status, columns, details)
+
+    @property
+    def failures(self) -> np.ndarray:
+        """The statuses of messages that have no number of their own."""
+        return self.status[self.status > CREATED]
+
+    def json(self, conv_ids: Sequence[str], ids: pa.Array) -> bytes:
+        """`api.schemas.BatchResponse`."""
+        raw = np.frombuffer(ids.buffers()[1], np.uint8)[ids.offset * ID_BYTES :][: len(ids) * ID_BYTES].tobytes()
+        results = []
+        rows = zip(self.status.tolist(), conv_ids, *(self.columns[n].tolist() for n in _NUMBERS), strict=True)
+        for i, (status, conv_id, seq, epoch, shard, segment, row, server_ts, stable) in enumerate(rows):
+            result: dict[str, object] = {
+                "status": status,
+                "conv_id": conv_id,
+                "client_msg_id": format_client_msg_id(raw[16 * i : 16 * i + 16]),
+            }
+            if seq >= 0:
+                result["conv_seq"] = seq
+                result["duplicate"] = status == DUPLICATE
+                result["epoch"] = epoch
+                result["offset"] = {"shard": shard, "segment": segment, "row": row}
+                result["server_ts"] = server_ts
+                result["stable_seq"] = stable
+            if status > CREATED:
+                result["detail"] = self.details[status]
+            results.append(result)
+        created = int(np.count_nonzero(self.status == CREATED))
+        duplicates = int(np.count_nonzero(self.status == DUPLICATE))
+        return orjson.dumps(
+            {
+                "results": results,
+                "created": created,
+                "duplicates": duplicates,
+                "failed": len(results) - created - duplicates,
+            }
+        )
+
+    def arrow(self) -> pa.Buffer:
+        """The same as an Arrow IPC stream, one row a message; -1 where there is no number."""
+        c = self.columns
+        batch = pa.RecordBatch.from_pydict(
+            {
+                "status": pa.array(self.status),
+                "conv_seq": c["conv_seq"],
+                "duplicate": pa.array(self.status == DUPLICATE),
+                "epoch": c["epoch"],
+                "shard": pa.array(c["shard"].astype(np.int32)),
+                "segment": c["segment"],
+                "row": c["row"],
+                "server_ts": c["server_ts"],
+                "stable_seq": c["stable_seq"],
+            }
+        )
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        return sink.getvalue()
+
+
+def statuses(answer: Appended) -> np.ndarray:
+    """The HTTP status of each row of an answer."""
+    status = np.full(answer.rows, CREATED, np.uint16)
+    if answer.firsts is not None:
+        status[answer.firsts.at] = np.where(answer.firsts.conflict, CONFLICT, DUPLICATE)
+    return status
+
+
+def numbers(shard: int, answer: Appended) -> dict[str, np.ndarray]:
+    """The numbers of each row of an answer: its own if new, the first send's otherwise."""
+    rows = answer.rows
+    columns = {
+        "conv_seq": answer.seqs(),
+        "epoch": np.full(rows, answer.epoch),
+        "shard": np.full(rows, shard),
+        "segment": np.full(rows, answer.segment),
+        "server_ts": np.full(rows, answer.server_ts),
+        "stable_seq": answer.stables(),
+    }
+    firsts = answer.firsts
+    if firsts is None:
+        columns["row"] = np.arange(answer.row, answer.row + rows)
+        return columns
+    new = np.ones(rows, np.bool_)
+    new[firsts.at] = False
+    row = np.empty(rows, np.int64)
+    row[new] = np.arange(answer.row, answer.row + np.count_nonzero(new))
+    row[firsts.at] = firsts.row
+    columns["row"] = row
+    for name, values in (("epoch", firsts.epoch), ("segment", firsts.segment), ("server_ts", firsts.server_ts)):
+        columns[name][firsts.at] = values
+    return columns

@@ -1,0 +1,83 @@
+"""Errors as RFC 9457 problem details: the one table from what went wrong to an HTTP status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from imray.cluster.replies import Refusal, Refused
+
+PROBLEM_TYPE = "application/problem+json"
+
+_TITLES = {
+    "invalid": "The request is not valid; nothing was written",
+    "unauthenticated": "No valid token; nothing was written",
+    "forbidden": "The token does not allow this; nothing was written",
+    "not-found": "There is nothing here",
+    "method": "The method is not allowed here",
+    "conflict": "The id was used with another payload; nothing was written",
+    "too-large": "Too large; nothing was written",
+    "media-type": "The content type is not supported; nothing was written",
+    "busy": "Busy; nothing was written",
+    "unavailable": "The outcome is unknown; a retry with the same client_msg_id is safe",
+    "corrupt": "Stored data does not verify; a person must look",
+}
+
+STATUS_OF_REFUSAL = {
+    Refused.INVALID: (422, "invalid"),
+    Refused.BUSY: (503, "busy"),
+    Refused.UNAVAILABLE: (504, "unavailable"),
+    Refused.CORRUPT: (500, "corrupt"),
+}
+
+
+class ProblemError(Exception):
+    """An answer that is a problem document. `detail` says what to do."""
+
+    def __init__(self, status: int, kind: str, detail: str, retry_after_s: float | None = None, **extra: Any) -> None:
+        super().__init__(detail)
+        self.status, self.kind, self.detail = status, kind, detail
+        self.retry_after_s, self.extra = retry_after_s, extra
+
+    def response(self) -> Response:
+        """The HTTP response."""
+        content = {
+            "type": f"urn:imray:problem:{self.kind}",
+            "title": _TITLES[self.kind],
+            "status": self.status,
+            "detail": self.detail,
+            **self.extra,
+        }
+        headers = {}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(max(1, round(self.retry_after_s)))
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return Response(orjson.dumps(content), self.status, headers, PROBLEM_TYPE)
+
+
+def refused(refusal: Refusal) -> ProblemError:
+    """The problem that a shard's or gateway's refusal is."""
+    status, kind = STATUS_OF_REFUSAL[refusal.why]
+    retry_after_s = refusal.retry_after_s if status in (503, 504) else None
+    detail = refusal.detail
+    if refusal.why is Refused.UNAVAILABLE:
+        detail += ". The outcome is unknown: retry with the same client_msg_id, it is safe"
+    return ProblemError(status, kind, detail, retry_after_s)
+
+
+async def on_problem(_request: Request, error: Exception) -> Response:
+    """Exception handler of the app."""
+    assert isinstance(error, ProblemError)
+    return error.response()
+
+
+async def on_http_error(_request: Request, error: Exception) -> Response:
+    """Exception handler for what the framework itself refuses (unknown path or method)."""
+    status = getattr(error, "status_code", 500)
+    kind = {404: "not-found", 405: "method"}.get(status, "invalid")
+    detail = getattr(error, "detail", str(error))
+    return ProblemError(status, kind, f"{detail}: see /docs for what there is").response()

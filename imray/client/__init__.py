@@ -1,0 +1,47 @@
+"""The Python client: send and read over HTTP, follow a conversation in order.
+
+Ids are made once for each message and kept over every retry; what reaches the caller is a number or an error that
+says what to do.
+"""
+
+from imray.client.call import RetryPolicy
+from imray.client.errors import AuthError, ConflictError, ServerError, UnknownOutcomeError
+from imray.client.http import AsyncClient, Client
+from imray.client.models import (
+    Head,
+    HistoryPage,
+    Hole,
+    Message,
+    Outcome,
+    Outgoing,
+    Ready,
+    SendResult,
+    Version,
+    new_client_msg_id,
+)
+from imray.client.session import ConversationFollower
+from imray.core.errors import ImrayError, InvalidError, UnavailableError
+
+__all__ = [
+    "AsyncClient",
+    "AuthError",
+    "Client",
+    "ConflictError",
+    "ConversationFollower",
+    "Head",
+    "HistoryPage",
+    "Hole",
+    "ImrayError",
+    "InvalidError",
+    "Message",
+    "Outcome",
+    "Outgoing",
+    "Ready",
+    "RetryPolicy",
+    "SendResult",
+    "ServerError",
+    "UnavailableError",
+    "UnknownOutcomeError",
+    "Version",
+    "new_client_msg_id",
+]

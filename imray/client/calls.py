@@ -1,0 +1,215 @@
+"""The calls of the HTTP contract, each a generator (see `call`): what is asked and how the answer is read.
+
+Owns paths, request bodies and the ids of messages that have none. Does not own I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import orjson
+import pyarrow as pa
+
+from imray.client.arrow import RETRIED_OUTCOMES, ArrowBatch
+from imray.client.call import Attempts, Call, Environment, HttpRequest, HttpResponse
+from imray.client.errors import ServerError
+from imray.client.models import (
+    Head,
+    HistoryPage,
+    Order,
+    Outcome,
+    Outgoing,
+    Ready,
+    SendResult,
+    Version,
+    new_client_msg_id,
+)
+from imray.core.errors import InvalidError, UnavailableError
+from imray.core.ids import format_client_msg_id, parse_client_msg_id
+from imray.core.routing import check_conv_id
+
+_JSON = {"content-type": "application/json"}
+_BATCH_PATH = "/v1/messages:batch"
+
+
+def conversation_path(conv_id: str) -> str:
+    """The path of a conversation; every conv_id is one segment of it, whatever it holds."""
+    check_conv_id(conv_id)
+    name = quote(conv_id, safe="")
+    if not conv_id.strip("."):  # "." and ".." would be resolved away (RFC 3986, 5.2.4)
+        name = name.replace(".", "%2E")
+    return f"/v1/conversations/{name}"
+
+
+class Batch(Protocol):
+    """Messages on their way in one call: which are still open, and what became of the others."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def done(self) -> bool: ...
+
+    def open_ids(self) -> tuple[str, ...]: ...
+
+    def outcomes(self) -> Any: ...
+
+    def encode(self) -> bytes: ...
+
+    def take(self, content: bytes) -> None: ...
+
+
+class JsonBatch:
+    """A batch of `Outgoing`, its ids given."""
+
+    headers = _JSON
+
+    def __init__(self, messages: list[dict[str, Any]]) -> None:
+        self._messages = messages
+        self._open = list(range(len(messages)))
+        self._outcomes: list[Outcome] = []
+
+    @property
+    def done(self) -> bool:
+        return not self._open
+
+    def open_ids(self) -> tuple[str, ...]:
+        return tuple(self._messages[i]["client_msg_id"] for i in self._open)
+
+    def outcomes(self) -> list[Outcome] | None:
+        return self._outcomes or None
+
+    def encode(self) -> bytes:
+        return encode_json({"messages": [self._messages[i] for i in self._open]})
+
+    def take(self, content: bytes) -> None:
+        results = [Outcome.of(r) for r in orjson.loads(content)["results"]]
+        if len(results) != len(self._open):
+            raise ValueError(f"{len(results)} outcomes for {len(self._open)} messages")
+        if not self._outcomes:
+            self._outcomes = results
+        for i, outcome in zip(self._open, results, strict=True):
+            self._outcomes[i] = outcome
+        self._open = [i for i in self._open if self._outcomes[i].status in RETRIED_OUTCOMES]
+
+
+class Calls:
+    """Every call that a client has."""
+
+    def __init__(self, env: Environment) -> None:
+        self._env = env
+
+    def send(self, message: Outgoing) -> Call[SendResult]:
+        path = conversation_path(message.conv_id) + "/messages"
+        fields = self._fields(message)
+        del fields["conv_id"]
+        ids = (fields["client_msg_id"],)
+        attempts = Attempts(self._env, lambda: ids)
+        reply = yield from attempts.ask("POST", path, content=encode_json(fields), headers=_JSON)
+        if reply.status not in (200, 201):
+            attempts.refuse(reply)
+        return attempts.read(reply, SendResult.of)
+
+    def send_batch(self, messages: Iterable[Outgoing | Mapping[str, Any]]) -> Call[list[Outcome]]:
+        batch = JsonBatch([self._fields(outgoing(m)) for m in messages])
+        if not batch.done:
+            yield from self._until_done(batch)
+        return batch.outcomes() or []
+
+    def send_arrow(self, rows: pa.Table | pa.RecordBatch) -> Call[pa.Table]:
+        batch = ArrowBatch(rows)
+        if batch.done:
+            raise InvalidError("no rows to send")
+        yield from self._until_done(batch)
+        return batch.outcomes()
+
+    def history(
+        self, conv_id: str, after: int, before: int | None, limit: int, order: Order
+    ) -> Call[HistoryPage]:
+        params: dict[str, str | int] = {"after": after, "limit": limit, "order": order}
+        if before is not None:
+            params["before"] = before
+        attempts = Attempts(self._env)
+        reply = yield from attempts.ask("GET", conversation_path(conv_id) + "/messages", params=params)
+        return self._read_ok(attempts, reply, HistoryPage)
+
+    def head(self, conv_id: str) -> Call[Head]:
+        attempts = Attempts(self._env)
+        reply = yield from attempts.ask("GET", conversation_path(conv_id))
+        return self._read_ok(attempts, reply, Head)
+
+    def version(self) -> Call[Version]:
+        attempts = Attempts(self._env)
+        reply = yield from attempts.ask("GET", "/v1/version")
+        return self._read_ok(attempts, reply, Version)
+
+    def ready(self) -> Call[Ready]:
+        """Asked once: "not ready" is an answer here, and so is no answer."""
+        attempts = Attempts(self._env)
+        timeout_s = min(self._env.timeout_s, self._env.policy.try_timeout_s)
+        reply = yield HttpRequest("GET", "/readyz", timeout_s)
+        if not isinstance(reply, HttpResponse):
+            raise UnavailableError(reply.reason if reply else "no answer")
+        if reply.status not in (200, 503):
+            attempts.refuse(reply)
+        try:
+            return attempts.read(reply, Ready.of)
+        except ServerError as e:
+            if reply.status == 503:
+                raise UnavailableError("status 503 from something in front of the server") from e
+            raise
+
+    def _read_ok(self, attempts: Attempts, reply: HttpResponse, model: Any) -> Any:
+        if reply.status != 200:
+            attempts.refuse(reply)
+        return attempts.read(reply, model.of)
+
+    def _until_done(self, batch: Batch) -> Call[None]:
+        """Ask until every message has a final outcome; only the open ones are asked again, in their order."""
+        attempts = Attempts(self._env, batch.open_ids, batch.outcomes)
+        while True:
+            reply = yield from attempts.ask(
+                "POST", _BATCH_PATH, content=batch.encode(), headers=batch.headers
+            )
+            if not 200 <= reply.status < 300:
+                attempts.refuse(reply)
+            try:
+                batch.take(reply.content)
+            except (ValueError, KeyError, TypeError, AttributeError) as e:  # pyarrow's errors are ValueErrors
+                raise attempts.not_understood(reply, e) from e
+            if batch.done:
+                return
+            yield from attempts.pause(f"{len(batch.open_ids())} messages have no final outcome")
+
+    def _fields(self, message: Outgoing) -> dict[str, Any]:
+        """The message as the contract has it, with its id; checks what the server could only refuse."""
+        check_conv_id(message.conv_id)
+        if not isinstance(message.body, str):
+            raise InvalidError("body must be str; bytes that are no UTF-8 text go by send_arrow")
+        msg_id = message.client_msg_id
+        if msg_id is None:
+            msg_id = new_client_msg_id(self._env.unix_ms(), self._env.random_bytes(10))
+        else:
+            msg_id = format_client_msg_id(parse_client_msg_id(msg_id))
+        fields = {name: value for name, value in vars(message).items() if value is not None}
+        return fields | {"client_msg_id": msg_id}
+
+
+def outgoing(message: Outgoing | Mapping[str, Any]) -> Outgoing:
+    """A message given as a mapping; InvalidError for fields that a message does not have."""
+    if isinstance(message, Outgoing):
+        return message
+    try:
+        return Outgoing(**message)
+    except TypeError as e:
+        raise InvalidError(f"not a message: {e}") from e
+
+
+def encode_json(value: Any) -> bytes:
+    """JSON bytes; InvalidError for text that is no Unicode (lone surrogates) or a value of another type."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError as e:
+        raise InvalidError(f"the message cannot be written as JSON: {e}") from e

@@ -1,0 +1,56 @@
+"""The errors that only a client can have. What the engine and its clients share is in `imray.core.errors`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from imray.core.errors import ImrayError, UnavailableError
+
+
+class AuthError(ImrayError):
+    """The token is missing, expired or not allowed to do this; nothing was written. Get another token."""
+
+
+class ConflictError(ImrayError):
+    """The id was used in this conversation with another payload; nothing was written. The caller has a bug.
+
+    `conv_seq` is the number of the first message with this id (None where the server did not say)."""
+
+    def __init__(self, detail: str, client_msg_id: str, conv_seq: int | None) -> None:
+        super().__init__(detail, client_msg_id, conv_seq)
+        self.detail = detail
+        self.client_msg_id = client_msg_id
+        self.conv_seq = conv_seq
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class UnknownOutcomeError(UnavailableError):
+    """The deadline passed, or a retry was refused, and it is unknown whether the messages are stored.
+
+    Send them again later with the ids in `client_msg_ids`; it is safe. `outcomes` holds what became of the rest
+    of a batch, in the order of the request (the open ones with status 503 or 504), or None where nothing is known."""
+
+    def __init__(self, detail: str, client_msg_ids: tuple[str, ...], outcomes: Any = None) -> None:
+        super().__init__(detail, client_msg_ids, outcomes)
+        self.detail = detail
+        self.client_msg_ids = client_msg_ids
+        self.outcomes = outcomes
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class ServerError(ImrayError):
+    """The server is broken or is no imray server; a retry does not help, a person must look.
+
+    For sends, `client_msg_ids` are the messages whose outcome is unknown: keep the ids."""
+
+    def __init__(self, detail: str, client_msg_ids: tuple[str, ...] = ()) -> None:
+        super().__init__(detail, client_msg_ids)
+        self.detail = detail
+        self.client_msg_ids = client_msg_ids
+
+    def __str__(self) -> str:
+        return self.detail

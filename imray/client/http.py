@@ -1,0 +1,279 @@
+"""The two clients over httpx: `AsyncClient` and `Client`, with the same methods.
+
+Owns connections, time-outs and sleeping. What is asked and when it is asked again is in `calls` and `call`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+import pyarrow as pa
+
+from imray.client.call import Call, HttpRequest, HttpResponse, NoAnswer, Pause, RetryPolicy
+from imray.client.calls import Calls
+from imray.client.models import Head, HistoryPage, Order, Outcome, Outgoing, Ready, SendResult, Version
+from imray.client.wire import arguments, connection, environment, next_range, no_answer
+
+R = TypeVar("R")
+TIMEOUT_S = 30.0
+PAGE_MESSAGES = 100
+
+
+class AsyncClient:
+    """imray over HTTP, for asyncio. Use it as an async context manager, or call `aclose`.
+
+    `url` and `token` default to the environment's IMRAY_URL and IMRAY_TOKEN. Every method raises:
+    InvalidError (fix the input), AuthError (get another token), UnavailableError (no final answer within `timeout_s`,
+    all tries together; try later), ServerError (a person must look). What is passed as `sleep`, `clock_s`, `unix_ms`
+    and `transport` replaces the real ones, for tests.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        retry: RetryPolicy | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock_s: Callable[[], float] = time.monotonic,
+        unix_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._calls = Calls(environment(timeout_s, retry, clock_s, unix_ms))
+        # Time-outs are set around whole exchanges, since httpx's own start again with every byte received.
+        self._http = httpx.AsyncClient(transport=transport, timeout=None, **connection(url, token))
+        self._sleep = sleep
+
+    async def send(
+        self,
+        conv_id: str,
+        body: str,
+        *,
+        client_msg_id: str | None = None,
+        content_type: str | None = None,
+        topic: str | None = None,
+        client_ts: int | None = None,
+        sender: str | None = None,
+    ) -> SendResult:
+        """Store one message; it is durable when this returns. Retried with the same id until the deadline.
+
+        Without `client_msg_id` one is made; pass your own where the send must survive this process.
+        Raises ConflictError, and UnknownOutcomeError (an UnavailableError that carries the id)."""
+        message = Outgoing(conv_id, body, client_msg_id, content_type, topic, client_ts, sender)
+        return await self._run(self._calls.send(message))
+
+    async def send_batch(self, messages: Iterable[Outgoing | Mapping[str, Any]]) -> list[Outcome]:
+        """Store many messages; one outcome for each, in their order (refused ones are outcomes, not errors).
+
+        Messages of one conversation are numbered in their order. Where some are not written at first (503, 504), only
+        those are sent again: later ones of the same conversation may be numbered already, so look at `conv_seq`.
+        Raises UnknownOutcomeError where some have no final outcome at the deadline; it carries their ids and all
+        outcomes."""
+        return await self._run(self._calls.send_batch(messages))
+
+    async def send_arrow(self, rows: pa.Table | pa.RecordBatch) -> pa.Table:
+        """As `send_batch`, in columns: conv_id, client_msg_id (fixed_size_binary(16)), body (binary or utf8), and
+        optionally sender, topic, content_type, client_ts (int64, ms).
+
+        The answer's columns: status, conv_seq, duplicate, epoch, shard, segment, row, server_ts, stable_seq; its
+        rows are those of the request."""
+        return await self._run(self._calls.send_arrow(rows))
+
+    async def history(
+        self,
+        conv_id: str,
+        after: int = 0,
+        before: int | None = None,
+        limit: int = PAGE_MESSAGES,
+        order: Order = "asc",
+    ) -> HistoryPage:
+        """One page of the messages with after < conv_seq < before (None: to the end), final ones only."""
+        return await self._run(self._calls.history(conv_id, after, before, limit, order))
+
+    async def iter_history(
+        self,
+        conv_id: str,
+        after: int = 0,
+        before: int | None = None,
+        limit: int = PAGE_MESSAGES,
+        order: Order = "asc",
+    ) -> AsyncIterator[HistoryPage]:
+        """The pages of `history`, one after the other, `limit` messages each."""
+        at: tuple[int, int | None] | None = (after, before)
+        while at is not None:
+            page = await self.history(conv_id, *at, limit, order)
+            yield page
+            at = next_range(page, *at, order)
+
+    async def head(self, conv_id: str) -> Head:
+        """Where a conversation stands."""
+        return await self._run(self._calls.head(conv_id))
+
+    async def ready(self) -> Ready:
+        """Whether every shard answers now; asked once, not retried. UnavailableError: no server is there."""
+        return await self._run(self._calls.ready())
+
+    async def version(self) -> Version:
+        """Which imray the server is."""
+        return await self._run(self._calls.version())
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _run(self, call: Call[R]) -> R:
+        reply: HttpResponse | NoAnswer | None = None
+        try:
+            while True:
+                step = call.send(reply)
+                if isinstance(step, Pause):
+                    reply = None
+                    await self._sleep(step.pause_s)
+                else:
+                    reply = await self._exchange(step)
+        except StopIteration as done:
+            return done.value
+
+    async def _exchange(self, step: HttpRequest) -> HttpResponse | NoAnswer:
+        try:
+            async with asyncio.timeout(step.timeout_s):
+                answer = await self._http.request(**arguments(step))
+        except TimeoutError:
+            return NoAnswer(f"no whole answer within {step.timeout_s:.3g} s")
+        except httpx.RequestError as e:
+            return no_answer(e)
+        return HttpResponse(answer.status_code, answer.headers, answer.content)
+
+
+class Client:
+    """imray over HTTP, blocking. The methods, their errors and the constructor are those of `AsyncClient`."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        retry: RetryPolicy | None = None,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        clock_s: Callable[[], float] = time.monotonic,
+        unix_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._calls = Calls(environment(timeout_s, retry, clock_s, unix_ms))
+        self._http = httpx.Client(transport=transport, **connection(url, token))
+        self._sleep = sleep
+
+    def send(
+        self,
+        conv_id: str,
+        body: str,
+        *,
+        client_msg_id: str | None = None,
+        content_type: str | None = None,
+        topic: str | None = None,
+        client_ts: int | None = None,
+        sender: str | None = None,
+    ) -> SendResult:
+        """See `AsyncClient.send`."""
+        message = Outgoing(conv_id, body, client_msg_id, content_type, topic, client_ts, sender)
+        return self._run(self._calls.send(message))
+
+    def send_batch(self, messages: Iterable[Outgoing | Mapping[str, Any]]) -> list[Outcome]:
+        """See `AsyncClient.send_batch`."""
+        return self._run(self._calls.send_batch(messages))
+
+    def send_arrow(self, rows: pa.Table | pa.RecordBatch) -> pa.Table:
+        """See `AsyncClient.send_arrow`."""
+        return self._run(self._calls.send_arrow(rows))
+
+    def history(
+        self,
+        conv_id: str,
+        after: int = 0,
+        before: int | None = None,
+        limit: int = PAGE_MESSAGES,
+        order: Order = "asc",
+    ) -> HistoryPage:
+        """See `AsyncClient.history`."""
+        return self._run(self._calls.history(conv_id, after, before, limit, order))
+
+    def iter_history(
+        self,
+        conv_id: str,
+        after: int = 0,
+        before: int | None = None,
+        limit: int = PAGE_MESSAGES,
+        order: Order = "asc",
+    ) -> Iterator[HistoryPage]:
+        """See `AsyncClient.iter_history`."""
+        at: tuple[int, int | None] | None = (after, before)
+        while at is not None:
+            page = self.history(conv_id, *at, limit, order)
+            yield page
+            at = next_range(page, *at, order)
+
+    def head(self, conv_id: str) -> Head:
+        """See `AsyncClient.head`."""
+        return self._run(self._calls.head(conv_id))
+
+    def ready(self) -> Ready:
+        """See `AsyncClient.ready`."""
+        return self._run(self._calls.ready())
+
+    def version(self) -> Version:
+        """See `AsyncClient.version`."""
+        return self._run(self._calls.version())
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, call: Call[R]) -> R:
+        reply: HttpResponse | NoAnswer | None = None
+        try:
+            while True:
+                step = call.send(reply)
+                if isinstance(step, Pause):
+                    reply = None
+                    self._sleep(step.pause_s)
+                else:
+                    reply = self._exchange(step)
+        except StopIteration as done:
+            return done.value
+
+    def _exchange(self, step: HttpRequest) -> HttpResponse | NoAnswer:
+        """httpx's time-out starts again with every part received; the parts together must not take longer either."""
+        started_s = time.monotonic()
+        parts: list[bytes] = []
+        try:
+            with self._http.stream(**arguments(step), timeout=step.timeout_s) as answer:
+                for part in answer.iter_bytes():
+                    parts.append(part)
+                    if time.monotonic() - started_s > step.timeout_s:
+                        return NoAnswer(f"no whole answer within {step.timeout_s:.3g} s")
+        except httpx.RequestError as e:
+            return no_answer(e)
+        return HttpResponse(answer.status_code, answer.headers, b"".join(parts))

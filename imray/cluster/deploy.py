@@ -1,0 +1,127 @@
+"""Bringing a system up on Ray and taking it down: which actors, where, and in what order.
+
+Owns the life of a deployment. Owns no data: all of it can be made anew over the same folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from imray.cluster import gateway as gateways
+from imray.cluster import history, shard
+from imray.cluster.gateway import GatewayConfig
+from imray.core.errors import ImrayError, UnavailableError
+from imray.log.manifest import Manifest, create_or_open
+from imray.log.store import LocalStore
+from imray.settings import Settings
+
+APP_FACTORY = "api.app:create_app"
+HISTORY_FACTORY = "analytics.history:HistoryReader"
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A running system."""
+
+    namespace: str
+    manifest: Manifest
+    gateways: list[str]
+    """Names of the gateways' actors."""
+    port: int
+
+
+def connect(address: str | None, num_cpus: int | None = None) -> None:
+    """Join a Ray cluster, or start a local one (address None) that ends with this process.
+
+    Call it before anything installs signal handlers: Ray replaces that of SIGTERM."""
+    # a local cluster may otherwise switch token authentication on by itself (Ray 2.52 and later)
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is None:
+        ray.init(
+            address="local",
+            num_cpus=max(4, num_cpus or 0),
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _node_ip_address="127.0.0.1",
+        )
+    else:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+
+
+def namespace_of(manifest: Manifest) -> str:
+    """The Ray namespace of a data folder's deployment: two deployments on one cluster do not meet."""
+    return f"imray-{manifest.cluster_id}"
+
+
+def up(data: Path, shards: int | None, settings: Settings, config: GatewayConfig) -> Generator[str, None, Deployment]:
+    """Start everything on the Ray cluster that this process is connected to, saying each step.
+
+    Needs `connect`. Idempotent: what runs already is kept. Ends with `StopIteration.value`, the Deployment."""
+    manifest = create_or_open(LocalStore(data), shards)
+    namespace = namespace_of(manifest)
+    yield f"starting {manifest.shards} shards"
+    actors = [shard.create(namespace, str(data), i, manifest.seed, settings) for i in range(manifest.shards)]
+    reader = history.create(namespace, HISTORY_FACTORY, str(data), settings)
+    nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"]]
+    names = [f"gateway-{node[:12]}" for node in nodes]
+    servers = [
+        gateways.create(namespace, name, APP_FACTORY, manifest, settings, config, node)
+        for name, node in zip(names, nodes, strict=True)
+    ]
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    for i, actor in enumerate(actors):
+        yield f"recovering shard {i}"
+        _await_serving(actor, deadline)
+    yield "starting the gateway"
+    try:
+        ray.get(reader.ping.remote(), timeout=_START_TIMEOUT_S)
+        ports = ray.get([s.ping.remote() for s in servers], timeout=_START_TIMEOUT_S)
+    except RayError as e:
+        cause = getattr(e, "cause", None)
+        raise cause if isinstance(cause, ImrayError) else UnavailableError(f"the gateway did not start: {e}") from e
+    return Deployment(namespace, manifest, names, ports[0]["port"])
+
+
+def _await_serving(actor: Any, deadline: float) -> None:
+    while True:
+        try:
+            figures = ray.get(actor.ping.remote(), timeout=max(1.0, deadline - time.monotonic()))
+        except RayError as e:
+            raise UnavailableError(f"a shard did not start: {str(e).splitlines()[0]}") from e
+        if figures["state"] == "serving":
+            return
+        if time.monotonic() > deadline or "corrupt" in str(figures["state"]):
+            raise UnavailableError(str(figures["state"]))
+
+
+def down(manifest: Manifest) -> int:
+    """End the deployment of a data folder on the connected cluster, gateways first; how many actors there were."""
+    namespace = namespace_of(manifest)
+    found = [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == namespace]
+    ended = 0
+    for name in sorted(found):  # gateway-..., history, shard-...: senders lose their door before the shards go
+        try:
+            actor = ray.get_actor(name, namespace)
+            if not name.startswith("history"):
+                ray.get(actor.stop.remote(), timeout=_STOP_TIMEOUT_S)
+        except (ValueError, RayActorError, RayError):
+            continue  # it is restarting or gone: there is nothing left to end in good order
+        finally:
+            with contextlib.suppress(ValueError):
+                ray.kill(ray.get_actor(name, namespace), no_restart=True)
+                ended += 1
+    return ended

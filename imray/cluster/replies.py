@@ -1,0 +1,82 @@
+"""What a shard answers: values, not exceptions, since an exception through Ray loses its type and costs a traceback."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+
+class Refused(StrEnum):
+    """Why nothing is known to be written, by what the caller must do."""
+
+    INVALID = "invalid"
+    """Fix the input. Nothing was written."""
+    BUSY = "busy"
+    """Retry later. Nothing was written."""
+    UNAVAILABLE = "unavailable"
+    """Outcome unknown: retry with the same ids."""
+    CORRUPT = "corrupt"
+    """The shard refuses to serve: a person must look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """No numbers: the reason, and what to do."""
+
+    why: Refused
+    detail: str
+    retry_after_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Firsts:
+    """Of the rows that are no new messages: their row in the request and the first send's numbers."""
+
+    at: np.ndarray
+    conflict: np.ndarray
+    segment: np.ndarray
+    row: np.ndarray
+    epoch: np.ndarray
+    server_ts: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """All rows of a request are durable: success means just that.
+
+    `seq` and `stable` have one value a row; an int `seq` stands for consecutive numbers from it, an int `stable` for
+    the same in every row. New rows stand in the segment one after the other from `row`."""
+
+    rows: int
+    epoch: int
+    segment: int
+    server_ts: int
+    row: int
+    seq: np.ndarray | int
+    stable: np.ndarray | int
+    firsts: Firsts | None
+
+    def seqs(self) -> np.ndarray:
+        """The number of each row."""
+        return np.arange(self.seq, self.seq + self.rows) if isinstance(self.seq, int) else self.seq
+
+    def stables(self) -> np.ndarray:
+        """The conversation's stable_seq for each row."""
+        return np.full(self.rows, self.stable) if isinstance(self.stable, int) else self.stable
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where the numbers of a conversation are: for a reader outside the shard."""
+
+    head: int
+    stable: int
+    epoch: int
+    checkpoint: int
+    """Segments up to this one are covered by sealed intervals; `spans` covers those after it."""
+    intervals: list[tuple[int, int, int]]
+    """(first segment, last segment, ids) of each sealed interval."""
+    spans: list[tuple[int, int, int]]
+    """(segment, first, last number)."""

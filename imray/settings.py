@@ -1,0 +1,73 @@
+"""Settings: every bound and interval in one place, each with its reason. Environment: IMRAY_ and the name, capitals."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+from imray.core.errors import InvalidError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Defaults serve a laptop and a first cluster alike; units stand last in the names."""
+
+    body_bytes_max: int = 64 * 1024
+    """A chat message, not a file."""
+    batch_messages_max: int = 10_000
+    """In one request over HTTP: about 1 MB of Arrow at 100-byte bodies."""
+    request_bytes_max: int = 16 * 1024 * 1024
+    """A whole HTTP request: it is held in memory."""
+    history_limit_max: int = 10_000
+    history_limit_default: int = 100
+    history_bytes_max: int = 32 * 1024 * 1024
+    """Bodies in one history answer: it is held in memory; the rest follows under `next`."""
+
+    commit_rows_max: int = 65_536
+    commit_bytes_max: int = 8 * 1024 * 1024
+    """One segment: large enough that fsync is a small part of it, small enough to encode in a few ms."""
+    shard_queue_rows_max: int = 400_000
+    shard_queue_bytes_max: int = 128 * 1024 * 1024
+    """What waits in a shard for its commit; beyond it senders are told to come back."""
+
+    gateway_queue_rows_max: int = 100_000
+    gateway_queue_bytes_max: int = 64 * 1024 * 1024
+    """What waits in a gateway for one shard."""
+    gateway_calls_in_flight_max: int = 2
+    """Calls from one gateway to one shard: one being committed, one filling the next commit."""
+    send_deadline_s: float = 15.0
+    """How long a gateway retries for a sender; a shard restarts in 2 to 5 s."""
+    call_timeout_s: float = 10.0
+    """One Ray call; past it the outcome is unknown and the same ids are sent again."""
+    retry_delay_s_min: float = 0.05
+    retry_delay_s_max: float = 1.0
+
+    checkpoint_segments_max: int = 1000
+    checkpoint_ids_max: int = 1_000_000
+    """A checkpoint after so many segments or ids: recovery replays at most that (about a second), and recent ids
+    cost 80 to 140 bytes of memory each."""
+    reopen_delay_s_max: float = 5.0
+    """Between tries of a shard that cannot write (disk full) to become the writer again."""
+
+    shard_num_cpus: float = 0.1
+    gateway_num_cpus: float = 0.1
+    history_num_cpus: float = 0.1
+    """What Ray reserves; small, so that a laptop holds a whole system. Set to 1 on a cluster."""
+    duckdb_memory_limit: str = "512MB"
+    duckdb_threads: int = 1
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
+        """The defaults, changed by IMRAY_<NAME> variables. InvalidError for a value of the wrong type."""
+        changed = {}
+        for f in fields(cls):
+            text = env.get(f"IMRAY_{f.name.upper()}")
+            if text is None:
+                continue
+            kind: type = type(getattr(cls, f.name))
+            try:
+                changed[f.name] = kind(text)
+            except ValueError as e:
+                raise InvalidError(f"IMRAY_{f.name.upper()}={text!r} is not of type {kind.__name__}") from e
+        return replace(cls(), **changed)
