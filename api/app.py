@@ -22,10 +22,12 @@ def create_app(backend: Backend, config: GatewayConfig) -> FastAPI:
         summary="Message ordering for chat: durable, numbered, once.",
         description="Every message gets one number per conversation in the step that makes it durable, "
         "once per client_msg_id. All but health needs a bearer token.",
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.add_exception_handler(ProblemError, on_problem)
     app.add_exception_handler(HTTPException, on_http_error)
     for module in (messages, history, health):
         app.include_router(module.routes(backend, auth))
     docs.install(app)
+    app.add_middleware(docs.RawPath, prefix="/v1/conversations/")
     return app

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from api.auth import Authenticator
 from api.checks import invalid
-from api.docs import problems
+from api.docs import RawRoute, problems
 from api.problems import refused
 from api.schemas import HeadResponse, HistoryResponse
 from imray.cluster.backend import Backend
@@ -40,7 +40,7 @@ def _parameters() -> dict[str, Any]:
 
 def routes(backend: Backend, auth: Authenticator) -> APIRouter:
     """The routes of this module."""
-    router = APIRouter(tags=["history"])
+    router = APIRouter(tags=["history"], route_class=RawRoute)
     settings = backend.settings
 
     @router.get(

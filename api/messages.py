@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from api.auth import Authenticator
 from api.checks import check_batch_arrow, check_batch_json, check_message, read_body, single_bytes_max
-from api.docs import json_body, problems
+from api.docs import RawRoute, json_body, problems
 from api.outcomes import ARROW_TYPE, CONFLICT, CREATED, DUPLICATE, Outcomes
 from api.problems import ProblemError, refused
 from api.schemas import BatchRequest, BatchResponse, SendRequest, SendResponse
@@ -24,7 +24,7 @@ _JSON = "application/json"
 
 def routes(backend: Backend, auth: Authenticator) -> APIRouter:
     """The routes of this module."""
-    router = APIRouter(tags=["messages"])
+    router = APIRouter(tags=["messages"], route_class=RawRoute)
     settings = backend.settings
     one_bytes_max = single_bytes_max(settings)
 

@@ -137,14 +137,10 @@ class Attempts:
         self._tries += 1
         pause_s = retry_after_s + self._env.random() * ceiling_s
         if self._env.clock_s() + pause_s >= self._deadline_s:
-            self._give_up(
-                f"no answer within {self._env.timeout_s:g} s, {self._tries} tries; the last: {reason}"
-            )
+            self._give_up(f"no answer within {self._env.timeout_s:g} s, {self._tries} tries; the last: {reason}")
         yield Pause(pause_s)
         if self._env.clock_s() >= self._deadline_s:
-            self._give_up(
-                f"no answer within {self._env.timeout_s:g} s, {self._tries} tries; the last: {reason}"
-            )
+            self._give_up(f"no answer within {self._env.timeout_s:g} s, {self._tries} tries; the last: {reason}")
 
     def refuse(self, reply: HttpResponse) -> NoReturn:
         """Raise what an answer other than success means.

@@ -125,9 +125,7 @@ class Calls:
         yield from self._until_done(batch)
         return batch.outcomes()
 
-    def history(
-        self, conv_id: str, after: int, before: int | None, limit: int, order: Order
-    ) -> Call[HistoryPage]:
+    def history(self, conv_id: str, after: int, before: int | None, limit: int, order: Order) -> Call[HistoryPage]:
         params: dict[str, str | int] = {"after": after, "limit": limit, "order": order}
         if before is not None:
             params["before"] = before
@@ -170,9 +168,7 @@ class Calls:
         """Ask until every message has a final outcome; only the open ones are asked again, in their order."""
         attempts = Attempts(self._env, batch.open_ids, batch.outcomes)
         while True:
-            reply = yield from attempts.ask(
-                "POST", _BATCH_PATH, content=batch.encode(), headers=batch.headers
-            )
+            reply = yield from attempts.ask("POST", _BATCH_PATH, content=batch.encode(), headers=batch.headers)
             if not 200 <= reply.status < 300:
                 attempts.refuse(reply)
             try:

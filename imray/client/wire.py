@@ -22,9 +22,7 @@ def environment(
     """The real clock and randomness, unless others are given."""
     if timeout_s <= 0:
         raise InvalidError("timeout_s must be positive")
-    return Environment(
-        timeout_s, retry or RetryPolicy(), clock_s, unix_ms, random.random, secrets.token_bytes
-    )
+    return Environment(timeout_s, retry or RetryPolicy(), clock_s, unix_ms, random.random, secrets.token_bytes)
 
 
 def connection(url: str | None, token: str | None) -> dict[str, Any]:
@@ -65,9 +63,7 @@ def no_answer(error: httpx.RequestError) -> NoAnswer:
     return NoAnswer(f"{type(error).__name__}: {error}".rstrip(": "))
 
 
-def next_range(
-    page: HistoryPage, after: int, before: int | None, order: Order
-) -> tuple[int, int | None] | None:
+def next_range(page: HistoryPage, after: int, before: int | None, order: Order) -> tuple[int, int | None] | None:
     """The range of the page after this one; None: there is none."""
     if page.next is None:
         return None

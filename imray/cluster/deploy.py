@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayActorError, RayError
 
 from imray.cluster import gateway as gateways
 from imray.cluster import history, shard
 from imray.cluster.gateway import GatewayConfig
-from imray.core.errors import ImrayError, UnavailableError
+from imray.core.errors import UnavailableError
 from imray.log.manifest import Manifest, create_or_open
 from imray.log.store import LocalStore
 from imray.settings import Settings
@@ -50,13 +51,18 @@ def connect(address: str | None, num_cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
+        # Ray moves a local cluster from loopback to the machine's outer address unless told that there are no others;
+        # the variable is for the processes that it starts, the constant for this one, which has read it already
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        ray_constants.ENABLE_RAY_CLUSTER = False
         ray.init(
             address="local",
             num_cpus=max(4, num_cpus or 0),
             include_dashboard=False,
             log_to_driver=False,
             configure_logging=False,
-            _node_ip_address="127.0.0.1",
+            # Ray makes workers nice (15); shards and gateways are no background work
+            _system_config={"worker_niceness": 0},
         )
     else:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
@@ -91,8 +97,7 @@ def up(data: Path, shards: int | None, settings: Settings, config: GatewayConfig
         ray.get(reader.ping.remote(), timeout=_START_TIMEOUT_S)
         ports = ray.get([s.ping.remote() for s in servers], timeout=_START_TIMEOUT_S)
     except RayError as e:
-        cause = getattr(e, "cause", None)
-        raise cause if isinstance(cause, ImrayError) else UnavailableError(f"the gateway did not start: {e}") from e
+        raise UnavailableError(f"the gateway did not start: {_reason(e)}") from e
     return Deployment(namespace, manifest, names, ports[0]["port"])
 
 
@@ -101,11 +106,16 @@ def _await_serving(actor: Any, deadline: float) -> None:
         try:
             figures = ray.get(actor.ping.remote(), timeout=max(1.0, deadline - time.monotonic()))
         except RayError as e:
-            raise UnavailableError(f"a shard did not start: {str(e).splitlines()[0]}") from e
+            raise UnavailableError(f"a shard did not start: {_reason(e)}") from e
         if figures["state"] == "serving":
             return
         if time.monotonic() > deadline or "corrupt" in str(figures["state"]):
             raise UnavailableError(str(figures["state"]))
+
+
+def _reason(error: RayError) -> str:
+    """The last line of what Ray says: the cause; the rest is a traceback."""
+    return str(error).strip().splitlines()[-1]
 
 
 def down(manifest: Manifest) -> int:

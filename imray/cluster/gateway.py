@@ -59,6 +59,7 @@ class Gateway:
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=int(settings.send_deadline_s),
                 server_header=False,
+                proxy_headers=False,
             )
         )
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="http", daemon=True)

@@ -54,7 +54,9 @@ _PAYLOAD_TEXTS = ("sender", "topic", "content_type")
 
 def encode_text(values: Sequence[str | None]) -> pa.DictionaryArray:
     """A dictionary column from row values."""
-    return pa.array(values, pa.string()).dictionary_encode()
+    place: dict[str, int] = {}
+    indices = [None if v is None else place.setdefault(v, len(place)) for v in values]
+    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(list(place), pa.string()))
 
 
 def constant_text(value: str | None, rows: int) -> pa.DictionaryArray:
@@ -90,6 +92,8 @@ def check_batch(batch: pa.RecordBatch) -> None:
 def dictionary_rows(column: pa.DictionaryArray) -> np.ndarray:
     """Row indices (int32, -1 for null) of a dictionary column."""
     indices = column.indices
+    if indices.null_count == len(indices):
+        return np.full(len(indices), -1, np.int32)
     if indices.null_count:
         indices = indices.fill_null(-1)
     return indices.to_numpy(zero_copy_only=False)

@@ -28,9 +28,7 @@ TABLE = json.loads(files("imray.core").joinpath("reorder_cases.json").read_text(
 
 def machine_of(config: dict[str, int]) -> Reorder[int]:
     values = TABLE["defaults"] | config
-    return Reorder(
-        ReorderConfig(**{k: v for k, v in values.items() if k != "last_shown"}), values["last_shown"]
-    )
+    return Reorder(ReorderConfig(**{k: v for k, v in values.items() if k != "last_shown"}), values["last_shown"])
 
 
 def feed(machine: Reorder[int], event: dict[str, Any], at_ms: int) -> list[Action[int]]:
