@@ -133,6 +133,9 @@ def _start(data: Path, port: int, host: str, shards: int | None, address: str | 
     if running is not None and running["address"] is None and _is_ours(running):
         raise InvalidError(f"it runs already: {running['url']}, process {running['pid']}; `imray down --data {data}`")
     create_or_open(LocalStore(data), shards)
+    if address is None:
+        for left_over in (data / "tmp").glob("*"):  # of writers that were killed before they gave them a name
+            left_over.unlink(missing_ok=True)
     auth = _auth_config(data, host)
     if address is None:
         with bind(host, port) as probe:

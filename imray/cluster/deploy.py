@@ -82,7 +82,8 @@ def up(data: Path, shards: int | None, settings: Settings, config: GatewayConfig
     yield f"starting {manifest.shards} shards"
     actors = [shard.create(namespace, str(data), i, manifest.seed, settings) for i in range(manifest.shards)]
     reader = history.create(namespace, HISTORY_FACTORY, str(data), settings)
-    nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"]]
+    # one gateway a machine: two raylets on one (tests do that) would want the same port
+    nodes = list({n["NodeManagerAddress"]: n["NodeID"] for n in ray.nodes() if n["Alive"]}.values())
     names = [f"gateway-{node[:12]}" for node in nodes]
     servers = [
         gateways.create(namespace, name, APP_FACTORY, manifest, settings, config, node)

@@ -14,6 +14,7 @@ import ray
 import uvicorn
 
 from imray.cluster.backend import Backend
+from imray.cluster.process import settle
 from imray.core.errors import InvalidError
 from imray.log.manifest import Manifest
 from imray.settings import Settings
@@ -62,6 +63,7 @@ class Gateway:
                 proxy_headers=False,
             )
         )
+        settle()
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="http", daemon=True)
         self._thread.start()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from imray.cluster.process import settle
 from imray.cluster.replies import Located
 from imray.settings import Settings
 
@@ -24,6 +25,7 @@ class History:
         module, function = factory.split(":")
         self._reader = getattr(importlib.import_module(module), function)(data, settings)
         self._thread = ThreadPoolExecutor(1, "history")
+        settle()
 
     async def ping(self) -> None:
         """Ready."""

@@ -62,6 +62,7 @@ class Owner:
         self._background = ThreadPoolExecutor(1, f"checkpoint-{shard}")
         self._committer: Committer | None = None
         self._refusal: Refusal | None = None
+        self._in_flight: asyncio.Future[list[Appended]] | None = None
         self._loop_task: asyncio.Task[None] | None = None
         self._checkpoint_task: asyncio.Task[None] | None = None
         self._checkpoint_retry_at = 0.0
@@ -75,6 +76,8 @@ class Owner:
     async def stop(self) -> None:
         """End the incarnation in good order: what is being committed is answered, the rest is refused."""
         self._refuse(Refusal(Refused.UNAVAILABLE, f"shard {self.shard} is stopping: retry with the same ids"))
+        if self._in_flight is not None:
+            await asyncio.wait([self._in_flight])  # `_run` was waiting before, so it has answered before we go on
         for task in (self._loop_task, self._checkpoint_task):
             if task is not None:
                 task.cancel()
@@ -103,6 +106,7 @@ class Owner:
             or self._queued_bytes + size > settings.shard_queue_bytes_max
             or (self._committer is not None and self._committer.checkpoint_overdue)
         ):
+            self._start_checkpoint()  # where one is overdue no commit will start it any more
             return Refusal(Refused.BUSY, f"shard {self.shard} has a full queue: retry later")
         answer: asyncio.Future[Appended | Refusal] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(request, size, answer))
@@ -165,9 +169,9 @@ class Owner:
                 commit = self._take()
                 assert self._committer is not None
                 try:
-                    answers = await loop.run_in_executor(
-                        self._thread, self._committer.commit, [w.request for w in commit]
-                    )
+                    requests = [w.request for w in commit]
+                    self._in_flight = loop.run_in_executor(self._thread, self._committer.commit, requests)
+                    answers = await self._in_flight
                 except FencedError as e:
                     log.error("shard %d stops for good: %s", self.shard, e)
                     self._refuse(Refusal(Refused.UNAVAILABLE, f"{e}: retry with the same ids"), commit)
@@ -177,8 +181,11 @@ class Owner:
                     log.error("shard %d stops: %s", self.shard, e)
                     self._refuse(Refusal(Refused.CORRUPT, str(e)), commit)
                     return
-                except StorageError as e:
-                    log.error("shard %d, epoch %d stops: %s", self.shard, self._committer.writer.epoch, e)
+                except Exception as e:
+                    # a bug of ours counts as an unknown outcome, too: callers must not wait for ever
+                    known = isinstance(e, StorageError)
+                    epoch = self._committer.writer.epoch
+                    log.error("shard %d, epoch %d stops: %r", self.shard, epoch, e, exc_info=not known)
                     self._refuse(Refusal(Refused.UNAVAILABLE, f"unknown whether it landed: {e}"), commit)
                     await self._settle_checkpoint()
                     await self._open()

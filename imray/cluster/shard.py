@@ -10,6 +10,7 @@ from collections.abc import Callable
 import ray
 
 from imray.cluster.owner import Owner
+from imray.cluster.process import settle
 from imray.cluster.replies import Appended, Located, Refusal
 from imray.log.store import LocalStore
 from imray.settings import Settings
@@ -33,6 +34,7 @@ class Shard:
         # they are told to retry
         if self._owner is None:
             self._owner = self._make()
+            settle()
             self._starting = asyncio.create_task(self._owner.start())
         return self._owner
 

@@ -19,9 +19,10 @@ from imray.core.hashing import I64, U8
 from imray.core.postings import Postings
 from imray.core.sequencer import ShardState
 from imray.log import digest as digests
+from imray.log.reader import read_segment
 from imray.log.schema import body_parts
 from imray.log.sealed import Interval, SealedInterval, merge, merge_due, open_interval, seal
-from imray.log.segment import META_KEY, encode_parquet, read_meta
+from imray.log.segment import META_KEY, encode_parquet, read_meta, segment_name
 from imray.log.store import Store
 
 _KEEP = 2
@@ -108,6 +109,8 @@ def restore(store: Store, shard: int, seed: int) -> ShardState:
     meta = read_meta(memoryview(data), name, META_KEY, CheckpointMeta)
     if meta.shard != shard or _name(shard, meta.segment) != name:
         raise CorruptError(name, "metadata", f"it is the checkpoint of segment {meta.segment} of shard {meta.shard}")
+    if read_segment(store, shard, meta.segment).digest.hex() != meta.digest:
+        raise CorruptError(segment_name(shard, meta.segment), "the whole file", f"{name} covers another file there")
     table = pq.read_table(pa.BufferReader(data), use_threads=False).combine_chunks()
     if meta.conversations:
         _, offsets = parts = body_parts(table.column("conv_id").chunk(0))

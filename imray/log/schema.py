@@ -77,7 +77,10 @@ def to_ipc(batch: pa.RecordBatch) -> pa.Buffer:
 def from_ipc(data: object) -> pa.RecordBatch:
     """The one record batch of a stream made by `to_ipc`, zero-copy over `data` (anything with a buffer)."""
     with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
-        return reader.read_next_batch()
+        try:
+            return reader.read_next_batch()
+        except StopIteration:
+            raise InvalidError("the Arrow stream holds no record batch") from None
 
 
 def check_batch(batch: pa.RecordBatch) -> None:
@@ -87,6 +90,9 @@ def check_batch(batch: pa.RecordBatch) -> None:
     for name in ("conv_id", "client_msg_id", "sender", "body"):
         if batch.column(name).null_count:
             raise InvalidError(f"column {name} holds null")
+    for field in BATCH_SCHEMA:
+        if field.type == TEXT and batch.column(field.name).dictionary.null_count:
+            raise InvalidError(f"the dictionary of column {field.name} holds null")
 
 
 def dictionary_rows(column: pa.DictionaryArray) -> np.ndarray:

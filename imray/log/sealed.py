@@ -28,6 +28,7 @@ MERGE_FANOUT = 8
 IDS_PER_INTERVAL_MAX = 16_000_000
 """No merge makes a larger one: an ids file is read whole to be verified (16 bytes an id)."""
 
+_COLUMNS = {"ids": ["fp", "segment", "row"], "bloom": ["words"]}
 POSTINGS_SCHEMA = pa.schema(
     [("conv_id", pa.string()), ("segment", pa.int64()), ("first", pa.int64()), ("last", pa.int64())]
 )
@@ -217,8 +218,12 @@ def _get_arrow(store: Store, interval: Interval, kind: str) -> pa.RecordBatch:
     if data is None:
         raise CorruptError(name, "the whole file", "a checkpoint names it, but it is not there")
     digests.verify(data, name)
-    with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
-        said = (reader.schema.metadata or {}).get(META_KEY, b"")
-        if msgspec.json.decode(said, type=Interval) != interval:
-            raise CorruptError(name, "metadata", "it is another interval's file")
-        return reader.read_next_batch()
+    try:
+        with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
+            said = msgspec.json.decode((reader.schema.metadata or {}).get(META_KEY, b""), type=Interval)
+            batch = reader.read_next_batch()
+    except (msgspec.DecodeError, pa.ArrowException) as e:
+        raise CorruptError(name, "metadata", f"not what this version of imray writes: {e}") from e
+    if said != interval or batch.schema.names != _COLUMNS[kind]:
+        raise CorruptError(name, "metadata", "it is another interval's file, or of another kind")
+    return batch

@@ -119,8 +119,8 @@ def open_segment(data: bytes | memoryview, name: str) -> Segment:
 
 def read_meta(view: memoryview, name: str, key: bytes, kind: type[T]) -> T:
     """The JSON under `key` in the file metadata of verified bytes."""
-    value = (pq.read_metadata(pa.BufferReader(view)).metadata or {}).get(key)
     try:
+        value = (pq.read_metadata(pa.BufferReader(view)).metadata or {}).get(key)
         return msgspec.json.decode(value or b"", type=kind)
-    except msgspec.DecodeError as e:
+    except (msgspec.DecodeError, pa.ArrowException) as e:
         raise CorruptError(name, "metadata", f"not what this version of imray writes: {e}") from e

@@ -10,6 +10,7 @@ import errno
 import itertools
 import os
 import secrets
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -47,6 +48,7 @@ class LocalStore:
         self.root = Path(root)
         self._folders: dict[Path, int] = {}
         """Folders known to be there, with a descriptor to sync each: opening costs a tenth of a small commit."""
+        weakref.finalize(self, _close_all, self._folders)
         self._process = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._puts = itertools.count()
 
@@ -130,6 +132,11 @@ class LocalStore:
             (self.root / name).unlink(missing_ok=True)
         except OSError as e:
             raise StorageError(f"delete {name}: {e.strerror or e} (errno {e.errno})") from e
+
+
+def _close_all(folders: dict[Path, int]) -> None:
+    for fd in folders.values():
+        os.close(fd)
 
 
 def _advice(e: OSError) -> str:

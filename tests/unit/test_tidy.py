@@ -1,0 +1,227 @@
+"""The rules of the house, kept by a test: sizes, which way imports run, and what no file may say."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+_FILE_LINES_MAX = 330
+_FUNCTION_LINES_MAX = 60
+
+_CORE_MAY_IMPORT = {
+    *("__future__", "abc", "array", "base64", "binascii", "bisect", "collections", "copy", "dataclasses", "enum"),
+    *("functools", "hashlib", "heapq", "itertools", "math", "operator", "re", "string", "struct", "types", "typing"),
+    *("uuid", "zlib"),  # uuid to read one: making one is random, see _IMPURE
+    *("numpy", "numba", "llvmlite", "xxhash", "imray"),
+}
+_IMPURE = re.compile(r"\b(uuid[1-8]\(|(datetime|date)\.(now|utcnow|today)|np\.random|numpy\.random|open\()")
+
+_ARROWS = {
+    "imray": set(),  # settings and the version: whoever needs them
+    "imray.core": set(),
+    "imray.log": {"imray.core"},
+    "imray.client": {"imray.core"},
+    "imray.cluster": {"imray.log", "imray.core"},
+    "analytics": {"imray.log", "imray.core"},
+    "api": {"imray.cluster", "analytics", "imray.log", "imray.core"},
+    "imray.cli": {"imray.core", "imray.log", "imray.client", "imray.cluster", "analytics", "api"},
+}
+"""What each part may import of the others. Below `imray` itself lies `imray.core` (its errors) only."""
+
+_ONLY_IN = {
+    "ray": {"imray.cluster", "imray.cli"},
+    "duckdb": {"analytics"},
+    "fastapi": {"api"},
+    "starlette": {"api"},
+}
+
+_FORBIDDEN_TEXT = {
+    # split, or this file would find itself
+    "a path of the developing machine": "/wo" + "rk/",
+    "the shared folder": "shared" + "/data",
+    "a registry's host": "pypi" + ".org",
+    "a registry's file host": "files.python" + "hosted",
+}
+_MAY_SAY = {(".ci/run", "the shared folder")}  # the one place that knows where the test data lies
+
+
+@cache
+def _files() -> list[Path]:
+    """Tracked and new files, as git sees them."""
+    command = ["git", "-C", str(_ROOT), "ls-files", "-co", "--exclude-standard", "-z"]
+    names = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split("\0")
+    return [path for name in sorted(set(filter(None, names))) if (path := _ROOT / name).is_file()]
+
+
+@cache
+def _python() -> list[Path]:
+    return [path for path in _files() if path.suffix == ".py"]
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), filename=str(path))
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(_ROOT).as_posix()
+
+
+def _part(module: str) -> str | None:
+    """The part of the house a module (or a file's dotted path) belongs to."""
+    packages = [p for p in _ARROWS if module == p or module.startswith(p + ".")]
+    return max(packages, key=len, default=None)
+
+
+def _imports(tree: ast.Module, package: str = "") -> Iterator[tuple[int, str]]:
+    """(line, module) of every import, wherever it stands; relative ones are resolved against the file's package."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, base]).rstrip(".")
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def _house() -> Iterator[tuple[Path, str, list[tuple[int, str]]]]:
+    """(file, part, imports) of the files of the house itself: no tests, no benchmarks."""
+    for path in _python():
+        module = ".".join(path.relative_to(_ROOT).with_suffix("").parts).removesuffix(".__init__")
+        part = _part(module)
+        if part is not None:
+            package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+            yield path, part, list(_imports(_tree(path), package))
+
+
+def _wrong_arrow(part: str, module: str) -> bool:
+    target = _part(module)
+    if target is None or target in (part, "imray"):
+        # plain `imray` is its version and its settings; core is pure and knows neither
+        return part == "imray.core" and target == "imray"
+    if part == "imray":
+        return target != "imray.core"
+    return target not in _ARROWS[part]
+
+
+def _long_functions(tree: ast.Module) -> Iterator[tuple[int, str, int]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > _FUNCTION_LINES_MAX:
+                yield node.lineno, node.name, lines
+
+
+def _swallowed(tree: ast.Module) -> Iterator[int]:
+    """Lines of handlers that catch everything and do nothing."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            everything = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
+            if everything and all(isinstance(s, ast.Pass) for s in node.body):
+                yield node.lineno
+
+
+def test_there_are_files() -> None:
+    assert {"imray.core", "imray.log", "imray.cluster", "api"} <= {part for _, part, _ in _house()}
+
+
+def test_files_are_short() -> None:
+    sizes = {_name(path): len(path.read_text().splitlines()) for path in _python()}
+    assert {name: n for name, n in sizes.items() if n > _FILE_LINES_MAX} == {}
+
+
+def test_functions_are_short() -> None:
+    found = [f"{_name(p)}:{line} {name}: {n} lines" for p in _python() for line, name, n in _long_functions(_tree(p))]
+    assert found == []
+
+
+def test_core_is_pure() -> None:
+    impure = [
+        f"{_name(path)}:{line} imports {module}"
+        for path, part, imports in _house()
+        if part == "imray.core"
+        for line, module in imports
+        if module.split(".")[0] not in _CORE_MAY_IMPORT
+    ]
+    impure += [
+        f"{_name(path)}: {found[0]}"
+        for path, part, _ in _house()
+        if part == "imray.core"
+        for found in _IMPURE.finditer(path.read_text())
+    ]
+    assert impure == []
+
+
+def test_arrows_run_one_way() -> None:
+    wrong = [
+        f"{_name(path)}:{line} imports {module}"
+        for path, part, imports in _house()
+        for line, module in imports
+        if _wrong_arrow(part, module)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", sorted(_ONLY_IN))
+def test_one_folder_touches(package: str) -> None:
+    wrong = [
+        f"{_name(path)}:{line} imports {module}"
+        for path, part, imports in _house()
+        if part not in _ONLY_IN[package]
+        for line, module in imports
+        if module.split(".")[0] == package
+    ]
+    assert wrong == []
+
+
+def test_nothing_swallows_every_error() -> None:
+    assert [f"{_name(p)}:{line}" for p in _python() for line in _swallowed(_tree(p))] == []
+
+
+@pytest.mark.parametrize("what", sorted(_FORBIDDEN_TEXT))
+def test_no_file_mentions(what: str) -> None:
+    text = _FORBIDDEN_TEXT[what].encode()
+    found = [_name(p) for p in _files() if (_name(p), what) not in _MAY_SAY and text in p.read_bytes()]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("part", "module", "wrong"),
+    [
+        ("imray.core", "imray.log.store", True),
+        ("imray.core", "imray.settings.Settings", True),
+        ("imray.log", "imray.core.ids", False),
+        ("imray.log", "imray.cluster.owner", True),
+        ("imray.client", "imray.log.schema", True),
+        ("imray.cluster", "imray.settings.Settings", False),
+        ("imray.cluster", "api.app", True),
+        ("analytics", "imray.cluster.backend", True),
+        ("api", "analytics.history", False),
+        ("api", "imray.cli.up", True),
+        ("imray.cli", "api.auth", False),
+        ("imray", "imray.core.errors", False),
+        ("imray", "imray.log.store", True),
+        ("api", "imrayish", False),
+    ],
+)
+def test_the_arrow_rule_itself(part: str, module: str, wrong: bool) -> None:
+    assert _wrong_arrow(part, module) is wrong
+
+
+def test_the_finders_find() -> None:
+    body = "\n".join("    x = 1" for _ in range(_FUNCTION_LINES_MAX))
+    assert [name for _, name, _ in _long_functions(ast.parse(f"def long():\n{body}\n"))] == ["long"]
+    assert list(_swallowed(ast.parse("try:\n    f()\nexcept Exception:\n    pass\n"))) == [3]
+    assert list(_swallowed(ast.parse("try:\n    f()\nexcept OSError:\n    pass\n"))) == []
+    relative = ast.parse("from . import up\nfrom ..log import store\n")
+    assert [m for _, m in _imports(relative, "imray.cli")] == ["imray.cli.up", "imray.log.store"]
+    assert _IMPURE.search("x = datetime.now()")
