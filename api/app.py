@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from api import docs, health, history, messages
 from api.auth import Authenticator
+from api.door import Door
 from api.problems import ProblemError, on_http_error, on_problem
 from imray import __version__
 from imray.cluster.backend import Backend
 from imray.cluster.gateway import GatewayConfig
 
 
-def create_app(backend: Backend, config: GatewayConfig) -> FastAPI:
+def create_app(backend: Backend, config: GatewayConfig) -> ASGIApp:
     """The gateway over a backend. InvalidError where the config has no way to check tokens."""
     auth = Authenticator(config.auth)
     app = FastAPI(
@@ -26,8 +28,8 @@ def create_app(backend: Backend, config: GatewayConfig) -> FastAPI:
     )
     app.add_exception_handler(ProblemError, on_problem)
     app.add_exception_handler(HTTPException, on_http_error)
-    for module in (messages, history, health):
-        app.include_router(module.routes(backend, auth))
+    router, send = messages.routes(backend, auth)
+    for routes in (router, history.routes(backend, auth), health.routes(backend, auth)):
+        app.include_router(routes)
     docs.install(app)
-    app.add_middleware(docs.RawPath, prefix="/v1/conversations/")
-    return app
+    return Door(app, send)

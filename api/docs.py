@@ -2,57 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from typing import Any
-from urllib.parse import unquote
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.problems import PROBLEM_TYPE, ProblemError
+from api.problems import PROBLEM_TYPE
 from api.schemas import BatchMessage, BatchRequest, Problem, SendRequest
 
 _HAND_READ: tuple[type[BaseModel], ...] = (SendRequest, BatchMessage, BatchRequest)
 _REF = "#/components/schemas/{model}"
-
-
-class RawRoute(APIRoute):
-    """A route that hands the request to its endpoint as it is: parsing and checking by hand, on the hot path, costs
-    a third of what dependency solving does. The signature still documents the path's parameters."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        endpoint = self.endpoint
-
-        async def handle(request: Request) -> Response:
-            params = {name: _decode(name, text) for name, text in request.path_params.items()}
-            return await endpoint(**params, request=request)
-
-        return handle
-
-
-class RawPath:
-    """ASGI middleware: routes below `prefix` match the path as it was sent, so that an encoded '/' in a name
-    does not split it; `RawRoute` decodes."""
-
-    def __init__(self, app: ASGIApp, prefix: str) -> None:
-        self._app, self._prefix = app, prefix
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(self._prefix):
-            scope = {**scope, "path": scope["raw_path"].decode("latin-1")}
-        await self._app(scope, receive, send)
-
-
-def _decode(name: str, text: str) -> str:
-    if "/" in text:
-        raise ProblemError(422, "invalid", f"{name} holds '/': encode it as %2F")
-    try:
-        return unquote(text, errors="strict") if "%" in text else text
-    except UnicodeDecodeError as e:
-        raise ProblemError(422, "invalid", f"{name} is not UTF-8: {e}") from e
 
 
 def json_body(model: type[BaseModel], *others: str) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from fastapi import APIRouter, Request, Response
 
 from api.auth import Authenticator
 from api.checks import invalid
-from api.docs import RawRoute, problems
+from api.docs import problems
+from api.door import RawRoute
 from api.problems import refused
 from api.schemas import HeadResponse, HistoryResponse
 from imray.cluster.backend import Backend

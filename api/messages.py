@@ -10,7 +10,8 @@ from fastapi import APIRouter, Request, Response
 
 from api.auth import Authenticator
 from api.checks import check_batch_arrow, check_batch_json, check_message, read_body, single_bytes_max
-from api.docs import RawRoute, json_body, problems
+from api.docs import json_body, problems
+from api.door import Endpoint, RawRoute
 from api.outcomes import ARROW_TYPE, CONFLICT, CREATED, DUPLICATE, Outcomes
 from api.problems import ProblemError, refused
 from api.schemas import BatchRequest, BatchResponse, SendRequest, SendResponse
@@ -22,8 +23,8 @@ from imray.core.ids import format_client_msg_id
 _JSON = "application/json"
 
 
-def routes(backend: Backend, auth: Authenticator) -> APIRouter:
-    """The routes of this module."""
+def routes(backend: Backend, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
+    """The routes of this module, and the endpoint of a single send."""
     router = APIRouter(tags=["messages"], route_class=RawRoute)
     settings = backend.settings
     one_bytes_max = single_bytes_max(settings)
@@ -75,7 +76,7 @@ def routes(backend: Backend, auth: Authenticator) -> APIRouter:
             return Response(outcomes.arrow().to_pybytes(), media_type=ARROW_TYPE)
         return Response(outcomes.json(conv_ids, batch.column("client_msg_id")), media_type=_JSON)
 
-    return router
+    return router, send
 
 
 async def _send_columns(backend: Backend, batch: pa.RecordBatch) -> Outcomes:

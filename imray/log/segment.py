@@ -102,7 +102,7 @@ def encode_parquet(table: pa.Table, key: bytes, value: bytes) -> pa.Buffer:
         column_encoding={k: v for k, v in _ENCODING.items() if k in table.schema.names} or None,
         compression={k: v for k, v in _COMPRESSION.items() if k in table.schema.names} or "lz4",
         write_statistics=[c for c in _STATISTICS if c in table.schema.names],
-        store_schema=True,
+        store_schema=False,
     ) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({key: value, digests.KEY: digests.BLANK})
