@@ -34,9 +34,13 @@ class Settings:
     gateway_queue_rows_max: int = 100_000
     gateway_queue_bytes_max: int = 64 * 1024 * 1024
     """What waits in a gateway for one shard."""
-    gateway_calls_in_flight_max: int = 1
-    """Calls of single sends from one gateway to one shard. A call costs both sides about 1 ms, however full it is: with
-    two in flight 64 connections sent a third less."""
+    gateway_calls_in_flight_max: int = 3
+    gateway_rows_for_another_call: int = 1000
+    """A call costs both sides about 1 ms, however full it is, so a second one starts beside the first only when so many
+    messages wait: with two always in flight, 64 connections sent a third less."""
+    call_rows_max: int = 20_000
+    call_bytes_max: int = 4 * 1024 * 1024
+    """What one call carries; a single larger batch goes alone."""
     send_deadline_s: float = 15.0
     """How long a gateway retries for a sender; a shard restarts in 2 to 5 s."""
     call_timeout_s: float = 10.0

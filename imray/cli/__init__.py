@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
     except ImrayError as e:
         return _fail(str(e))
-    except Exception as e:  # noqa: BLE001 the last resort: a user is shown no traceback
+    except Exception as e:  # the last resort: a user is shown no traceback
         if os.environ.get("IMRAY_DEBUG"):
             raise
         return _fail(_usage(e) or f"{type(e).__name__}: {e} (IMRAY_DEBUG=1 shows where)")

@@ -17,7 +17,7 @@ from imray.core.errors import InvalidError
 app = typer.Typer(
     name="imray",
     help="Message ordering for chat: durable, numbered, once.",
-    epilog="Start with: imray up --data ./chat --detach; imray send hello 'first' --data ./chat",
+    epilog="Examples:\n\n  imray up --data ./chat --detach\n\n  imray send hello 'first message' --data ./chat",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -40,7 +40,9 @@ def _root(
 
 
 def bench(context: typer.Context) -> None:
-    """Measure this machine with the benchmarks of the source checkout; arguments are passed on to them.
+    """Measure this machine.
+
+    Runs the benchmarks of the source checkout; arguments are passed on to them.
 
     Example:
 

@@ -23,7 +23,7 @@ def status(
     as_json: Json = False,
     timeout: Timeout = _TIMEOUT_S,
 ) -> None:
-    """Show every shard of a running system. Exit code 1: one does not serve.
+    """Show every shard. Exit code 1: one does not serve.
 
     Example:
 
@@ -68,9 +68,9 @@ def _get_status(target: Target, timeout_s: float) -> dict[str, Any]:
 
 
 def audit(data: Data = None, as_json: Json = False) -> None:
-    """Ask a data folder's log every audit question. Exit code 1: a violation, shown with its rows.
+    """Ask the log every audit question.
 
-    Works while the system runs and while it is down.
+    Exit code 1: a violation, shown with its rows. Works while the system runs and while it is down.
 
     Examples:
 
@@ -89,7 +89,9 @@ def sql(
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
 ) -> None:
-    """Query a data folder's log with SQL, while the system runs or is down.
+    """Query the log with SQL.
+
+    Works while the system runs and while it is down.
 
     Examples:
 

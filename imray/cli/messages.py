@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import sys
 import threading
@@ -76,7 +75,7 @@ def _send_one(client: Any, message: Any, as_json: bool) -> None:
     try:
         result = client.send(**vars(message))
     except UnknownOutcomeError as e:
-        detail = f"it is unknown whether it is stored: {e.detail}; repeat with --id {e.client_msg_ids[0]}"
+        detail = f"it is unknown whether it is stored: {_what(e)}; repeat it with --id {e.client_msg_ids[0]}"
         raise UnavailableError(detail) from e
     _say_result(result, as_json)
 
@@ -87,12 +86,17 @@ def _send_lines(client: Any, messages: list[Any], before: int) -> list[Outcome]:
     try:
         outcomes: list[Outcome] = client.send_batch(messages)
     except UnknownOutcomeError as e:
-        detail = f"lines 1 to {before} are stored; of the next {len(messages)} it is unknown: {e.detail}"
+        detail = f"lines 1 to {before} are stored; of the next {len(messages)} it is unknown: {_what(e)}"
         raise UnavailableError(detail) from e
     for i, outcome in enumerate(outcomes):
         if not outcome.stored:
             raise ServerError(f"line {before + i + 1} was refused with {outcome.status}: {outcome.detail}")
     return outcomes
+
+
+def _what(error: Any) -> str:
+    """The detail without the client's advice: here it is an option of the command."""
+    return str(error.detail).removesuffix("; send again with the same ids")
 
 
 def _say_result(result: SendResult | Outcome, as_json: bool) -> None:
@@ -122,12 +126,13 @@ def _stdin_lines() -> Iterator[list[str]]:
 
 
 def _read_lines(put: Callable[[str | Exception | None], None]) -> None:
-    number = 0
+    lines_read = 0
     try:
-        for number, line in enumerate(sys.stdin.buffer, 1):
+        for line in sys.stdin.buffer:
             put(line.removesuffix(b"\n").removesuffix(b"\r").decode())
+            lines_read += 1
     except UnicodeDecodeError:
-        put(InvalidError(f"line {number} of stdin is not UTF-8: the lines before it were sent"))
+        put(InvalidError(f"line {lines_read + 1} of stdin is not UTF-8: the lines before it were sent"))
     except OSError as e:
         put(InvalidError(f"stdin cannot be read: {e}"))
     put(None)
@@ -144,9 +149,9 @@ def tail(
     as_json: Json = False,
     timeout: Timeout = _TIMEOUT_S,
 ) -> None:
-    """Show a conversation's messages in their order, each once, by the client's own reorder machine.
+    """Show a conversation in order.
 
-    Numbers that will never be messages are shown as holes with their reason.
+    Each message is shown once, by the client's own reorder machine. Numbers that will never be messages are shown as holes with their reason.
 
     Examples:
 
@@ -154,6 +159,8 @@ def tail(
 
       imray tail hello --after 120 --follow --json
     """
+    import asyncio
+
     if after is not None and last is not None:
         raise InvalidError("--after and --last exclude one another: leave one out")
     target = find_target(url, token, data)
@@ -164,6 +171,8 @@ def tail(
 async def _tail(
     target: Target, conv: str, after: int | None, last: int, follow: bool, as_json: bool, timeout: float
 ) -> None:
+    import asyncio
+
     from imray.client import AsyncClient, ConversationFollower
 
     async with AsyncClient(target.url, target.token, timeout_s=timeout) as client:

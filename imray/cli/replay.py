@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -63,7 +62,9 @@ def replay(
     as_json: Json = False,
     timeout: Timeout = _TIMEOUT_S,
 ) -> None:
-    """Send a chat from a Parquet file, then read it all back and compare. Exit code 1: it differs.
+    """Send a chat, read it back, compare.
+
+    Exit code 1: what was read back differs from the file or from the acks.
 
     Columns: conversation (or log, conv_id), sender (or nick; null: "-"), text (or body); rows in the order of the
     file. An id is made of the file's content and the row, so a second replay stores nothing. In one conversation a
@@ -78,6 +79,8 @@ def replay(
 
       imray replay chat.parquet --limit 10000 --events seen.jsonl; python -m tests.checker seen.jsonl
     """
+    import asyncio
+
     from imray.cli.replay_plan import load
 
     target = find_target(url, token, data)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,78 +60,104 @@ class Outcome(NamedTuple):
 
 @dataclass(slots=True)
 class _Waiting:
-    send: Send
+    what: Send | pa.RecordBatch
+    rows: int
+    bytes: int
     answer: asyncio.Future[Outcome]
 
 
 class Batcher:
-    """Gathers sends for one shard while calls are in flight; an idle one sends at once."""
+    """Gathers sends and batches for one shard while calls are in flight; an idle one sends at once."""
 
     def __init__(self, client: ShardClient, settings: Settings) -> None:
         self._client, self._settings = client, settings
-        self._open: deque[_Waiting] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        self._waiting_rows = 0
         self._rows = self._bytes = 0
+        """Waiting and in flight."""
         self._calls = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def send(self, send: Send) -> Outcome:
-        """One message, in the next batch."""
-        size = len(send.body) + _ROW_BYTES
-        if not self._reserve(1, size):
-            return Outcome(self._full(), 0)
-        waiting = _Waiting(send, asyncio.get_running_loop().create_future())
-        self._open.append(waiting)
+        """One message, in the next call."""
+        return await self._add(send, 1, len(send.body) + _ROW_BYTES)
+
+    async def send_batch(self, batch: pa.RecordBatch) -> Appended | Refusal:
+        """A request's batch, whole in one call; its order is kept."""
+        answer, row = await self._add(batch, batch.num_rows, batch.nbytes)
+        return answer if isinstance(answer, Refusal) else answer.slice(row, batch.num_rows)
+
+    async def _add(self, what: Send | pa.RecordBatch, rows: int, size: int) -> Outcome:
+        settings = self._settings
+        if self._rows + rows > settings.gateway_queue_rows_max or self._bytes + size > settings.gateway_queue_bytes_max:
+            detail = f"the gateway's queue for shard {self._client.shard} is full: retry later"
+            return Outcome(Refusal(Refused.BUSY, detail), 0)
+        waiting = _Waiting(what, rows, size, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._waiting_rows += rows
+        self._rows += rows
+        self._bytes += size
         self._flush()
         return await waiting.answer
 
-    async def send_batch(self, batch: pa.RecordBatch) -> Appended | Refusal:
-        """A request's own batch; it is a call of its own, in the order that `send_batch` was called."""
-        size = batch.nbytes
-        if not self._reserve(batch.num_rows, size):
-            return self._full()
-        try:
-            return await self._client.append(to_ipc(batch), self._deadline())
-        finally:
-            self._release(batch.num_rows, size)
-
     def _flush(self) -> None:
-        while self._open and self._calls < self._settings.gateway_calls_in_flight_max:
-            taken = [self._open.popleft() for _ in range(min(len(self._open), self._settings.batch_messages_max))]
+        settings = self._settings
+        while self._waiting and (
+            not self._calls
+            or (
+                self._waiting_rows >= settings.gateway_rows_for_another_call
+                and self._calls < settings.gateway_calls_in_flight_max
+            )
+        ):
+            task = asyncio.get_running_loop().create_task(self._call(self._take()))
             self._calls += 1
-            self._spawn(self._call(taken))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _take(self) -> list[_Waiting]:
+        taken: list[_Waiting] = []
+        rows = size = 0
+        while self._waiting:
+            following = self._waiting[0]
+            rows += following.rows
+            size += following.bytes
+            if taken and (rows > self._settings.call_rows_max or size > self._settings.call_bytes_max):
+                break
+            taken.append(self._waiting.popleft())
+            self._waiting_rows -= following.rows
+        return taken
 
     async def _call(self, taken: list[_Waiting]) -> None:
         answer: Appended | Refusal = Refusal(Refused.UNAVAILABLE, "the gateway is stopping")
         try:
-            batch = record_batch([w.send for w in taken])
-            answer = await self._client.append(to_ipc(batch), self._deadline())
+            deadline = time.monotonic() + self._settings.send_deadline_s
+            answer = await self._client.append(to_ipc(_join([w.what for w in taken])), deadline)
         finally:
             self._calls -= 1
-            self._release(len(taken), sum(len(w.send.body) + _ROW_BYTES for w in taken))
-            for row, waiting in enumerate(taken):
+            row = 0
+            for waiting in taken:
+                self._rows -= waiting.rows
+                self._bytes -= waiting.bytes
                 if not waiting.answer.done():
                     waiting.answer.set_result(Outcome(answer, row))
+                row += waiting.rows
             self._flush()
 
-    def _deadline(self) -> float:
-        return time.monotonic() + self._settings.send_deadline_s
 
-    def _reserve(self, rows: int, size: int) -> bool:
-        settings = self._settings
-        if self._rows + rows > settings.gateway_queue_rows_max or self._bytes + size > settings.gateway_queue_bytes_max:
-            return False
-        self._rows += rows
-        self._bytes += size
-        return True
-
-    def _release(self, rows: int, size: int) -> None:
-        self._rows -= rows
-        self._bytes -= size
-
-    def _full(self) -> Refusal:
-        return Refusal(Refused.BUSY, f"the gateway's queue for shard {self._client.shard} is full: retry later")
+def _join(parts: list[Send | pa.RecordBatch]) -> pa.RecordBatch:
+    """One batch of single sends and batches, in their order."""
+    batches: list[pa.RecordBatch] = []
+    sends: list[Send] = []
+    for part in parts:
+        if isinstance(part, Send):
+            sends.append(part)
+            continue
+        if sends:
+            batches.append(record_batch(sends))
+            sends = []
+        batches.append(part)
+    if sends:
+        batches.append(record_batch(sends))
+    if len(batches) == 1:
+        return batches[0]
+    return pa.Table.from_batches(batches).unify_dictionaries().combine_chunks().to_batches()[0]

@@ -41,6 +41,17 @@ class Firsts:
     epoch: np.ndarray
     server_ts: np.ndarray
 
+    def slice(self, begin: int, end: int, shift: int) -> Firsts:
+        """Entries begin..end, their rows counted from `shift`."""
+        return Firsts(
+            self.at[begin:end] - shift,
+            self.conflict[begin:end],
+            self.segment[begin:end],
+            self.row[begin:end],
+            self.epoch[begin:end],
+            self.server_ts[begin:end],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Appended:
@@ -57,6 +68,19 @@ class Appended:
     seq: np.ndarray | int
     stable: np.ndarray | int
     firsts: Firsts | None
+
+    def slice(self, start: int, rows: int) -> Appended:
+        """The answer for some of the rows only."""
+        if start == 0 and rows == self.rows:
+            return self
+        seq = self.seq + start if isinstance(self.seq, int) else self.seq[start : start + rows]
+        stable = self.stable if isinstance(self.stable, int) else self.stable[start : start + rows]
+        firsts, before = self.firsts, 0
+        if firsts is not None:
+            before, end = (int(i) for i in np.searchsorted(firsts.at, (start, start + rows)))
+            firsts = firsts.slice(before, end, start) if end > before else None
+        row = self.row + start - before
+        return Appended(rows, self.epoch, self.segment, self.server_ts, row, seq, stable, firsts)
 
     def seqs(self) -> np.ndarray:
         """The number of each row."""

@@ -1,0 +1,101 @@
+"""Owners in this process, for faults that need no process of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.faults.client import Client
+from tests.faults.driver import FaultStore, messages_of, read_all
+from tests.faults.process import DEADLINE_S
+from tests.unit.batches import SEED, answers_of, ipc_of
+
+from imray.cluster.owner import Owner
+from imray.cluster.replies import Appended, Refusal
+from imray.log.segment import SegmentMeta, open_segment
+from imray.log.store import LocalStore
+from imray.settings import Settings
+
+
+class NotingStore(FaultStore):
+    """Also notes what each put of a segment was."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.segments: list[SegmentMeta] = []
+
+    def put_if_absent(self, name: str, parts: Sequence[bytes | memoryview]) -> bool:
+        if name.startswith("wal/"):
+            self.segments.append(open_segment(b"".join(parts), name).meta)
+        return super().put_if_absent(name, parts)
+
+
+@asynccontextmanager
+async def owner_of(
+    store: LocalStore, clock_ms: Callable[[], int] = lambda: 1000, wait: bool = True, **settings: Any
+) -> AsyncIterator[Owner]:
+    """An owner of shard 0 that was started."""
+    owner = Owner(store, 0, SEED, Settings(**({"reopen_delay_s_max": 0.05} | settings)), clock_ms)
+    starting = asyncio.create_task(owner.start())
+    if wait:
+        await starting
+    try:
+        yield owner
+    finally:
+        starting.cancel()
+        await owner.stop()
+
+
+async def send(client: Client, owner: Owner, rows: list[list[Any]]) -> list[list[Any]] | Refusal:
+    """Send through an owner: [status, seq, stable] of each row, or the refusal."""
+    client.sent(rows)
+    answer = await owner.append(ipc_of(messages_of(rows)))
+    if isinstance(answer, Refusal):
+        return answer
+    assert isinstance(answer, Appended)
+    stables = answer.stables().tolist()
+    told = [[r.status, r.seq, s] for r, s in zip(answers_of(answer), stables, strict=True)]
+    assert client.answered(rows, {"rows": told}) is not None
+    return told
+
+
+async def send_until_acked(client: Client, owner: Owner, rows: list[list[Any]]) -> list[list[Any]]:
+    """Send, and retry what is refused."""
+    answers: list[Any] = []
+
+    async def acked() -> bool:
+        answers.append(await send(client, owner, rows))
+        return isinstance(answers[-1], list)
+
+    await until_async(acked, "an ack")
+    told: list[list[Any]] = answers[-1]
+    return told
+
+
+async def until_async(condition: Callable[[], Any], what: str) -> None:
+    """Ask until the answer (awaited where it is awaitable) is true."""
+    end = time.monotonic() + DEADLINE_S
+    while True:
+        answer = condition()
+        if asyncio.iscoroutine(answer):
+            answer = await answer
+        if answer:
+            return
+        if time.monotonic() > end:
+            raise TimeoutError(what)
+        await asyncio.sleep(0.01)
+
+
+async def serving(owner: Owner) -> None:
+    """Wait until the owner serves."""
+    await until_async(lambda: owner.status()["state"] == "serving", "the owner serves")
+
+
+def read_and_check(client: Client, root: Path) -> None:
+    """Read the log as a reader would, and have all of it judged."""
+    client.has_read(read_all(LocalStore(root)))
+    client.check()
