@@ -20,6 +20,7 @@ from imray.cluster.replies import Refusal
 from imray.core.errors import InvalidError
 from imray.core.ids import format_client_msg_id
 from imray.core.routing import check_conv_id
+from imray.log.schema import MS
 
 _SEQ_MAX = 2**63 - 1
 _QUERY = [
@@ -128,7 +129,7 @@ def _messages(table: pa.Table) -> list[dict[str, Any]]:
     columns = []
     for name in names:
         column = table.column(name)
-        columns.append((column.cast(pa.int64()) if name.endswith("_ts") else column).to_pylist())
+        columns.append((column.cast(MS).cast(pa.int64()) if name.endswith("_ts") else column).to_pylist())
     messages = []
     for seq, raw, sender, topic, content_type, client_ts, server_ts, body in zip(*columns, strict=True):
         message = {

@@ -1,7 +1,7 @@
 """The command line. Owns how commands end: exit codes, and every error as one line that says what to do.
 
-Exit codes: 0 all well, 1 a check found a violation, 2 an error, 130 Ctrl-C. Nothing heavy is imported before a
-command needs it, so that `imray --help` is instant.
+Exit codes: 0 all well, 1 a check found a violation, 2 an error, 130 Ctrl-C, 141 the reader of our output went away
+(`imray tail ... | head`). Nothing heavy is imported before a command needs it, so that `imray --help` is instant.
 """
 
 from __future__ import annotations
@@ -9,15 +9,18 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from imray.core.errors import ImrayError
 
-EXIT_VIOLATION, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 
 
 def main() -> None:
     """The entry point of `imray`."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # they speak to developers; -W shows them
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -33,10 +36,10 @@ def run(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     try:
         code = command.main(args=list(arguments) or ["--help"], prog_name="imray", standalone_mode=False)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
-    except typer.Abort:
-        return EXIT_INTERRUPTED
+    except SystemExit:  # what typer makes of EPIPE, and of nothing else here
+        return EXIT_PIPE
     except ImrayError as e:
         return _fail(str(e))
     except Exception as e:  # the last resort: a user is shown no traceback

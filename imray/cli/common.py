@@ -110,8 +110,3 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)).rstrip()
         for line in [names, *cells]
     )
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it: bytes as hex, times and others as text."""
-    return bytes(value).hex() if isinstance(value, bytes | bytearray | memoryview) else str(value)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
+import math
 import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from imray.cli.common import Data, Json, Target, Timeout, Token, Url, find_log, find_target, plain, speaking_to, table
+from imray.cli.common import Data, Json, Target, Timeout, Token, Url, find_log, find_target, speaking_to, table
 from imray.core.errors import InvalidError, UnavailableError
 
 _TIMEOUT_S = 10.0
@@ -67,7 +69,11 @@ def _get_status(target: Target, timeout_s: float) -> dict[str, Any]:
     return answer
 
 
-def audit(data: Data = None, as_json: Json = False) -> None:
+def audit(
+    data: Data = None,
+    reports: Annotated[bool, typer.Option("--reports", help="Show the figures too: rates, latencies, sizes.")] = False,
+    as_json: Json = False,
+) -> None:
     """Ask the log every audit question.
 
     Exit code 1: a violation, shown with its rows. Works while the system runs and while it is down.
@@ -78,9 +84,13 @@ def audit(data: Data = None, as_json: Json = False) -> None:
 
       imray audit --data ./chat --json
     """
+    folder = find_log(data)
     from analytics import audit as audits
 
-    raise NotImplementedError
+    report = audits.run(folder)
+    typer.echo(json.dumps(_value(report.to_dict()), ensure_ascii=False) if as_json else report.to_text(reports))
+    if not report.ok:
+        raise typer.Exit(1)
 
 
 def sql(
@@ -99,7 +109,44 @@ def sql(
 
       imray sql "SELECT * FROM messages LIMIT 10" --data ./chat --csv > first.csv
     """
-    raise NotImplementedError
+    if as_json and as_csv:
+        raise InvalidError("--json and --csv exclude one another: leave one out")
+    folder = find_log(data)
+    from analytics import sql as queries
+
+    found = queries.query(folder, query)
+    columns = found.column_names
+    rows = zip(*(column.to_pylist() for column in found.columns), strict=True)
+    if as_json:
+        typer.echo(json.dumps([dict(zip(columns, map(_value, row), strict=True)) for row in rows], ensure_ascii=False))
+    elif as_csv:
+        out = csv.writer(sys.stdout, lineterminator="\n")
+        out.writerow(columns)
+        out.writerows([_cell(value) for value in row] for row in rows)
+    else:
+        typer.echo(table(columns, [[_cell(value) for value in row] for row in rows]))
+
+
+def _value(value: Any) -> Any:
+    """A value as JSON has it: bytes as hex, times and decimals as text, no number that JSON lacks."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case bytes():
+            return value.hex()
+        case list() | tuple():
+            return [_value(v) for v in value]
+        case Mapping():
+            return {str(k): _value(v) for k, v in value.items()}
+    return str(value)
+
+
+def _cell(value: Any) -> Any:
+    """A value as one cell of text has it."""
+    shown = _value(value)
+    return json.dumps(shown, ensure_ascii=False) if isinstance(shown, list | dict) else shown
 
 
 def _say_json(value: Any) -> None:

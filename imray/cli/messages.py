@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import sys
 import threading
@@ -128,9 +129,11 @@ def _stdin_lines() -> Iterator[list[str]]:
 def _read_lines(put: Callable[[str | Exception | None], None]) -> None:
     lines_read = 0
     try:
-        for line in sys.stdin.buffer:
-            put(line.removesuffix(b"\n").removesuffix(b"\r").decode())
-            lines_read += 1
+        # a file object of its own: at exit Python closes sys.stdin and aborts where a thread still reads it
+        with os.fdopen(os.dup(sys.stdin.fileno()), "rb") as lines:
+            for line in lines:
+                put(line.removesuffix(b"\n").removesuffix(b"\r").decode())
+                lines_read += 1
     except UnicodeDecodeError:
         put(InvalidError(f"line {lines_read + 1} of stdin is not UTF-8: the lines before it were sent"))
     except OSError as e:
@@ -151,7 +154,8 @@ def tail(
 ) -> None:
     """Show a conversation in order.
 
-    Each message is shown once, by the client's own reorder machine. Numbers that will never be messages are shown as holes with their reason.
+    Each message is shown once, by the client's own reorder machine. Numbers that will never be
+    messages are shown as holes with their reason.
 
     Examples:
 

@@ -39,10 +39,7 @@ class History:
             lambda: self._reader.read(
                 shard,
                 conv_id,
-                located.head,
                 located.stable,
-                located.epoch,
-                located.checkpoint,
                 located.intervals,
                 located.spans,
                 after=after,

@@ -96,6 +96,12 @@ class IdTable:
         self.segment = np.empty(capacity, np.uint32)
         self.row = np.empty(capacity, np.uint32)
 
+    def restart(self, base_segment: int) -> IdTable:
+        """Forget everything but the memory: a new table in it. Fresh memory costs more than clearing (page faults)."""
+        self.base_segment, self.count = base_segment, 0
+        self.slots[:] = 0
+        return self
+
     _COLUMNS = ("fps", "ids", "conv", "seq", "payload", "segment", "row")
 
     def find(self, fps: U64, ids: U64, conv: I32) -> I32 | None:

@@ -122,6 +122,8 @@ class ShardState:
     """(first segment, epoch), ascending."""
     segment_ts: dict[int, int] = field(default_factory=dict)
     """server_ts of the segments that `recent` and `frozen` speak of."""
+    spare: IdTable | None = None
+    """The memory of a table that is sealed, for the next one."""
     postings: Postings = field(default_factory=Postings)
     frozen_postings: Postings = field(default_factory=Postings)
 
@@ -330,14 +332,16 @@ def freeze(state: ShardState) -> IdTable:
     if state.frozen is not None:
         raise InvalidError("the previous freeze is not sealed yet")
     state.frozen, state.frozen_postings = state.recent, state.postings
-    state.recent, state.postings = IdTable(state.segment), Postings()
+    table, state.spare = state.spare, None
+    state.recent = table.restart(state.segment) if table is not None else IdTable(state.segment)
+    state.postings = Postings()
     return state.frozen
 
 
 def sealed(state: ShardState, files: list[SealedIds]) -> None:
     """The frozen ids are in `files` now, which replace all earlier ones; memory lets go of them."""
     state.sealed = files
-    state.frozen = None
+    state.spare, state.frozen = state.frozen, None
     state.frozen_postings = Postings()
     keep_after = state.recent.base_segment
     state.segment_ts = {s: ts for s, ts in state.segment_ts.items() if s > keep_after}

@@ -1,4 +1,4 @@
-"""A shard's owner in a process of its own, driven over pipes: JSON lines in, JSON lines out. `process.Driver` starts it.
+"""A shard's owner in a process of its own, driven over pipes by `process.Driver`: JSON lines in and out.
 
 It fails on command: it kills itself, or its disk does, at the n-th time of a step of a put.
 """
@@ -13,11 +13,10 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from tests.unit.batches import SEED, Msg, answers_of, ipc_of, msg_id
 
 from imray.cluster.owner import Owner
 from imray.cluster.replies import Appended, Refusal
@@ -25,6 +24,7 @@ from imray.core.sequencer import ShardState
 from imray.log.reader import read_log
 from imray.log.store import LocalStore
 from imray.settings import Settings
+from tests.unit.batches import SEED, Msg, answers_of, ipc_of, msg_id
 
 STEPS = ["encoded", "written", "fsynced", "linked", "folder synced", "before the answer"]
 
@@ -35,8 +35,7 @@ class FaultStore(LocalStore):
     def __init__(self, root: Path | str) -> None:
         super().__init__(root)
         self._armed: dict[str, Any] | None = None
-        self._name = ""
-        self._linked = False
+        self._put = threading.local()  # commits and checkpoints are written by two threads
         self.puts: list[str] = []
 
     def arm(self, step: str, at: int = 1, action: str = "kill", prefix: str = "wal/") -> None:
@@ -45,8 +44,8 @@ class FaultStore(LocalStore):
 
     def step(self, step: str) -> bool:
         """A step was reached; True where its answer is to be lost."""
-        armed = self._armed
-        if armed is None or armed["step"] != step or not self._name.startswith(armed["prefix"]):
+        armed, name = self._armed, getattr(self._put, "name", "")
+        if armed is None or armed["step"] != step or not name.startswith(armed["prefix"]):
             return False
         armed["at"] -= 1
         if armed["at"]:
@@ -59,7 +58,7 @@ class FaultStore(LocalStore):
         return True
 
     def put_if_absent(self, name: str, parts: Sequence[bytes | memoryview]) -> bool:
-        self._name, self._linked = name, False
+        self._put.name, self._put.linked = name, False
         self.puts.append(name)
         self.step("encoded")
         done = super().put_if_absent(name, parts)
@@ -71,13 +70,13 @@ class FaultStore(LocalStore):
         self.step("fsynced")
 
     def _link(self, temporary: Path, path: Path) -> bool:
-        done = self._linked = super()._link(temporary, path)
+        done = self._put.linked = super()._link(temporary, path)
         self.step("linked")
         return done
 
     def _sync_folder(self, folder: Path) -> None:
         super()._sync_folder(folder)
-        if self._linked:
+        if getattr(self._put, "linked", False):
             self.step("folder synced")
 
 
@@ -182,7 +181,7 @@ async def _serve(root: str, settings: Settings) -> int:
 
 
 def main() -> None:
-    """driver.py ROOT SETTINGS-AS-JSON: prints a line, waits for a line (a fault to arm, or null), then starts the owner."""
+    """ROOT SETTINGS-AS-JSON: prints a line, waits for one (a fault to arm, or null), then starts the owner."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO)
     code = asyncio.run(_serve(sys.argv[1], Settings(**json.loads(sys.argv[2]))))
     sys.stdout.flush()

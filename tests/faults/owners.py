@@ -9,16 +9,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.faults.client import Client
-from tests.faults.driver import FaultStore, messages_of, read_all
-from tests.faults.process import DEADLINE_S
-from tests.unit.batches import SEED, answers_of, ipc_of
-
 from imray.cluster.owner import Owner
 from imray.cluster.replies import Appended, Refusal
 from imray.log.segment import SegmentMeta, open_segment
 from imray.log.store import LocalStore
 from imray.settings import Settings
+from tests.faults.client import Client
+from tests.faults.driver import FaultStore, messages_of, read_all
+from tests.faults.process import DEADLINE_S
+from tests.unit.batches import SEED, answers_of, ipc_of
 
 
 class NotingStore(FaultStore):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -62,7 +63,7 @@ class Driver:
         with self._lock:
             fresh = tag not in self._answers
             waiting = self._answers.setdefault(tag, queue.SimpleQueue())
-            if fresh and self._ended:
+            if self._ended and (fresh or waiting.empty()):
                 waiting.put({"died": True})
             return waiting
 
@@ -109,10 +110,8 @@ class Driver:
         self.process.wait(DEADLINE_S)
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 pipe.close()
-            except BrokenPipeError:
-                pass
 
 
 _numbers = itertools.count()

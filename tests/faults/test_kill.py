@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tests.faults.client import Client
 from tests.faults.driver import STEPS
 from tests.faults.process import Died, Driver
@@ -51,6 +52,11 @@ def test_killed_in_the_fence(tmp_path: Path, step: str) -> None:
     client.check()
 
 
+def _send_on(client: Client, driver: Driver) -> None:
+    for i in range(10_000):
+        client.send(driver, [["a", 2 * i, "x"], ["b", 2 * i + 1, "y"]])
+
+
 @pytest.mark.parametrize(
     ("prefix", "at", "step"),
     [
@@ -66,8 +72,7 @@ def test_killed_in_a_checkpoint(tmp_path: Path, prefix: str, at: int, step: str)
     with Driver(tmp_path / "data", checkpoint_ids_max=4) as one:
         one.ask("arm", step=step, at=at, prefix=prefix)
         with pytest.raises(Died):
-            for i in range(10_000):
-                client.send(one, [["a", 2 * i, "x"], ["b", 2 * i + 1, "y"]])
+            _send_on(client, one)
     with Driver(tmp_path / "data", checkpoint_ids_max=4) as two:
         client.retry_all(two)
         client.read(two)

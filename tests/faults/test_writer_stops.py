@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.faults.client import Client
-from tests.faults.driver import FaultStore
-from tests.faults.owners import NotingStore, owner_of, read_and_check, send, send_until_acked, serving, until_async
 
 from imray.cluster.replies import Refusal, Refused
 from imray.log import sealed
+from tests.faults.client import Client
+from tests.faults.driver import FaultStore
+from tests.faults.owners import NotingStore, owner_of, read_and_check, send, send_until_acked, serving, until_async
 
 _A, _B, _C = ["a", 1, "x"], ["a", 2, "y"], ["b", 3, "z"]
 

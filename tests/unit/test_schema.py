@@ -1,0 +1,165 @@
+"""Batches: what is refused, and the payload fingerprint that tells a retry from a conflict."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import xxhash
+
+from imray.core.errors import InvalidError
+from imray.log.rows import gather, prepare
+from imray.log.schema import (
+    BATCH_SCHEMA,
+    TEXT,
+    constant_text,
+    encode_text,
+    from_ipc,
+    id_words,
+    payload_fingerprints,
+    segment_table,
+    to_ipc,
+)
+from tests.unit.batches import SEED, Msg, batch_of, msg_id
+
+_BASE = Msg("c", msg_id(1), b"body", "alice", "t", "text/plain", 5)
+_M = 2**64 - 1
+
+
+def _mix(h: int) -> int:
+    h ^= h >> 33
+    h = h * 0xC2B2AE3D27D4EB4F & _M
+    h ^= h >> 29
+    h = h * 0x165667B19E3779F9 & _M
+    return h ^ (h >> 32)
+
+
+def _reference(m: Msg) -> int:
+    """The fingerprint, written down once more with the reference implementation of XXH64."""
+    h = xxhash.xxh64_intdigest(m.body)
+    for text in (m.sender, m.topic, m.content_type):
+        key = 0x27D4EB2F165667C5 if text is None else xxhash.xxh64_intdigest(text.encode())
+        h = _mix(((h << 17 | h >> 47) & _M) ^ key)
+    return h
+
+
+def _fingerprint(m: Msg) -> int:
+    return int(payload_fingerprints(batch_of([m]))[0])
+
+
+@pytest.mark.parametrize(
+    "m",
+    [
+        _BASE,
+        replace(_BASE, topic=None),
+        replace(_BASE, content_type=None),
+        replace(_BASE, body=b"\xff" * 1000, sender="ä"),
+    ],
+)
+def test_equal_to_the_reference(m: Msg) -> None:
+    assert _fingerprint(m) == _reference(m)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"body": b"Body"}, {"body": b""}, {"sender": "bob"}, {"topic": "u"}, {"topic": None}, {"topic": ""},
+        {"content_type": "text/html"}, {"content_type": None}, {"sender": "t", "topic": "alice"},
+    ],
+)  # fmt: skip
+def test_changes_with_the_payload(change: dict[str, object]) -> None:
+    assert _fingerprint(replace(_BASE, **change)) != _fingerprint(_BASE)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [{"client_ts": 6}, {"client_ts": None}, {"conv": "d"}, {"id": msg_id(2)}])
+def test_does_not_change_with_what_a_retry_may_change(change: dict[str, object]) -> None:
+    assert _fingerprint(replace(_BASE, **change)) == _fingerprint(_BASE)  # type: ignore[arg-type]
+
+
+def test_independent_of_dictionary_layout_and_of_slices() -> None:
+    messages = [Msg("c", msg_id(i), b"%d" % i, "ab"[i % 2], [None, "t", "u"][i % 3]) for i in range(20)]
+    batch = batch_of(messages)
+    wanted = payload_fingerprints(batch).tolist()
+    senders = pa.array(["unused", "b", "x", "a"])
+    index = pa.array([3 if m.sender == "a" else 1 for m in messages], pa.int32())
+    columns = batch.columns
+    columns[2] = pa.DictionaryArray.from_arrays(index, senders)
+    assert payload_fingerprints(pa.record_batch(columns, schema=BATCH_SCHEMA)).tolist() == wanted
+    assert payload_fingerprints(from_ipc(to_ipc(batch))).tolist() == wanted
+    assert payload_fingerprints(batch.slice(5, 9)).tolist() == wanted[5:14]
+    assert payload_fingerprints(from_ipc(to_ipc(batch.slice(5, 9)))).tolist() == wanted[5:14]
+    assert payload_fingerprints(batch.take(pa.array([7, 3]))).tolist() == [wanted[7], wanted[3]]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_constant_text(n: int) -> None:
+    assert constant_text("x", n).to_pylist() == ["x"] * n
+    assert constant_text(None, n).to_pylist() == [None] * n
+    assert constant_text("x", n).type == constant_text(None, n).type == encode_text(["x"]).type == TEXT
+
+
+def test_ids_of_a_slice() -> None:
+    column = batch_of([Msg("c", msg_id(i)) for i in range(5)]).column("client_msg_id")
+    assert [w.tobytes() for w in id_words(column.slice(2, 2))] == [msg_id(2), msg_id(3)]
+
+
+def _null_in(name: str, in_dictionary: bool) -> pa.RecordBatch:
+    batch, i = batch_of([_BASE]), BATCH_SCHEMA.get_field_index(name)
+    column = pa.nulls(1, BATCH_SCHEMA.field(i).type)
+    if in_dictionary:
+        column = pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), pa.array([None], pa.string()))
+    return pa.record_batch([*batch.columns[:i], column, *batch.columns[i + 1 :]], schema=BATCH_SCHEMA)
+
+
+@pytest.mark.parametrize("name", ["conv_id", "client_msg_id", "sender", "body"])
+def test_nulls_are_refused(name: str) -> None:
+    with pytest.raises(InvalidError, match=name):
+        prepare(_null_in(name, False), SEED)
+
+
+@pytest.mark.parametrize("name", ["conv_id", "sender", "topic", "content_type"])
+def test_nulls_inside_a_dictionary_are_refused(name: str) -> None:
+    with pytest.raises(InvalidError, match=name):
+        prepare(_null_in(name, True), SEED)
+
+
+def test_other_columns_are_refused() -> None:
+    with pytest.raises(InvalidError, match="expected"):
+        prepare(batch_of([_BASE]).drop_columns(["topic"]), SEED)
+
+
+def test_a_stream_without_a_batch_is_refused() -> None:
+    sink = pa.BufferOutputStream()
+    pa.ipc.new_stream(sink, BATCH_SCHEMA).close()
+    with pytest.raises(InvalidError):
+        from_ipc(sink.getvalue())
+
+
+def _two_names(names: list[str]) -> pa.RecordBatch:
+    batch = batch_of([_BASE, _BASE])
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int32()), pa.array(names))
+    return pa.record_batch([column, *batch.columns[1:]], schema=BATCH_SCHEMA)
+
+
+def test_a_name_twice_in_the_dictionary_is_refused() -> None:
+    with pytest.raises(InvalidError, match="twice"):
+        prepare(_two_names(["a", "a"]), SEED)
+
+
+def test_two_names_with_one_key_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imray.log.rows.hash_rows", lambda _, offsets: np.full(len(offsets) - 1, 5, np.uint64))
+    assert len(prepare(_two_names(["a", "b"]), SEED)) == 2
+
+
+def test_requests_become_one_table_and_the_new_rows_a_segment() -> None:
+    one = prepare(batch_of([_BASE, replace(_BASE, conv="d")]), SEED)
+    two = prepare(batch_of([replace(_BASE, conv="e"), _BASE]), SEED)
+    table, rows = gather([one, two])
+    assert len(rows) == 4
+    names = [rows.names_data[a:b].tobytes() for a, b in zip(rows.names_offsets, rows.names_offsets[1:], strict=False)]
+    assert [names[i] for i in rows.conv] == [b"c", b"d", b"e", b"c"]
+    out = segment_table(table, np.array([True, True, True, False]), np.array([1, 1, 1]), 77).to_pylist()
+    assert [r["conv_id"] for r in out] == ["c", "d", "e"]
+    assert {r["server_ts"].timestamp() for r in out} == {0.077}

@@ -1,0 +1,110 @@
+"""One segment: its metadata, its rows as they were, its name."""
+
+from __future__ import annotations
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from imray.core.errors import CorruptError
+from imray.log.schema import SCHEMA_VERSION, SEGMENT_SCHEMA, void_table
+from imray.log.segment import Segment, SegmentMeta, encode, open_segment, segment_name, segment_number
+
+_META = SegmentMeta(7, 42, 3, "n" * 32, "a" * 32, 1_700_000_000_123, 3)
+
+
+def _table() -> pa.Table:
+    plain = pa.schema([f.with_type(pa.string()) if pa.types.is_dictionary(f.type) else f for f in SEGMENT_SCHEMA])
+    rows = [
+        {
+            "conv_id": "gruppe-ä", "conv_seq": 1, "kind": 0, "client_msg_id": bytes(range(16)), "sender": "alice",
+            "topic": "t", "content_type": "text/plain", "client_ts": 1, "server_ts": 2, "body": b"\xff\xfe\x00 no text",
+        },
+        {
+            "conv_id": "b", "conv_seq": 2**62, "kind": 0, "client_msg_id": b"\xff" * 16, "sender": "",
+            "topic": None, "content_type": None, "client_ts": None, "server_ts": -5, "body": b"",
+        },
+        {
+            "conv_id": "xxh3_128:", "conv_seq": 1, "kind": 0, "client_msg_id": bytes(16), "sender": "imray.digest",
+            "topic": "", "content_type": "", "client_ts": -1, "server_ts": 2**40, "body": b"xxh3_128:" * 1000,
+        },
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=plain).cast(SEGMENT_SCHEMA)
+
+
+def _file(table: pa.Table, meta: SegmentMeta = _META) -> tuple[bytes, bytes]:
+    parts, digest = encode(table, meta)
+    return b"".join(parts), digest
+
+
+def test_every_metadata_field_and_row_comes_back() -> None:
+    data, digest = _file(_table())
+    segment = open_segment(data, "a name")
+    assert isinstance(segment, Segment)
+    assert segment.meta == _META
+    assert segment.meta.version == SCHEMA_VERSION
+    assert (segment.name, segment.digest) == ("a name", digest)
+    assert segment.table().to_pylist() == _table().to_pylist()
+    assert segment.table().schema.equals(SEGMENT_SCHEMA, check_metadata=False)
+    assert segment.table(["conv_seq"]).column_names == ["conv_seq"]
+
+
+def test_any_parquet_reader_can_read_it() -> None:
+    data, _ = _file(_table())
+    file = pq.ParquetFile(io.BytesIO(data))
+    assert file.read().num_rows == 3
+    assert set(file.metadata.metadata) >= {b"imray", b"imray.digest"}
+
+
+def test_empty_segment() -> None:
+    data, _ = _file(SEGMENT_SCHEMA.empty_table())
+    assert open_segment(data, "x").table().num_rows == 0
+
+
+def test_void_record() -> None:
+    data, _ = _file(void_table("c", 5, 9, "why", 1))
+    (row,) = open_segment(data, "x").table().to_pylist()
+    assert (row["conv_id"], row["conv_seq"], row["kind"], row["sender"]) == ("c", 5, 1, None)
+    assert row["body"] == b'{"last": 9, "reason": "why"}'
+
+
+def test_the_digest_covers_metadata_and_rows() -> None:
+    digests = {
+        _file(_table())[1],
+        _file(_table().slice(1))[1],
+        *(
+            _file(_table(), meta)[1]
+            for meta in (
+                SegmentMeta(8, 42, 3, "n" * 32, "a" * 32, 1, 3),
+                SegmentMeta(7, 43, 3, "n" * 32, "a" * 32, 1, 3),
+                SegmentMeta(7, 42, 4, "n" * 32, "a" * 32, 1, 3),
+                SegmentMeta(7, 42, 3, "m" * 32, "a" * 32, 1, 3),
+                SegmentMeta(7, 42, 3, "n" * 32, "b" * 32, 1, 3),
+            )
+        ),
+    }
+    assert len(digests) == 7
+    assert _file(_table())[1] == _file(_table())[1]
+
+
+def test_names() -> None:
+    assert segment_name(7, 42) == "wal/shard=0007/00000000000000000042.parquet"
+    assert segment_number(segment_name(7, 42)) == 42
+    for name in ("wal/shard=0007/42.parquet", "wal/shard=0007/x", "wal/shard=0007/0000000000000000004x.parquet"):
+        with pytest.raises(CorruptError, match="foreign"):
+            segment_number(name)
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1PAR1", b"PAR1\xff\xff\xff\xffPAR1", b"x" * 100, b"\xff" * 100])
+def test_what_is_no_segment(data: bytes) -> None:
+    with pytest.raises(CorruptError, match="a name"):
+        open_segment(data, "a name")
+
+
+def test_parquet_of_others_is_refused() -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"x": [1]}), sink)
+    with pytest.raises(CorruptError, match="mark"):
+        open_segment(sink.getvalue(), "x")
