@@ -6,6 +6,8 @@ format is that of `tests/checker/events.py`.
 
 from __future__ import annotations
 
+import hashlib
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +15,7 @@ from typing import Any, Self
 import orjson
 
 from imray.cli.replay_plan import Chat, Rows
-from imray.cli.replay_send import CONFLICT
+from imray.cli.replay_send import CONFLICT, NEW, STORED_BEFORE
 from imray.client import HistoryPage
 from imray.core.errors import InvalidError
 
@@ -40,39 +42,40 @@ class EventLog:
         """The client is about to send these rows."""
         texts = self._chat.texts.take(rows).to_pylist()
         for row, text in zip(rows.tolist(), texts, strict=True):
-            self._write({"event": "send", **self._named(row), "sender": self._chat.senders.of(row), "body": text})
+            self._write({"ev": "send", **self._named(row), "payload": _digest(text)})
 
-    def answered(self, rows: Rows, status: Rows, seq: Rows) -> None:
+    def answered(self, rows: Rows, status: Rows, seq: Rows, stable_seq: Rows) -> None:
         """These rows have their outcome."""
-        for row, code, number in zip(rows.tolist(), status.tolist(), seq.tolist(), strict=True):
-            event = "conflict" if code == CONFLICT else "ack" if code in (200, 201) else None
-            if event is not None:
-                self._write({"event": event, **self._named(row), "conv_seq": number})
+        columns = (rows.tolist(), status.tolist(), seq.tolist(), stable_seq.tolist())
+        for row, code, number, stable in zip(*columns, strict=True):
+            if code == CONFLICT:
+                self._write({"ev": "conflict", **self._named(row), "seq": number})
+            elif code in (NEW, STORED_BEFORE):
+                known = {"seq": number, "duplicate": code == STORED_BEFORE, "stable": stable}
+                self._write({"ev": "ack", **self._named(row), **known})
 
-    def read(self, page: HistoryPage, after: int) -> None:
-        """A page of history was read."""
+    def read(self, page: HistoryPage, after: int, asked_ns: int) -> None:
+        """A page of history was read; every conversation is read to its end, after all was sent."""
         self._write(
             {
-                "event": "read",
-                "conv_id": page.conv_id,
+                "ev": "read",
+                "conv": page.conv_id,
                 "after": after,
-                "messages": [
-                    {
-                        "conv_seq": m.conv_seq,
-                        "client_msg_id": m.client_msg_id,
-                        "sender": m.sender,
-                        "body": m.body if isinstance(m.body, str) else m.body.hex(),
-                    }
-                    for m in page.messages
-                ],
-                "holes": [{"from": h.from_seq, "to": h.to_seq, "reason": h.reason} for h in page.holes],
-                "stable_seq": page.stable_seq,
-                "next": page.next,
+                "upto": page.next if page.next is not None else page.stable_seq,
+                "rows": [[m.conv_seq, m.client_msg_id, _digest(m.body)] for m in page.messages],
+                "holes": [[h.from_seq, h.to_seq, h.reason] for h in page.holes],
+                "stable": page.stable_seq,
+                "t0": asked_ns,
+                "final": True,
             }
         )
 
     def _named(self, row: int) -> dict[str, Any]:
-        return {"conv_id": self._chat.conversations.of(row), "client_msg_id": self._chat.client_msg_id(row)}
+        return {"conv": self._chat.conversations.of(row), "id": self._chat.client_msg_id(row)}
 
     def _write(self, event: dict[str, Any]) -> None:
-        self._file.write(orjson.dumps(event) + b"\n")
+        self._file.write(orjson.dumps({"t": time.monotonic_ns(), "client": "replay", **event}) + b"\n")
+
+
+def _digest(body: str | bytes) -> str:
+    return hashlib.blake2b(body.encode() if isinstance(body, str) else body, digest_size=8).hexdigest()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -47,7 +48,7 @@ class Proof:
 class Reads(Protocol):
     """Is told what was read."""
 
-    def read(self, page: HistoryPage, after: int) -> None: ...
+    def read(self, page: HistoryPage, after: int, asked_ns: int) -> None: ...
 
 
 class ConversationCheck:
@@ -195,9 +196,10 @@ async def _read(
     """Feed all pages; the stable number they go up to. Waits until what was acked is stable."""
     after = 0
     while True:
+        asked_ns = time.monotonic_ns()
         page = await client.history(conv_id, after, limit=PAGE_MESSAGES)
         if reads is not None:
-            reads.read(page, after)
+            reads.read(page, after, asked_ns)
         check.take(page)
         on_messages(len(page.messages))
         if page.next is not None:

@@ -27,7 +27,7 @@ class Recorder(Protocol):
 
     def sends(self, rows: Rows) -> None: ...
 
-    def answered(self, rows: Rows, status: Rows, seq: Rows) -> None: ...
+    def answered(self, rows: Rows, status: Rows, seq: Rows, stable_seq: Rows) -> None: ...
 
 
 @dataclass
@@ -111,13 +111,15 @@ class Sender:
         if isinstance(answer, pa.Table):
             status = answer.column("status").to_numpy().astype(np.int64)
             seq = answer.column("conv_seq").to_numpy().astype(np.int64)
+            stable = answer.column("stable_seq").to_numpy().astype(np.int64)
         else:
             status = np.array([outcome.status for outcome in answer], np.int64)
             seq = np.array([-1 if o.conv_seq is None else o.conv_seq for o in answer], np.int64)
+            stable = np.array([-1 if o.stable_seq is None else o.stable_seq for o in answer], np.int64)
         self.acks.status[rows], self.acks.seq[rows] = status, seq
         if self.recorder is not None:
             known = ~np.isin(status, _OPEN)
-            self.recorder.answered(rows[known], status[known], seq[known])
+            self.recorder.answered(rows[known], status[known], seq[known], stable[known])
 
     def _messages(self, rows: Rows) -> list[Outgoing]:
         chat = self.chat

@@ -253,6 +253,7 @@ class ShardMachine(RuleBasedStateMachine):
             assert found.get(conv, []) + spans == self.model.spans[conv]
 
 
+@pytest.mark.timeout(120 + 6 * _EXAMPLES)
 def test_random_lives_of_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small fan-out and caches, so that sealing, merging and eviction happen often."""
     monkeypatch.setattr(sealed, "MERGE_FANOUT", 3)

@@ -252,11 +252,9 @@ def test_replay_says_what_differs(cli: Cli, server: Fake, tmp_path: Path, monkey
 def test_replay_records_what_the_client_saw(cli: Cli, server: Fake, tmp_path: Path) -> None:
     assert cli("replay", chat_file(tmp_path / "chat.parquet"), "--events", "seen.jsonl")[0] == 0
     seen = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
-    assert [e["event"] for e in seen] == ["send"] * 3 + ["ack"] * 3 + ["read"] * 2
-    acked = {(e["conv_id"], e["client_msg_id"], e["conv_seq"]) for e in seen if e["event"] == "ack"}
-    read = {
-        (e["conv_id"], m["client_msg_id"], m["conv_seq"]) for e in seen if e["event"] == "read" for m in e["messages"]
-    }
+    assert [e["ev"] for e in seen] == ["send"] * 3 + ["ack"] * 3 + ["read"] * 2
+    acked = {(e["conv"], e["id"], e["seq"]) for e in seen if e["ev"] == "ack"}
+    read = {(e["conv"], msg_id, seq) for e in seen if e["ev"] == "read" for seq, msg_id, _ in e["rows"]}
     assert acked == read
 
 
