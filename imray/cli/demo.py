@@ -26,7 +26,7 @@ def run_demo(info: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from analytics import audit
+    from analytics.audit import run
     from imray.client import Client
 
     console = Console()
@@ -39,7 +39,7 @@ def run_demo(info: dict[str, Any]) -> None:
             where = f"shard {sent.shard}, segment {sent.segment}, row {sent.row}"
             table.add_row(str(sent.conv_seq), sender, text, where, "a retry: its first number" * sent.duplicate)
     console.print(table)
-    report = audit.run(Path(info["data"]))
+    report = run(Path(info["data"]))
     console.print(report.to_text())
     url, data = info["url"], info["data"]
     typer.echo(

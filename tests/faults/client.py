@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from tests.checker.invariants import check
 from tests.faults.process import Driver
 
 
@@ -52,41 +57,34 @@ class Client:
         self.events.append(("read", [tuple(m) for m in messages]))
 
     def check(self) -> None:
-        """Judge all that was seen: I1 to I6 of a single client that waits for its answers or not."""
-        sent: dict[tuple[str, int, str], int] = {}
-        acks: dict[tuple[str, int], int] = {}
-        best: dict[str, int] = {}
-        stable: dict[str, int] = {}
-        floor: dict[tuple[str, int], int] = {}
-        for event in self.events:
-            if event[0] == "send":
-                for conv, n, body in event[1]:
-                    sent.setdefault((conv, n, body), len(sent))
-                    floor.setdefault((conv, n), best.get(conv, 0))
-            elif event[0] == "ack":
-                for (conv, n, _), (status, seq, steady) in zip(*event[1:], strict=True):
-                    assert acks.setdefault((conv, n), seq) == seq, f"I2: {conv} {n} has two numbers"
-                    assert status != "new" or seq > floor[conv, n], f"I6: {conv} {n} is below what was acked before"
-                    assert steady >= seq, f"an acked number of {conv} is stable"
-                    best[conv] = max(best.get(conv, 0), seq)
-                    stable[conv] = max(stable.get(conv, 0), steady)
-            else:
-                self._check_reading(event[1], sent, acks, stable)
+        """Have the checker judge all that was seen; the last reading is the final one."""
+        readings = [i for i, e in enumerate(self.events) if e[0] == "read"]
+        lines = [line for i, e in enumerate(self.events) for line in _lines(i, e, final=i == readings[-1])]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "events.jsonl"
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            report = check([path])
+        assert report.ok, report.to_text()
 
-    @staticmethod
-    def _check_reading(
-        messages: list[tuple[str, int, int, str]],
-        sent: dict[tuple[str, int, str], int],
-        acks: dict[tuple[str, int], int],
-        stable: dict[str, int],
-    ) -> None:
-        numbers = {(conv, n): seq for conv, n, seq, _ in messages}
-        assert len(numbers) == len(messages), "I2: an id stands once"
-        assert len({(conv, seq) for conv, _, seq, _ in messages}) == len(messages), "I3: a number stands once"
-        for key, seq in acks.items():
-            assert numbers.get(key) == seq, f"I1: {key} was acked with {seq}"
-        for conv, n, _, body in messages:
-            assert (conv, n, body) in sent, f"nobody sent {conv} {n} {body!r}"
-        for conv, head in stable.items():
-            there = {seq for c, _, seq, _ in messages if c == conv}
-            assert there >= set(range(1, head + 1)), f"I5: holes in {conv}"
+
+def _lines(t: int, event: tuple[Any, ...], final: bool) -> Iterator[dict[str, Any]]:
+    """The checker's events for one of ours; our events' order is their time."""
+    common = {"t": 2 * t, "client": "c"}
+    if event[0] == "send":
+        for conv, n, body in event[1]:
+            yield {**common, "ev": "send", "conv": conv, "id": str(n), "payload": body}
+    elif event[0] == "ack":
+        for (conv, n, _), (status, seq, stable) in zip(*event[1:], strict=True):
+            known = {"conv": conv, "id": str(n), "seq": seq}
+            if status == "conflict":
+                yield {**common, "ev": "conflict", **known}
+            else:
+                yield {**common, "ev": "ack", **known, "duplicate": status != "new", "stable": stable}
+    else:
+        rows: dict[str, list[Any]] = {}
+        for conv, n, seq, body in event[1]:
+            rows.setdefault(conv, []).append([seq, str(n), body])
+        for conv, found in rows.items():
+            head = max(seq for seq, _, _ in found)
+            known = {"after": 0, "upto": head, "rows": found, "holes": [], "stable": head}
+            yield {**common, "ev": "read", "conv": conv, **known, "t0": 2 * t - 1, "final": final}

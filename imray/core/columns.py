@@ -1,0 +1,92 @@
+"""The columns that numbering works on: a batch's rows, what is known of them, what becomes of them, what is durable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from imray.core.dedup import SealedIds
+from imray.core.hashing import I32, I64, U8, U64
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a commit as columns. `conv` indexes names: names_data[names_offsets[k]:names_offsets[k+1]]."""
+
+    names_data: U8
+    names_offsets: I32
+    conv: I32
+    ids: U64
+    fps: U64
+    payload: U64
+
+    def __len__(self) -> int:
+        return len(self.conv)
+
+
+@dataclass(frozen=True)
+class First:
+    """What a retry is told: the numbers of the first send of an id."""
+
+    seq: int
+    payload: int
+    segment: int
+    row: int
+    epoch: int
+    server_ts: int
+
+
+@dataclass(frozen=True)
+class Located:
+    """What memory knows of a batch's ids before it is planned; `maybe` rows need a look into files."""
+
+    conv: I32
+    """State index of each row; new conversations have the next ones, in the order of their rows."""
+    fresh: I32
+    """Name indices of the new conversations, in that order."""
+    recent: I32 | None
+    frozen: I32 | None
+    maybe: list[tuple[SealedIds, I64]]
+    """For each sealed file with a "maybe": the rows that memory does not know."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a batch becomes. Rows with status NEW are numbered in their order; the others carry the first's number."""
+
+    status: np.ndarray
+    seq: I64
+    new_rows: I64 | None
+    """Rows that are new; None: all of them."""
+    row_in_segment: np.ndarray
+    """Each row's place in the new segment (new rows); the place of the first send (others)."""
+    segment: I64 | None
+    """Segment of the first send, for rows that are not new (-1: the segment being written). None: all are new."""
+    epoch: I64 | None
+    server_ts: I64 | None
+    conv: I32
+    fresh: I32
+    touched: I32
+    """State indices of conversations that get numbers; their numbers run from `touched_first` to `touched_last`."""
+    touched_first: I64
+    touched_last: I64
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Rows that are durable, as `apply` takes them: from a plan or from a segment read back."""
+
+    segment: int
+    epoch: int
+    server_ts: int
+    digest: bytes
+    rows: Rows
+    conv: I32
+    fresh: I32
+    seq: I64
+    row: np.ndarray
+    touched: I32
+    """State indices of the conversations with numbers in the segment, void ranges included."""
+    touched_first: I64
+    touched_last: I64
