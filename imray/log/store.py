@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from imray.core.errors import StorageError
-
-_IOV_MAX = 512
+from imray.log.posix import write_parts
 
 
 class Store(Protocol):
@@ -73,13 +72,7 @@ class LocalStore:
     def _write(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o640)
         try:
-            views = [memoryview(p).cast("B") for p in parts if len(p)]
-            while views:
-                n = os.writev(fd, views[:_IOV_MAX])
-                while views and n >= len(views[0]):
-                    n -= len(views.pop(0))
-                if n:
-                    views[0] = views[0][n:]
+            write_parts(fd, parts)
             self._sync_file(fd)
         finally:
             os.close(fd)

@@ -1,0 +1,101 @@
+"""`python -m benchmarks [NAME ...]`: run them, print a table, write JSON."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks import machine, report
+from benchmarks.harness import ROOT, Figure, Options, say
+
+NAMES = (
+    "hot_group",
+    "many_conversations",
+    "http_single",
+    "http_batch",
+    "ack_latency",
+    "memory",
+    "restart",
+)
+_README = Path(__file__).with_name("README.md")
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help=f"Which: {', '.join(NAMES)}; none: all.")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Turns; the table shows medians.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.2, help="Length of one measurement.")] = 5.0,
+    folder: Annotated[
+        Path, typer.Option("--dir", help="Where data is written; a real disk, or fsync means nothing.")
+    ] = ROOT / "benchmarks" / "results",
+    producers: Annotated[int, typer.Option(min=1, help="Producer processes of the engine benchmarks.")] = 2,
+    window: Annotated[int, typer.Option(min=1, help="Batches in flight for each producer.")] = Options.window,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Write the table into benchmarks/README.md.")] = False,
+    results: Annotated[Path | None, typer.Option("--from", help="Show an earlier --json file; measure nothing.")] = None,
+) -> None:
+    """Measure imray on this machine, beside the limit that the machine itself sets."""
+    failed: list[str] = []
+    if results is not None:
+        figures, where = report.from_json(results.read_text())
+    else:
+        chosen = list(dict.fromkeys(names or NAMES))
+        if unknown := [n for n in chosen if n not in NAMES]:
+            raise typer.BadParameter(f"{unknown}: there are {', '.join(NAMES)}")
+        folder = folder.resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        if machine.filesystem(folder)[0] in machine.NOT_DISKS:
+            raise typer.BadParameter(f"{folder} is in memory: choose a folder on a disk with --dir")
+        options = Options(folder, repeat, seconds, producers, window)
+        where = machine.describe(folder)
+        figures = run_one(chosen[0], options) if len(chosen) == 1 else run_each(chosen, options, failed)
+        if as_json is not None:
+            as_json.write_text(report.to_json(figures, where, asdict(options) | {"folder": str(folder)}))
+    report.show(figures, where)
+    if markdown:
+        report.put_between_marks(_README, report.markdown(figures, where))
+    if failed:
+        say(f"FAILED: {', '.join(failed)}")
+        raise typer.Exit(1)
+
+
+def run_one(name: str, options: Options) -> list[Figure]:
+    """One benchmark, in this process."""
+    started = time.monotonic()
+    module = importlib.import_module(f"benchmarks.{name}")
+    say(f"{name}: {module.QUESTION}")
+    figures = [replace(f, benchmark=name) for f in module.run(options)]
+    say(f"{name}: took {time.monotonic() - started:.0f} s")
+    return figures
+
+
+def run_each(names: list[str], options: Options, failed: list[str]) -> list[Figure]:
+    """Several, each in a process of its own: none inherits another's Ray, memory or threads.
+
+    One that fails is named in `failed`, and the others go on."""
+    figures: list[Figure] = []
+    for name in names:
+        with tempfile.TemporaryDirectory() as scratch:
+            found = Path(scratch) / "figures.json"
+            command = [sys.executable, "-m", "benchmarks", name, "--json", str(found), "--dir", str(options.folder)]
+            command += ["--repeat", str(options.repeat), "--seconds", str(options.seconds)]
+            command += ["--producers", str(options.producers), "--window", str(options.window)]
+            code = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ, check=False).returncode
+            if code or not found.exists():
+                failed.append(name)
+                continue
+            figures += [Figure.from_dict(f) for f in json.loads(found.read_text())["figures"]]
+    return figures
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,187 @@
+"""The engine path: real shard actors on a local Ray cluster, fed by producers in processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import ray
+
+from benchmarks.harness import Options
+from benchmarks.workload import Batches, conversation_names
+from imray.cluster import deploy, shard
+from imray.cluster.process import settle
+from imray.cluster.replies import Appended
+from imray.settings import Settings
+
+BATCH_ROWS = 10_000
+WARMUP_S = 1.5
+_START_TIMEOUT_S = 60.0
+_GRACE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a run showed. Only acks inside the measured time count as rate; the mean commit is that of the whole run."""
+
+    per_second: float
+    commit_rows: float
+    rows: int
+    segments: int
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[None]:
+    """A local Ray cluster that ends with the block."""
+    deploy.connect(None)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One shard over a folder of its own."""
+
+    namespace: str
+    actor: Any
+    data: Path
+
+    def figures(self) -> dict[str, Any]:
+        """The shard's own figures."""
+        return ray.get(self.actor.ping.remote(), timeout=_START_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def engine(options: Options, settings: Settings | None = None) -> Iterator[Engine]:
+    """A fresh shard with default settings, over a fresh folder; both are gone afterwards. Needs `cluster`."""
+    with options.fresh_folder() as data:
+        namespace = f"bench-{secrets.token_hex(4)}"
+        actor = shard.create(namespace, str(data), 0, secrets.randbits(64), settings or Settings())
+        try:
+            started = Engine(namespace, actor, data)
+            if (state := started.figures()["state"]) != "serving":
+                raise RuntimeError(f"the shard does not serve: {state}")
+            yield started
+        finally:
+            ray.kill(actor, no_restart=True)
+
+
+class Producer:
+    """A sender in a process of its own: batches of columns, acks checked."""
+
+    def __init__(self, rows: int, conversations: int) -> None:
+        self._batches = Batches(rows, conversation_names(conversations), int.from_bytes(os.urandom(8)))
+        settle()
+
+    def ready(self) -> None:
+        """The batches are made."""
+
+    def saturate(self, namespace: str, begin: float, end: float, window: int) -> tuple[int, int]:
+        """Keep `window` batches in flight until `end` (time.monotonic): rows acked since `begin`, and in all."""
+        actor = ray.get_actor(shard.name(0), namespace)
+        in_flight: list[Any] = []
+        counted = total = 0
+        while True:
+            while len(in_flight) < window and time.monotonic() < end:
+                in_flight.append(actor.append.remote(self._batches.next()))
+            if not in_flight:
+                return counted, total
+            done, in_flight = ray.wait(in_flight, num_returns=1)
+            for ref in done:
+                rows = check_ack(ray.get(ref), self._batches.rows)
+                total += rows
+                counted += rows if begin <= time.monotonic() < end else 0
+
+    def pace(self, namespace: str, first: float, interval_s: float, count: int, begin: int) -> tuple[list[float], float]:
+        """Send `count` batches at first, first + interval, ... whether or not acks come (open loop).
+
+        Latencies (s) of the batches from number `begin` on, from the moment when each was due; and the largest
+        delay with which one was sent."""
+        actor = ray.get_actor(shard.name(0), namespace)
+        latencies: list[float] = []
+        failures: list[BaseException] = []
+        lock, late_max = Lock(), 0.0
+        waiting: list[Future[Any]] = []
+
+        def on_ack(future: Future[Any], due: float, wanted: bool) -> None:
+            now = time.monotonic()
+            try:
+                check_ack(future.result(), self._batches.rows)
+            except Exception as e:  # noqa: BLE001 a callback's exception would be lost: `pace` raises it
+                failures.append(e)
+                return
+            if wanted:
+                with lock:
+                    latencies.append(now - due)
+
+        for i in range(count):
+            due = first + i * interval_s
+            stream = self._batches.next()
+            time.sleep(max(0.0, due - time.monotonic()))
+            late_max = max(late_max, time.monotonic() - due)
+            future = actor.append.remote(stream).future()
+            future.add_done_callback(lambda f, due=due, wanted=i >= begin: on_ack(f, due, wanted))
+            waiting.append(future)
+        for future in waiting:
+            future.result(timeout=_GRACE_S)
+        if failures:
+            raise failures[0]
+        return latencies, late_max
+
+
+def check_ack(answer: Any, rows: int) -> int:
+    """The rows of an answer: all durable, all new, all numbered; RuntimeError otherwise."""
+    if not isinstance(answer, Appended) or answer.rows != rows or answer.firsts is not None:
+        raise RuntimeError(f"not an ack of {rows} new messages: {answer}")
+    seqs = answer.seq if isinstance(answer.seq, int) else int(answer.seq.min())
+    if seqs < 1:
+        raise RuntimeError(f"an ack without numbers: {answer}")
+    return rows
+
+
+@contextlib.contextmanager
+def producers(count: int, rows: int, conversations: int) -> Iterator[list[Any]]:
+    """Producer actors, ready to send."""
+    kind = ray.remote(Producer).options(num_cpus=0.1, max_concurrency=1)
+    made = [kind.remote(rows, conversations) for _ in range(count)]
+    try:
+        ray.get([p.ready.remote() for p in made], timeout=_START_TIMEOUT_S)
+        yield made
+    finally:
+        for actor in made:
+            ray.kill(actor)
+
+
+def saturate(options: Options, senders: Sequence[Any], settings: Settings | None = None) -> Load:
+    """The highest rate that the senders get acks at, over a fresh shard: warm up, then count."""
+    with engine(options, settings) as started:
+        before = started.figures()["segment"]
+        begin = time.monotonic() + WARMUP_S
+        end = begin + options.seconds
+        runs = [p.saturate.remote(started.namespace, begin, end, options.window) for p in senders]
+        counts = ray.get(runs, timeout=options.seconds + _GRACE_S)
+        rows = sum(total for _, total in counts)
+        segments = _await_remembered(started, rows)["segment"] - before
+        return Load(sum(n for n, _ in counts) / options.seconds, rows / segments, rows, segments)
+
+
+def _await_remembered(started: Engine, rows: int) -> dict[str, Any]:
+    """The shard's figures once it remembers just so many ids; RuntimeError where it does not.
+
+    At the end of a checkpoint it counts some ids twice for a moment."""
+    for _ in range(20):
+        figures = started.figures()
+        if figures["recent_ids"] + figures["sealed_ids"] == rows:
+            return figures
+        time.sleep(0.1)
+    raise RuntimeError(f"{rows} messages acked, but the shard says {figures}")
