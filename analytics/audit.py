@@ -1,4 +1,7 @@
-"""The audits: every question of `analytics.queries`, asked of a data folder."""
+"""The audits: every question of `analytics.queries`, asked of a data folder, whether the system runs or is down.
+
+Owns the asking and the report. Does not own what is asked: one SQL file a question.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,13 @@ from typing import Any
 import duckdb
 
 from analytics.verified import VerifiedSegment, Verifier
-from analytics.views import views_over
-from imray.core.errors import CorruptError
+from analytics.views import audit_views
+from imray.core.errors import CorruptError, InvalidError
 from imray.settings import Settings
 
 _ROWS_SHOWN_MAX = 20
+_KINDS = ("violation", "report")
+_CORRUPT_TITLE = "files that are missing, changed, or not in their place"
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one audit found. A violation's rows show it; a report's rows are its answer. At most 20 are kept."""
+    """What one audit found. A violation's rows show it; a report's rows are its answer. `total` counts all rows,
+    at most 20 are kept."""
 
     name: str
     title: str
@@ -43,6 +49,26 @@ class Finding:
     def violated(self) -> bool:
         """Whether a promise is broken."""
         return self.kind == "violation" and self.total > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "kind": self.kind,
+            "violated": self.violated,
+            "total": self.total,
+            "rows": [dict(zip(self.columns, map(_jsonable, row), strict=True)) for row in self.rows],
+        }
+
+    def to_table(self) -> str:
+        """Its rows as aligned text."""
+        lines = [self.columns, *([_printable(_jsonable(v)) for v in row] for row in self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        if self.total > len(self.rows):
+            text.append(f"... {self.total} in all")
+        return "\n".join(text)
 
 
 @dataclass(frozen=True)
@@ -57,26 +83,15 @@ class AuditReport:
         """No violation."""
         return not any(f.violated for f in self.findings)
 
+    def __getitem__(self, name: str) -> Finding:
+        return next(f for f in self.findings if f.name == name)
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            "ok": self.ok,
-            "segments": self.segments,
-            "findings": [
-                {
-                    "name": f.name,
-                    "title": f.title,
-                    "kind": f.kind,
-                    "violated": f.violated,
-                    "total": f.total,
-                    "rows": [dict(zip(f.columns, map(_jsonable, row), strict=True)) for row in f.rows],
-                }
-                for f in self.findings
-            ],
-        }
+        return {"ok": self.ok, "segments": self.segments, "findings": [f.to_dict() for f in self.findings]}
 
     def to_text(self, reports: bool = False) -> str:
-        """A table of the violations looked for, with the rows that show one; `reports` adds the figures."""
+        """The violations looked for, with the rows that show one; `reports` adds the figures."""
         lines = [f"audit of {self.segments} segments: {'clean' if self.ok else 'VIOLATIONS FOUND'}"]
         for f in self.findings:
             if f.kind == "violation":
@@ -84,10 +99,7 @@ class AuditReport:
             elif reports:
                 lines.append(f"  {f.name}: {f.title}")
             if f.violated or (reports and f.kind == "report"):
-                lines.append("        " + " | ".join(f.columns))
-                lines += ["        " + " | ".join(map(str, row)) for row in f.rows]
-                if f.total > len(f.rows):
-                    lines.append(f"        ... {f.total} in all")
+                lines += [f"        {line}" for line in f.to_table().split("\n")]
         return "\n".join(lines)
 
 
@@ -95,39 +107,57 @@ def questions() -> list[Question]:
     """Every audit, violations first."""
     found = []
     for file in importlib.resources.files("analytics.queries").iterdir():
-        if not file.name.endswith(".sql"):
-            continue
-        sql = file.read_text()
-        head = dict(line[3:].split(": ", 1) for line in sql.splitlines() if line.startswith("-- "))
-        found.append(Question(file.name.removesuffix(".sql"), head["title"], head["kind"], head["row"], sql))
-    return sorted(found, key=lambda q: (q.kind != "violation", q.name))
+        if file.name.endswith(".sql"):
+            found.append(_read_question(file.name.removesuffix(".sql"), file.read_text(encoding="utf-8")))
+    return sorted(found, key=lambda q: (_KINDS.index(q.kind), q.name))
+
+
+def _read_question(name: str, sql: str) -> Question:
+    head = dict(line[3:].split(": ", 1) for line in sql.splitlines() if line.startswith("-- "))
+    if set(head) != {"title", "kind", "row"} or head["kind"] not in _KINDS:
+        raise InvalidError(f"audit {name}: its first lines must be title, kind (violation or report) and row")
+    return Question(name, head["title"], head["kind"], head["row"], sql)
 
 
 def run(data: Path | str, settings: Settings | None = None) -> AuditReport:
-    """Ask every question of a data folder, whether the system runs or is down.
+    """Ask every question of a data folder. InvalidError where it is none.
 
-    A log that does not verify is itself a violation, `corrupt`; the other audits then cover the shards that do."""
+    A log that does not verify is itself a violation, `corrupt`; the other audits then cover each shard's log up to
+    its first fault."""
     verifier = Verifier(data)
     shards = verifier.manifest().shards
     found: list[VerifiedSegment] = []
-    corrupt = []
+    faults: list[CorruptError] = []
     for shard in range(shards):
-        try:
-            found += verifier.shard_log(shard)
-        except CorruptError as e:
-            corrupt.append([e.file, e.place, e.check])
-    title = "files that are missing, changed, or not in their place"
-    findings = [Finding("corrupt", title, "violation", len(corrupt), ["file", "place", "check"], corrupt)]
-    with views_over(found, shards, settings or Settings.from_env(), bodies=False) as connection:
-        findings += [_ask(connection, q) for q in questions()]
-    return AuditReport(len(found), findings)
+        sound, more = verifier.survey(shard)
+        found += sound
+        faults += more
+    with audit_views(found, shards, settings or Settings.from_env()) as connection:
+        findings = [_ask(connection, q) for q in questions()]
+    try:
+        verifier.unchanged(found)
+    except CorruptError as e:
+        faults.append(e)
+    rows = [[e.file, e.place, e.check] for e in faults[:_ROWS_SHOWN_MAX]]
+    corrupt = Finding("corrupt", _CORRUPT_TITLE, "violation", len(faults), ["file", "place", "check"], rows)
+    return AuditReport(len(found), [corrupt, *findings])
 
 
 def _ask(connection: duckdb.DuckDBPyConnection, question: Question) -> Finding:
-    found = connection.sql(question.sql).to_arrow_table()
-    rows = [list(row.values()) for row in found.slice(0, _ROWS_SHOWN_MAX).to_pylist()]
-    return Finding(question.name, question.title, question.kind, found.num_rows, found.column_names, rows)
+    found = connection.sql(f"FROM ({question.sql}) LIMIT {_ROWS_SHOWN_MAX}").to_arrow_table()
+    total = found.num_rows
+    if total == _ROWS_SHOWN_MAX:
+        total = connection.sql(f"SELECT count(*) AS n FROM ({question.sql})").to_arrow_table()["n"][0].as_py()
+    rows = [list(row.values()) for row in found.to_pylist()]
+    return Finding(question.name, question.title, question.kind, total, found.column_names, rows)
 
 
 def _jsonable(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_jsonable(v) for v in value]
     return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
+
+
+def _printable(value: Any) -> str:
+    """Text that cannot steer a terminal: names are users' text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))

@@ -1,4 +1,4 @@
-"""Any SQL over the views of a data folder."""
+"""Any question in SQL over the views of a data folder. Questions only: nothing that writes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,38 @@ import duckdb
 import pyarrow as pa
 
 from analytics.verified import Verifier
-from analytics.views import open_views
+from analytics.views import views_over
 from imray.core.errors import InvalidError
 from imray.settings import Settings
 
 
 def query(data: Path | str, sql: str, settings: Settings | None = None) -> pa.Table:
-    """The result of one SQL statement over `messages`, `voids` and `segments`.
+    """The result of one SELECT (or DESCRIBE, SUMMARIZE, SHOW) over `messages`, `voids` and `segments`.
 
     InvalidError (one line) where DuckDB refuses it; CorruptError where the log does not verify."""
-    with open_views(Verifier(data), settings or Settings.from_env()) as connection:
+    verifier = Verifier(data)
+    found = verifier.log()
+    with views_over(found, settings or Settings.from_env()) as connection:
         try:
-            result = connection.sql(sql)
-            return pa.table({}) if result is None else result.to_arrow_table()
+            _check_question(connection, sql)
+            result = connection.sql(sql).to_arrow_table()
         except duckdb.Error as e:
-            raise InvalidError(f"SQL: {' '.join(str(e).split())}") from e
+            raise InvalidError(f"SQL: {_one_line(e)}") from e
+    verifier.unchanged(found)
+    return result
+
+
+def _check_question(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Refuse all but one SELECT: a COPY may overwrite each file that DuckDB is allowed to read, segments included."""
+    statements = connection.extract_statements(sql)
+    if len(statements) != 1:
+        raise InvalidError(f"SQL: one statement at a time, these are {len(statements)}")
+    if statements[0].type != duckdb.StatementType.SELECT:
+        raise InvalidError(f"SQL: {statements[0].type.name} is refused: only SELECT, DESCRIBE, SUMMARIZE and SHOW run")
+    # since 2.0 a SELECT may carry a COPY in its WITH clause, but only at the top level: so bind it below one
+    quoted = sql.replace("'", "''")
+    connection.execute(f"EXPLAIN FROM query('{quoted}')")
+
+
+def _one_line(error: duckdb.Error) -> str:
+    return " ".join(str(error).split("\n\nLINE ")[0].split())

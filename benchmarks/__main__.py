@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -97,5 +98,11 @@ def run_each(names: list[str], options: Options, failed: list[str]) -> list[Figu
     return figures
 
 
+def _end(_number: int, _frame: object) -> None:
+    """As Ctrl-C: the servers that were started are ended on the way out."""
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)
     typer.run(main)

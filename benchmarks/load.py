@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 from urllib.parse import urlsplit
 
 import uvloop
@@ -23,6 +24,7 @@ from imray.cluster.process import settle
 
 _HEAD_END = b"\r\n\r\n"
 _HEAD_BYTES_MAX = 64 * 1024
+_ANSWER_TIMEOUT_S = 30.0
 
 
 class ResponseParser:
@@ -93,8 +95,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclasses
         self._send()
 
     def _send(self) -> None:
@@ -149,7 +150,7 @@ async def measure(host: str, port: int, all_sources: Sequence[Source], warmup_s:
     cpu, wall = time.process_time(), time.perf_counter()
     await asyncio.sleep(max(0.0, clock.end - time.perf_counter()))
     share = (time.process_time() - cpu) / (time.perf_counter() - wall)
-    await asyncio.gather(*finished)
+    await asyncio.wait_for(asyncio.gather(*finished), _ANSWER_TIMEOUT_S)
     return {
         "requests_per_second": len(clock.latencies) / seconds,
         "messages_per_second": clock.rows / seconds,

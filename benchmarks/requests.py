@@ -93,7 +93,7 @@ class JsonBatch:
         head = _head(target, "/v1/messages:batch", _JSON_TYPE, len(content))
         self._request = bytearray(head + content)
         start = len(head) + len(b'{"messages":[')
-        # the last line has no comma: a matrix of all lines but it would do, yet the closing "]" fills its place
+        # the last line has no comma: the closing "]" stands in its place
         matrix = np.frombuffer(self._request, np.uint8)[start : start + rows * len(lines[0])]
         at = len(before[0])
         self._ids = matrix.reshape(rows, -1)[:, at : at + _ID_TEXT]

@@ -49,9 +49,10 @@ class Settings:
     retry_delay_s_max: float = 1.0
 
     checkpoint_segments_max: int = 1000
-    checkpoint_ids_max: int = 1_000_000
+    checkpoint_ids_max: int = 2_000_000
     """A checkpoint after so many segments or ids: recovery replays at most that (about a second), and recent ids
-    cost 80 to 140 bytes of memory each."""
+    cost 80 to 140 bytes of memory each. Every new id is looked up in one filter a checkpoint (a merge makes one of
+    eight), so more of them cost time."""
     reopen_delay_s_max: float = 5.0
     """Between tries of a shard that cannot write (disk full) to become the writer again."""
 

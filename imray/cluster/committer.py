@@ -146,6 +146,13 @@ class Committer:
         self.intervals, self._snapshot = files, None
         self._covered = intervals_end(files)
 
+    def merged(self, parts: list[SealedInterval], whole: SealedInterval) -> None:
+        """One interval takes the place of adjacent ones."""
+        at = self.intervals.index(parts[0])
+        self.intervals[at : at + len(parts)] = [whole]
+        whole.forget()
+        self.state.sealed = list(self.intervals)
+
     def figures(self) -> dict[str, object]:
         """Figures for operators."""
         state = self.state

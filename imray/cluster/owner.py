@@ -65,6 +65,8 @@ class Owner:
         self._in_flight: asyncio.Future[list[Appended]] | None = None
         self._loop_task: asyncio.Task[None] | None = None
         self._checkpoint_task: asyncio.Task[None] | None = None
+        self._merging = ThreadPoolExecutor(1, f"merge-{shard}")
+        self._merge_task: asyncio.Task[None] | None = None
         self._checkpoint_retry_at = 0.0
 
     async def start(self) -> None:
@@ -78,12 +80,13 @@ class Owner:
         self._refuse(Refusal(Refused.UNAVAILABLE, f"shard {self.shard} is stopping: retry with the same ids"))
         if self._in_flight is not None:
             await asyncio.wait([self._in_flight])  # `_run` was waiting before, so it has answered before we go on
-        for task in (self._loop_task, self._checkpoint_task):
+        for task in (self._loop_task, self._checkpoint_task, self._merge_task):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         self._thread.shutdown(wait=True)
         self._background.shutdown(wait=True)
+        self._merging.shutdown(wait=True)
         if self._committer is not None:
             self._committer.writer.close()
 
@@ -234,7 +237,8 @@ class Owner:
                 self._background, checkpoint.write, self._store, snap, list(committer.intervals)
             )
             await loop.run_in_executor(self._thread, committer.sealed, files)
-            await loop.run_in_executor(self._background, checkpoint.collect, self._store, self.shard)
+            if self._merge_task is None or self._merge_task.done():
+                self._merge_task = asyncio.create_task(self._merge(committer))
         except StorageError as e:
             # the frozen ids stay in memory and the log holds everything: only the next recovery takes longer
             log.warning("shard %d: no checkpoint: %s", self.shard, e)
@@ -245,6 +249,25 @@ class Owner:
         finally:
             self._checkpoint_task = None
 
+    async def _merge(self, committer: Committer) -> None:
+        loop = asyncio.get_running_loop()
+        store = self._store
+        try:
+            while self._refusal is None:
+                step = await loop.run_in_executor(
+                    self._merging, checkpoint.merge_step, store, list(committer.intervals)
+                )
+                if step is None:
+                    break
+                await loop.run_in_executor(self._thread, committer.merged, *step)
+            in_use = list(committer.intervals)
+            await loop.run_in_executor(self._merging, checkpoint.collect, store, self.shard, in_use)
+        except StorageError as e:
+            log.warning("shard %d: no merge of sealed intervals: %s; the next checkpoint tries again", self.shard, e)
+        except CorruptError as e:
+            log.error("shard %d stops: %s", self.shard, e)
+            self._refuse(Refusal(Refused.CORRUPT, str(e)))
+
     async def _settle_checkpoint(self) -> None:
-        if self._checkpoint_task is not None:
-            await asyncio.gather(self._checkpoint_task, return_exceptions=True)
+        tasks = [t for t in (self._checkpoint_task, self._merge_task) if t is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)

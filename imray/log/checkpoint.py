@@ -6,6 +6,7 @@ Derived from the log; put under the number of the last segment that it covers.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import msgspec
@@ -67,29 +68,36 @@ def snapshot(state: ShardState, shard: int) -> Snapshot:
 
 
 def write(store: Store, snap: Snapshot, before: list[SealedInterval]) -> list[SealedInterval]:
-    """Make a checkpoint durable: all its sealed intervals, the new and merged ones included.
+    """Make a checkpoint durable, with a sealed interval for the frozen ids: the intervals that it names.
 
     StorageError where the store refuses; nothing is lost then, since all of it can be made again."""
     offsets = pa.py_buffer(snap.ends.astype(np.int64))
     names = pa.Array.from_buffers(pa.large_string(), len(snap.heads), [None, offsets, pa.py_buffer(snap.text)])
     sealed = [*before, seal(store, snap.shard, snap.table, snap.postings, snap.segment, names)]
-    while (due := merge_due([s.interval for s in sealed])) is not None:
-        sealed[due] = [merge(store, sealed[due])]
     meta = CheckpointMeta(
         snap.shard, snap.segment, snap.epoch, snap.digest.hex(), len(snap.heads),
         snap.epoch_starts, [s.interval for s in sealed],
     )  # fmt: skip
     table = pa.table({"conv_id": names.cast(pa.string()), "head": snap.heads})
-    data = encode_parquet(table, META_KEY, msgspec.json.encode(meta))
+    data = encode_parquet(table, META_KEY, msgspec.json.encode(meta), "lz4")
     store.put_if_absent(_name(snap.shard, snap.segment), digests.seal(data)[0])
     return sealed
 
 
-def collect(store: Store, shard: int) -> None:
-    """Delete checkpoints older than the newest two, and sealed files that neither of the two names."""
+def merge_step(store: Store, intervals: list[SealedInterval]) -> tuple[list[SealedInterval], SealedInterval] | None:
+    """Merge adjacent intervals where that is due: which, and what takes their place. The next checkpoint names it.
+
+    Apart from `write`, since a merge takes seconds, and ids gather in memory until a checkpoint is written."""
+    due = merge_due([s.interval for s in intervals])
+    return None if due is None else (intervals[due], merge(store, intervals[due]))
+
+
+def collect(store: Store, shard: int, in_use: Collection[SealedInterval] = ()) -> None:
+    """Delete checkpoints older than the newest two, and sealed files that neither of the two names (nor is in use)."""
     names = store.list(_prefix(shard))
     kept = names[-_KEEP:]
     named = {file for name in kept for i in _read_meta(store, name).intervals for file in i.names}
+    named.update(file for sealed in in_use for file in sealed.interval.names)
     newest = _read_meta(store, kept[-1]).segment if kept else 0
     for name in names[:-_KEEP]:
         store.delete(name)

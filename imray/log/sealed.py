@@ -197,7 +197,7 @@ def _write(store: Store, interval: Interval, fps: U64, segment: U32, row: U32, p
     _put_arrow(store, interval, "ids", ids)
     _put_arrow(store, interval, "bloom", {"words": bloom.words})
     ordered = postings.sort_by([("conv_id", "ascending"), ("segment", "ascending")])
-    data = encode_parquet(ordered, META_KEY, msgspec.json.encode(interval))
+    data = encode_parquet(ordered, META_KEY, msgspec.json.encode(interval), "lz4")
     # "exists" is success: the files are derived from the log, and an earlier try may have left them
     store.put_if_absent(interval.name("postings"), digests.seal(data)[0])
     return SealedInterval(store, interval, bloom)

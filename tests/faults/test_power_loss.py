@@ -114,7 +114,9 @@ def _live(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
                 if i == 2:
                     store = JournalStore(journal)
                     committer.sealed(checkpoint.write(store, committer.freeze(), list(committer.intervals)))
-                    checkpoint.collect(store, 0)
+                    while (step := checkpoint.merge_step(store, list(committer.intervals))) is not None:
+                        committer.merged(*step)
+                    checkpoint.collect(store, 0, committer.intervals)
         except Death:
             continue
 

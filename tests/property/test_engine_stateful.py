@@ -208,7 +208,9 @@ class ShardMachine(RuleBasedStateMachine):
             return
         self.store.crash_before = -1
         committer.sealed(files)
-        checkpoint.collect(self.store, 0)
+        while (step := checkpoint.merge_step(self.store, list(committer.intervals))) is not None:
+            committer.merged(*step)
+        checkpoint.collect(self.store, 0, committer.intervals)
 
     @invariant()
     def all_views_agree(self) -> None:

@@ -59,7 +59,9 @@ def test_collect_keeps_two_and_what_they_name(tmp_path: Path, monkeypatch: pytes
     for n in range(9):
         commit(committer, [Msg("c", msg_id(n))])
         committer.sealed(checkpoint.write(store, committer.freeze(), list(committer.intervals)))
-        checkpoint.collect(store, 0)
+        while (step := checkpoint.merge_step(store, list(committer.intervals))) is not None:
+            committer.merged(*step)
+        checkpoint.collect(store, 0, committer.intervals)
         assert len(store.list("checkpoint/shard=0000/")) == min(2, n + 1)
         _, intervals = checkpoint.newest_intervals(store, 0)
         there = set(store.list("sealed/shard=0000/"))

@@ -1,0 +1,66 @@
+"""Which segments a page of history needs: pure arithmetic over (segment, first, last number).
+
+Owns no files and no reading (`analytics.history`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+FILES_MAX = 512
+"""Segments read at once: a conversation with one message a commit is read in steps, and `next` leads on."""
+
+Span = tuple[int, int, int]
+"""Segment, first and last number of one conversation in it. A void range has a span of its own."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Numbers to read now, and the segments that hold them."""
+
+    range: tuple[int, int]
+    segments: list[int]
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it spans."""
+        return self.range[1] - self.range[0] + 1
+
+    @property
+    def first(self) -> int:
+        """Its first segment; 1 where it has none."""
+        return min(self.segments, default=1)
+
+    def cut(self, to: tuple[int, int]) -> Window:
+        """The same segments, fewer numbers."""
+        return replace(self, range=to)
+
+
+def mirrored(low: int, high: int, descending: bool) -> tuple[int, int]:
+    """A range of numbers as the reader walks it: for descending with the other sign, so that both walk upwards."""
+    return (-high, -low) if descending else (low, high)
+
+
+def choose(
+    spans: Sequence[Span], asked: tuple[int, int], numbers: int, horizon: int | None, descending: bool
+) -> Window:
+    """The next `numbers` numbers of the asked range from its asked end (no further than `horizon`), with the segments
+    that hold any of them; fewer numbers where that would be more than FILES_MAX segments."""
+    begin, end = mirrored(*asked, descending)
+    end = min(end, begin + numbers - 1)
+    if horizon is not None:
+        end = max(begin, min(end, mirrored(horizon, horizon, descending)[0]))
+    ordered = sorted((*mirrored(first, last, descending), segment) for segment, first, last in spans)
+    segments: set[int] = set()
+    for first, last, segment in ordered:
+        if first > end:
+            break
+        if last < begin:
+            continue
+        if segment not in segments and len(segments) == FILES_MAX and first > begin:
+            end = first - 1
+            break
+        segments.add(segment)
+    low, high = mirrored(begin, end, descending)
+    return Window((low, high), sorted(segments))
