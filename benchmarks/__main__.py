@@ -42,7 +42,7 @@ def main(
     producers: Annotated[int, typer.Option(min=1, help="Producer processes of the engine benchmarks.")] = 2,
     window: Annotated[int, typer.Option(min=1, help="Batches in flight for each producer.")] = Options.window,
     markdown: Annotated[bool, typer.Option("--markdown", help="Write the table into benchmarks/README.md.")] = False,
-    results: Annotated[Path | None, typer.Option("--from", help="Show an earlier --json file; measure nothing.")] = None,
+    results: Annotated[Path | None, typer.Option("--from", help="Show an earlier --json file instead.")] = None,
 ) -> None:
     """Measure imray on this machine, beside the limit that the machine itself sets."""
     failed: list[str] = []

@@ -26,7 +26,7 @@ _START_DELAY_S = 0.3
 
 
 def run(options: Options) -> list[Figure]:
-    """Saturate, then in turns: paced batches, the bare fsync of their commits, single sends, the bare fsync of those."""
+    """Saturate; then in turns paced batches, the bare fsync of their commits, single sends, the bare fsync of those."""
     count = options.producers
     with cluster():
         with producers(count, BATCH_ROWS, 1) as senders:

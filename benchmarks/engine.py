@@ -102,7 +102,9 @@ class Producer:
                 total += rows
                 counted += rows if begin <= time.monotonic() < end else 0
 
-    def pace(self, namespace: str, first: float, interval_s: float, count: int, begin: int) -> tuple[list[float], float]:
+    def pace(
+        self, namespace: str, first: float, interval_s: float, count: int, begin: int
+    ) -> tuple[list[float], float]:
         """Send `count` batches at first, first + interval, ... whether or not acks come (open loop).
 
         Latencies (s) of the batches from number `begin` on, from the moment when each was due; and the largest

@@ -17,8 +17,8 @@ _WARMUP_S = 1.0
 
 def load(server: Server, seconds: float, *arguments: object) -> Sample:
     """One run of the load generator, in a process of its own."""
-    command = ("benchmarks.load", "--url", server.url, "--warmup", _WARMUP_S, "--seconds", seconds, *arguments)
-    return child(*command, seconds=seconds + _WARMUP_S, env={"IMRAY_TOKEN": server.token})
+    command = ("--url", server.url, "--warmup", _WARMUP_S, "--seconds", seconds, *arguments)
+    return child("benchmarks.load", *command, seconds=seconds + _WARMUP_S, env={"IMRAY_TOKEN": server.token})
 
 
 def run(options: Options) -> list[Figure]:

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.harness import pin_to_one_core
 
@@ -55,7 +56,7 @@ def main(folder: Path, commit_rows: int, conversations: int, seconds: float) -> 
     }
 
 
-def _commit_table(rows: int, conversations: int, seed: int):  # noqa: ANN202 pyarrow has no types
+def _commit_table(rows: int, conversations: int, seed: int) -> Any:
     """The table of a commit of batches, as the engine's writer gets it."""
     import numpy as np
 

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -145,7 +146,7 @@ async def measure(host: str, port: int, all_sources: Sequence[Source], warmup_s:
     for source in all_sources:
         done = loop.create_future()
         finished.append(done)
-        await loop.create_connection(lambda s=source, d=done: Connection(s, clock, d), host, port)
+        await loop.create_connection(partial(Connection, source, clock, done), host, port)
     await asyncio.sleep(max(0.0, clock.begin - time.perf_counter()))
     cpu, wall = time.process_time(), time.perf_counter()
     await asyncio.sleep(max(0.0, clock.end - time.perf_counter()))

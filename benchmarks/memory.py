@@ -9,7 +9,14 @@ import sys
 import uuid
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.harness import Figure, Options, Sample, child, column, in_turns
+from imray.core.dedup import IdTable
+from imray.core.postings import Postings
+from imray.core.sequencer import ShardState
+from imray.log.sealed import seal
+from imray.log.store import LocalStore
 
 QUESTION = "memory per idle conversation and per remembered id, in a process of its own each"
 CONVERSATIONS = 1_000_000
@@ -51,10 +58,6 @@ def rss() -> int:
 
 def conversations() -> dict[str, float]:
     """Conversations as a shard meets them, some at a time."""
-    import numpy as np
-
-    from imray.core.sequencer import ShardState
-
     state = ShardState(1)
     _add_conversations(state, np.random.default_rng(0), 1)  # compiled before the first look
     state = ShardState(1)
@@ -66,9 +69,7 @@ def conversations() -> dict[str, float]:
     return {"rss": (rss() - before) / made.count, "arrays": made.nbytes / made.count}
 
 
-def _add_conversations(state, rng, count: int) -> None:  # noqa: ANN001 numpy's types are imported in the child only
-    import numpy as np
-
+def _add_conversations(state: ShardState, rng: np.random.Generator, count: int) -> None:
     names = "".join(str(uuid.UUID(bytes=rng.bytes(16))) for _ in range(count)).encode()
     data, offsets = np.frombuffer(names, np.uint8), np.arange(0, len(names) + 1, 36, dtype=np.int32)
     which = np.arange(count, dtype=np.int32)
@@ -86,11 +87,7 @@ def recent() -> dict[str, float]:
     return {"rss": (rss() - before) / IDS, "arrays": table.nbytes / IDS}
 
 
-def _fill(count: int):  # noqa: ANN202 as above
-    import numpy as np
-
-    from imray.core.dedup import IdTable
-
+def _fill(count: int) -> IdTable:
     rng, table = np.random.default_rng(0), IdTable(0)
     for number, at in enumerate(range(0, count, _CHUNK), start=1):
         n = min(_CHUNK, count - at)
@@ -103,10 +100,6 @@ def _fill(count: int):  # noqa: ANN202 as above
 
 def sealed(folder: Path) -> dict[str, float]:
     """The same ids, after a checkpoint."""
-    from imray.core.postings import Postings
-    from imray.log.sealed import seal
-    from imray.log.store import LocalStore
-
     table = _fill(IDS)
     interval = seal(LocalStore(folder), 0, table, Postings(), int(table.segment[IDS - 1]), ["room"])
     size = sum((folder / name).stat().st_size for name in interval.interval.names)

@@ -27,7 +27,7 @@ def number(value: float) -> str:
 
 def rows(figures: Iterable[Figure]) -> list[tuple[str, ...]]:
     """The table's rows."""
-    made = []
+    made: list[tuple[str, ...]] = []
     for f in figures:
         target = "" if f.target is None else f"{'≥' if f.more_is_better else '≤'} {number(f.target)}"
         met = {None: "", True: "yes", False: "NO"}[f.met]

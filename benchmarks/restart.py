@@ -8,6 +8,8 @@ import signal
 import time
 from collections.abc import Callable
 
+import pyarrow as pa
+
 from benchmarks.engine import Engine, check_ack, cluster, engine
 from benchmarks.harness import Figure, Options, Sample, column, in_turns
 from benchmarks.workload import Batches, conversation_names
@@ -63,7 +65,5 @@ async def _write(started: Engine, segments: int) -> None:
         check_ack(await client.append(_buffer(batches), time.monotonic() + _DEADLINE_S), _SEGMENT_ROWS)
 
 
-def _buffer(batches: Batches):  # noqa: ANN202 pyarrow has no types
-    import pyarrow as pa
-
+def _buffer(batches: Batches) -> pa.Buffer:
     return pa.py_buffer(batches.next())

@@ -1,7 +1,8 @@
-"""`python -m tests.checker EVENTS.jsonl ... [--json]`: exit 1 on a violation, 2 where there is nothing to check."""
+"""`python -m tests.checker EVENTS.jsonl ... [--json]`: 0 all holds, 1 violated, 2 malformed or nothing to check."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -12,13 +13,16 @@ from tests.checker.invariants import check
 
 def main(arguments: list[str]) -> int:
     """Run the checker over files."""
-    paths = [Path(a) for a in arguments if a != "--json"]
+    parser = argparse.ArgumentParser(prog="python -m tests.checker", description=__doc__)
+    parser.add_argument("files", nargs="*", type=Path, metavar="EVENTS.jsonl", help="one per client process")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    options = parser.parse_args(arguments)
     try:
-        report = check(paths)
+        report = check(options.files)
     except (MalformedError, OSError) as e:
         print(f"checker: {e}", file=sys.stderr)
         return 2
-    print(json.dumps(report.to_dict()) if "--json" in arguments else report.to_text())
+    print(json.dumps(report.to_dict(), indent=2) if options.json else report.to_text())
     return 0 if report.ok else 1
 
 

@@ -3,42 +3,102 @@
 Every event has `t` (time.monotonic_ns, comparable between the processes of one machine), `client` and `ev`:
 
 - send: conv, id, payload (a hash) - before each try; a retry is another send of the same id
-- ack: conv, id, seq, duplicate, stable - an answer with a number
+- ack: conv, id, seq, duplicate, stable (null where the answer had none) - an answer with a number
 - conflict: conv, id, seq; unknown: conv, id; refused: conv, id (not written)
 - read: conv, after, upto, rows [[seq, id, payload]], holes [[from, to, reason]], stable, t0 (when it was asked),
-  final (it belongs to the last complete reading) - one page that answers for after < n <= upto
+  final (optional; it belongs to the last complete reading) - one page that answers for after < n <= upto
 - stable: conv, stable - a published stable_seq seen elsewhere
+
+An id is written in one spelling everywhere. `unknown` ends a try: what arrives for that try later is not recorded.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from sys import intern
 from types import TracebackType
-from typing import Any, Self
-
-FIELDS = {
-    "send": {"conv", "id", "payload"},
-    "ack": {"conv", "id", "seq", "duplicate", "stable"},
-    "conflict": {"conv", "id", "seq"},
-    "unknown": {"conv", "id"},
-    "refused": {"conv", "id"},
-    "read": {"conv", "after", "upto", "rows", "holes", "stable", "t0", "final"},
-    "stable": {"conv", "stable"},
-}
+from typing import Any, NamedTuple, Self
 
 
 class MalformedError(Exception):
     """A file is not a record of events; says file and line."""
 
 
+class Send(NamedTuple):
+    """A try."""
+
+    t: int
+    client: str
+    id: str
+    payload: str
+
+
+class Answer(NamedTuple):
+    """What a try was answered; `seq` of an ack or a conflict, `stable` of an ack."""
+
+    t: int
+    client: str
+    id: str
+    kind: str
+    seq: int = 0
+    duplicate: bool = False
+    stable: int | None = None
+
+
+class Read(NamedTuple):
+    """One page; it covers after < n <= upto, and no further than `stable`."""
+
+    t: int
+    t0: int
+    after: int
+    upto: int
+    rows: list[tuple[int, str, str]]
+    holes: list[tuple[int, int, str]]
+    stable: int
+    final: bool
+
+
+@dataclass(slots=True)
+class Conversation:
+    """All that was seen of one conversation, by all clients. `stables`: (t, stable_seq)."""
+
+    sends: list[Send] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+    stables: list[tuple[int, int]] = field(default_factory=list)
+
+    def take(self, event: dict[str, Any]) -> None:
+        """One event of this conversation; KeyError, TypeError or ValueError where it is none."""
+        kind, t, client = event["ev"], _int(event["t"]), _text(event["client"])
+        if kind == "read":
+            self.reads.append(_read(t, event))
+        elif kind == "stable":
+            self.stables.append((t, _int(event["stable"])))
+        elif kind == "send":
+            self.sends.append(Send(t, client, _text(event["id"]), _text(event["payload"])))
+        elif kind == "ack":
+            stable = None if event["stable"] is None else _int(event["stable"])
+            known = (_int(event["seq"], 1), _flag(event["duplicate"]), stable)
+            self.answers.append(Answer(t, client, _text(event["id"]), kind, *known))
+        elif kind == "conflict":
+            self.answers.append(Answer(t, client, _text(event["id"]), kind, _int(event["seq"], 1)))
+        elif kind in ("unknown", "refused"):
+            self.answers.append(Answer(t, client, _text(event["id"]), kind))
+        else:
+            raise ValueError(f"no such event: {kind!r}")
+
+
 class EventLog:
     """Appends events to a file, each line flushed: what a killed client saw until then stays readable."""
 
     def __init__(self, path: Path, client: str) -> None:
-        self._file = path.open("a", buffering=1)
+        _mend(path)
+        self._file = path.open("ab")
         self._client = client
 
     def __enter__(self) -> Self:
@@ -54,7 +114,7 @@ class EventLog:
         self._write("send", conv=conv, id=message_id, payload=payload)
 
     def ack(self, conv: str, message_id: str, seq: int | None, duplicate: bool, stable: int | None) -> None:
-        """An answer with a number."""
+        """An answer with a number. One without is written too, and the checker calls the file malformed."""
         self._write("ack", conv=conv, id=message_id, seq=seq, duplicate=duplicate, stable=stable)
 
     def conflict(self, conv: str, message_id: str, seq: int) -> None:
@@ -89,23 +149,69 @@ class EventLog:
         self._write("read", conv=conv, after=after, upto=upto, **known, stable=stable, t0=t0, final=final)
 
     def _write(self, event: str, **fields: Any) -> None:
-        self._file.write(json.dumps({"t": time.monotonic_ns(), "client": self._client, "ev": event, **fields}) + "\n")
+        line = {"t": time.monotonic_ns(), "client": self._client, "ev": event, **fields}
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
 
 
-def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a file in their order; a torn last line (its client was killed) is left out."""
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
+def read_events(path: Path, into: dict[str, Conversation]) -> None:
+    """Add a file's events to their conversations; a torn last line (its client was killed) is left out."""
+    for number, line in _lines(path):
         try:
             event = json.loads(line)
-            missing = {"t", "client"} | FIELDS[event["ev"]]
-            missing -= set(event)
-        except (ValueError, KeyError, TypeError) as e:
-            if number == len(lines):
+        except ValueError as e:
+            if not line.endswith(b"\n"):
                 return
+            raise MalformedError(f"{path}, line {number}: not JSON ({e})") from e
+        try:
+            into.setdefault(_text(event["conv"]), Conversation()).take(event)
+        except KeyError as e:
+            raise MalformedError(f"{path}, line {number}: an event without {e}") from e
+        except (TypeError, ValueError) as e:
             raise MalformedError(f"{path}, line {number}: no event ({e})") from e
-        if missing:
-            raise MalformedError(f"{path}, line {number}: {event['ev']} without {sorted(missing)}")
-        yield event
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
+        yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+
+
+def _mend(path: Path) -> None:
+    """Cut a torn last line off, or what is appended would stand behind it and be torn too."""
+    if path.exists():
+        with path.open("rb+") as file:
+            whole = file.read()
+            if whole and not whole.endswith(b"\n"):
+                file.truncate(whole.rfind(b"\n") + 1)
+                os.fsync(file.fileno())
+
+
+def _read(t: int, event: dict[str, Any]) -> Read:
+    rows = [(_int(seq, 1), _text(message_id), _text(payload)) for seq, message_id, payload in event["rows"]]
+    holes = [(_int(low, 1), _int(high, low), _reason(why)) for low, high, why in event["holes"]]
+    span = (_int(event["t0"], most=t), _int(event["after"]), _int(event["upto"]))
+    return Read(t, *span, rows, holes, _int(event["stable"]), _flag(event.get("final", False)))
+
+
+def _int(value: Any, least: int = 0, most: int | None = None) -> int:
+    if type(value) is not int or value < least or (most is not None and value > most):
+        raise ValueError(f"{value!r} is not a number from {least}" + (f" to {most}" if most is not None else ""))
+    return value
+
+
+def _text(value: Any) -> str:
+    """Interned: the same id stands in many events."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a text")
+    return intern(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is not true or false")
+    return value
+
+
+def _reason(value: Any) -> str:
+    """None is no reason: for the invariants to say, not for the format."""
+    return "" if value is None else _text(value)

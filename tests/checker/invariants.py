@@ -1,14 +1,20 @@
-"""I1 to I6 over the events of all clients together, in O(n log n)."""
+"""I1 to I6 over the events of all clients together, one conversation at a time, in O(n log n).
+
+Owns the judgement and its report; `events` owns the format. Where two events could have happened in either order they
+are taken to be in the harmless one: "before" always means that an answer had arrived before a question was asked.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tests.checker.events import MalformedError, read_events
+from tests.checker.events import Answer, Conversation, MalformedError, Read, Send, read_events
 
 INVARIANTS = {
     "I1": "every acked id can be read, with the number it was acked with",
@@ -18,163 +24,275 @@ INVARIANTS = {
     "I5": "every number up to stable_seq is a message or a void with its reason; lost data is never called a void",
     "I6": "ack(A) before send(B) implies seq(A) < seq(B)",
 }
+_JUDGED = dict(zip(INVARIANTS, ("acked ids", "ids", "numbers", "stable_seqs", "numbers read", "ids"), strict=True))
 _SHOWN_MAX = 10
-
-Key = tuple[str, str]
 
 
 @dataclass
 class Report:
     """What was checked, and what is wrong: at most 10 rows an invariant, and how many there are."""
 
-    checked: dict[str, int]
+    checked: dict[str, int] = field(default_factory=dict)
+    judged: Counter[str] = field(default_factory=Counter)
     violations: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    counts: Counter[str] = field(default_factory=Counter)
 
     @property
     def ok(self) -> bool:
         """Nothing is violated."""
         return not self.counts
 
-    def add(self, invariant: str, row: str) -> None:
-        """One violation."""
-        self.counts[invariant] += 1
+    def add(self, invariant: str, row: str, count: int = 1) -> None:
+        """A violation, or `count` of them that one row tells."""
+        self.counts[invariant] += count
         if len(self.violations[invariant]) < _SHOWN_MAX:
             self.violations[invariant].append(row)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"ok": self.ok, "checked": self.checked, "counts": dict(self.counts), "rows": dict(self.violations)}
+        judged = {name: self.judged[name] for name in INVARIANTS}
+        known = {"ok": self.ok, "checked": self.checked, "judged": judged}
+        return {**known, "counts": dict(self.counts), "rows": dict(self.violations)}
 
     def to_text(self) -> str:
         """For people."""
         lines = ["checked " + ", ".join(f"{n} {name}" for name, n in self.checked.items())]
         for name, meaning in INVARIANTS.items():
-            lines.append(f"{'FAIL' if self.counts.get(name) else 'ok  '} {name}: {meaning}")
+            verdict = "FAIL" if self.counts[name] else "ok  "
+            lines.append(f"{verdict} {name} {self.judged[name]:>10} {_JUDGED[name]:<13} {meaning}")
             lines += [f"       {row}" for row in self.violations.get(name, [])]
-            if self.counts.get(name, 0) > _SHOWN_MAX:
+            if self.counts[name] > len(self.violations.get(name, [])):
                 lines.append(f"       ... {self.counts[name]} in all")
         return "\n".join(lines)
 
 
 def check(paths: Iterable[Path]) -> Report:
     """Check the record of all clients. MalformedError where a file is none, or where there is nothing to check."""
-    events = sorted((e for path in paths for e in read_events(path)), key=lambda e: e["t"])
-    kinds = ("send", "ack", "conflict", "read")
-    report = Report({f"{kind}s": sum(e["ev"] == kind for e in events) for kind in kinds})
-    if not report.checked["acks"]:
+    seen: dict[str, Conversation] = {}
+    for path in paths:
+        read_events(path, seen)
+    kinds = Counter(a.kind for c in seen.values() for a in c.answers)
+    if not kinds["ack"]:
         raise MalformedError("nothing to check: no ack in these files")
-    _numbers(events, report)
-    _acked_is_read(events, report)
-    _stable(events, report)
-    _explained(events, report)
-    _real_time(events, report)
+    report = Report({"conversations": len(seen), "sends": sum(len(c.sends) for c in seen.values())})
+    report.checked |= {f"{kind}s": kinds[kind] for kind in ("ack", "conflict")}
+    report.checked["reads"] = sum(len(c.reads) for c in seen.values())
+    for conv in sorted(seen):
+        _Judge(conv, seen[conv], report).judge()
     return report
 
 
-def _numbered(events: list[dict[str, Any]]) -> Iterable[tuple[str, str, int]]:
-    for e in events:
-        if e["ev"] in ("ack", "conflict"):
-            yield e["conv"], e["id"], e["seq"]
-        elif e["ev"] == "read":
-            for seq, message_id, _ in e["rows"]:
-                yield e["conv"], message_id, seq
+class _Highest:
+    """The highest value that had arrived before a time."""
+
+    def __init__(self, arrivals: Iterable[tuple[int, int]]) -> None:
+        ordered = sorted(arrivals)
+        self._times = [t for t, _ in ordered]
+        self._values = list(accumulate((value for _, value in ordered), max))
+
+    def before(self, t: int) -> int:
+        """Strictly before: what arrived in the same instant may have come later."""
+        at = bisect_left(self._times, t)
+        return self._values[at - 1] if at else 0
 
 
-def _numbers(events: list[dict[str, Any]], report: Report) -> None:
-    """I2 and I3, over everything that anybody saw."""
-    number: dict[Key, int] = {}
-    owner: dict[tuple[str, int], str] = {}
-    for conv, message_id, seq in _numbered(events):
-        if number.setdefault((conv, message_id), seq) != seq:
-            report.add("I2", f"{conv} {message_id}: {number[conv, message_id]} and {seq}")
-        if owner.setdefault((conv, seq), message_id) != message_id:
-            report.add("I3", f"{conv} {seq}: {owner[conv, seq]} and {message_id}")
+class _Ranges:
+    """Claims about ranges of numbers, and when the first arrived; a range may be huge, so none is ever unrolled."""
+
+    def __init__(self, claims: Iterable[tuple[int, int, int]]) -> None:
+        self._merged: list[list[int]] = []
+        for low, high, t in sorted(claims):
+            if self._merged and low <= self._merged[-1][1]:
+                last = self._merged[-1]
+                last[1], last[2] = max(last[1], high), min(last[2], t)
+            else:
+                self._merged.append([low, high, t])
+        self._lows = [low for low, _, _ in self._merged]
+
+    def at(self, number: int) -> int | None:
+        """When a claim about this number first arrived."""
+        at = bisect_right(self._lows, number) - 1
+        return self._merged[at][2] if at >= 0 and number <= self._merged[at][1] else None
 
 
-def _acked_is_read(events: list[dict[str, Any]], report: Report) -> None:
-    """I1, against the final reading; also that what is read is what was sent."""
-    payloads: dict[Key, set[str]] = defaultdict(set)
-    for e in events:
-        if e["ev"] == "send":
-            payloads[e["conv"], e["id"]].add(e["payload"])
-    final: dict[Key, tuple[int, str]] = {}
-    for e in events:
-        if e["ev"] == "read" and e["final"]:
-            final |= {(e["conv"], message_id): (seq, payload) for seq, message_id, payload in e["rows"]}
-    for e in events:
-        if e["ev"] != "ack":
+def _gaps(after: int, upto: int, known: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Ranges in after < n <= upto that no known range holds."""
+    at = after + 1
+    for low, high in sorted(known):
+        if at > upto:
+            return
+        if low > at:
+            yield at, min(low - 1, upto)
+        at = max(at, high + 1)
+    if at <= upto:
+        yield at, upto
+
+
+@dataclass
+class _Window:
+    """The tries of one id by one client that an answer may belong to."""
+
+    asked: int
+    payloads: set[str] = field(default_factory=set)
+    open: int = 0
+
+
+def _tries(c: Conversation) -> Iterator[tuple[Answer, _Window | None]]:
+    """Each answer with the tries that it may answer; None where its client had not sent the id."""
+    windows: dict[tuple[str, str], _Window] = {}
+    both: list[Send | Answer] = sorted([*c.sends, *c.answers], key=lambda e: (e.t, isinstance(e, Answer)))
+    for e in both:
+        window = windows.get((e.client, e.id))
+        if isinstance(e, Answer):
+            if window is not None:
+                window.open -= 1
+            yield e, window
             continue
-        seq, payload = final.get((e["conv"], e["id"]), (None, ""))
-        if seq != e["seq"]:
-            report.add("I1", f"{e['conv']} {e['id']}: acked with {e['seq']}, read back with {seq}")
-        elif payload not in payloads[e["conv"], e["id"]]:
-            report.add("I1", f"{e['conv']} {e['id']}: read back with a payload that nobody sent")
+        if window is None or window.open <= 0:
+            window = windows[e.client, e.id] = _Window(e.t)
+        window.payloads.add(e.payload)
+        window.open += 1
 
 
-def _stable(events: list[dict[str, Any]], report: Report) -> None:
-    """I4: against the highest stable_seq whose answer had arrived before the question was asked."""
-    questions: list[tuple[int, int, dict[str, Any]]] = []
-    first_send: dict[Key, int] = {}
-    for e in events:
-        if e["ev"] == "send":
-            first_send.setdefault((e["conv"], e["id"]), e["t"])
-        elif e["ev"] == "read":
-            questions.append((e["t0"], 1, e))
-        elif e["ev"] == "ack":
-            questions.append((first_send.get((e["conv"], e["id"]), e["t"]), 1, e))
-    answers = [(e["t"], 0, e) for e in events if e["ev"] in ("ack", "read", "stable")]
-    published: dict[str, int] = {}
-    for _, is_question, e in sorted(answers + questions, key=lambda a: a[:2]):
-        conv = e["conv"]
-        if not is_question:
-            published[conv] = max(published.get(conv, 0), e["stable"])
-            continue
-        before = published.get(conv, 0)
-        if e["stable"] < before and (e["ev"] == "read" or not e["duplicate"]):
-            report.add("I4", f"{conv}: stable_seq {e['stable']} after {before} was published")
-        if e["ev"] == "ack" and not e["duplicate"] and e["seq"] <= before:
-            report.add("I4", f"{conv}: {e['seq']} ({e['id']}) was first sent after {before} was stable")
+class _Judge:
+    """One conversation."""
 
+    def __init__(self, conv: str, c: Conversation, report: Report) -> None:
+        self._conv, self._c, self._report = conv, c, report
+        self._sent: dict[str, dict[str, int]] = defaultdict(dict)
+        for s in sorted(c.sends):
+            self._sent[s.id].setdefault(s.payload, s.t)
+        self._first_sent = {message_id: min(times.values()) for message_id, times in self._sent.items()}
+        self._acks = [a for a in c.answers if a.kind == "ack"]
+        stables = [(a.t, a.stable) for a in self._acks if a.stable is not None]
+        self._published = _Highest([*stables, *((r.t, r.stable) for r in c.reads), *c.stables])
 
-def _explained(events: list[dict[str, Any]], report: Report) -> None:
-    """I5: pages without unexplained numbers; voids that never were, and never become, messages."""
-    acked = {(e["conv"], e["seq"]) for e in events if e["ev"] == "ack"}
-    messages: dict[tuple[str, int], str] = {}
-    voids: set[tuple[str, int]] = set()
-    for e in (e for e in events if e["ev"] == "read"):
-        conv = e["conv"]
-        there = {seq for seq, _, _ in e["rows"]}
-        upto = min(e["upto"], e["stable"])
-        void: set[int] = set()
-        for low, high, reason in e["holes"]:
-            void.update(range(low, high + 1))
-            if not reason:
-                report.add("I5", f"{conv}: {low} to {high} is void without a reason")
-        for seq in sorted(there & void):
-            report.add("I5", f"{conv} {seq}: a message and void at once")
-        for seq in sorted(void):
-            if (conv, seq) in acked or (conv, seq) in messages:
-                report.add("I5", f"{conv} {seq}: a message that was acked or read is called void")
-        for seq in range(e["after"] + 1, upto + 1):
-            if seq not in there and seq not in void:
-                report.add("I5", f"{conv} {seq}: neither a message nor void, below stable_seq {e['stable']}")
-        for seq in there:
-            if (conv, seq) in voids:
-                report.add("I4", f"{conv} {seq}: a message appeared where a void was read before")
-        voids |= {(conv, seq) for seq in void}
-        messages |= {(conv, seq): message_id for seq, message_id, _ in e["rows"]}
+    def judge(self) -> None:
+        """All six."""
+        # the window is judged at once: it goes on changing while the answers are gone through
+        final = {(m, seq): payload for r in self._c.reads if r.final for seq, m, payload in r.rows}
+        for answer, window in _tries(self._c):
+            self._answer(answer, window, final)
+        self._final_reading()
+        self._payloads_read()
+        numbers = self._one_to_one()
+        self._stable_reads()
+        self._explained({seq for seqs in numbers.values() for seq in seqs})
+        self._real_time(numbers)
 
+    def _add(self, invariant: str, row: str, count: int = 1) -> None:
+        self._report.add(invariant, f"{self._conv} {row}", count)
 
-def _real_time(events: list[dict[str, Any]], report: Report) -> None:
-    """I6: the highest number acked before an id was first sent is below its own."""
-    acked_before: dict[Key, int] = {}
-    highest: dict[str, int] = defaultdict(int)
-    for e in events:  # in the order of time
-        if e["ev"] == "send":
-            acked_before.setdefault((e["conv"], e["id"]), highest[e["conv"]])
-        elif e["ev"] == "ack":
-            floor = acked_before.get((e["conv"], e["id"]), 0)
-            if e["seq"] <= floor:
-                report.add("I6", f"{e['conv']} {e['id']}: {e['seq']}, sent after {floor} was acked")
-            highest[e["conv"]] = max(highest[e["conv"]], e["seq"])
+    def _answer(self, a: Answer, window: _Window | None, final: dict[tuple[str, int], str]) -> None:
+        """I1, I4 and the conflicts, as far as they are about one answer and its tries."""
+        tried = window.payloads if window else set(self._sent.get(a.id, ()))
+        if a.kind == "conflict":
+            others = {p for p, t in self._sent.get(a.id, {}).items() if t < a.t} - (tried if len(tried) == 1 else set())
+            if not others or {final.get((a.id, a.seq))} == tried:
+                self._add("I2", f"{a.id}: called a conflict with {a.seq}, but that has no other payload")
+        if a.kind != "ack":
+            return
+        self._report.judged["I1"] += 1
+        payload = final.get((a.id, a.seq))
+        if payload is None:
+            self._add("I1", f"{a.id}: acked with {a.seq}, not in the final reading with that number")
+        elif payload not in tried:
+            self._add("I1", f"{a.id}: acked for payload {sorted(tried)}, read back with {payload}")
+        if a.id not in self._first_sent or self._first_sent[a.id] > a.t:
+            self._add("I1", f"{a.id}: acked with {a.seq} before anybody had sent it")
+            return
+        self._goes_back(f"ack of {a.id}", window.asked if window else self._first_sent[a.id], a.stable)
+        before = self._published.before(self._first_sent[a.id])
+        if not a.duplicate and a.seq <= before:
+            self._add("I4", f"{a.id}: new with {a.seq}, but first sent after stable_seq {before} was published")
+
+    def _goes_back(self, what: str, asked: int, stable: int | None) -> None:
+        if stable is not None:
+            self._report.judged["I4"] += 1
+            if stable < (before := self._published.before(asked)):
+                self._add("I4", f"{what}: stable_seq {stable}, asked after {before} was published")
+
+    def _stable_reads(self) -> None:
+        for r in self._c.reads:
+            self._goes_back(f"read after {r.after}", r.t0, r.stable)
+
+    def _final_reading(self) -> None:
+        """I1 can be judged only where the final reading is whole."""
+        final = [r for r in self._c.reads if r.final]
+        if not self._acks:
+            return
+        stable = max((r.stable for r in final), default=0)
+        for low, high in _gaps(0, stable, ((r.after + 1, min(r.upto, r.stable)) for r in final)):
+            self._add("I1", f"{low} to {high}: not covered by the final reading, stable_seq {stable}")
+
+    def _payloads_read(self) -> None:
+        """I1: what is read is what was sent. Ids that nobody sent are left alone: another's, not recorded."""
+        for m, payload in sorted({(m, payload) for r in self._c.reads for _, m, payload in r.rows}):
+            if m in self._sent and payload not in self._sent[m]:
+                self._add("I1", f"{m}: read with payload {payload}, which nobody sent")
+
+    def _one_to_one(self) -> dict[str, set[int]]:
+        """I2 and I3, over everything that anybody saw; the numbers of each id."""
+        numbers: dict[str, set[int]] = defaultdict(set)
+        owners: dict[int, set[str]] = defaultdict(set)
+        payloads: dict[tuple[int, str], str] = {}
+        seen = [(a.seq, a.id) for a in self._c.answers if a.kind in ("ack", "conflict")]
+        for r in self._c.reads:
+            seen += [(seq, m) for seq, m, _ in r.rows]
+            for seq, times in Counter(seq for seq, _, _ in r.rows).items():
+                if times > 1:
+                    self._add("I3", f"{seq}: {times} times in one read")
+            for seq, m, payload in r.rows:
+                if payloads.setdefault((seq, m), payload) != payload:
+                    self._add("I3", f"{seq} ({m}): read with payload {payloads[seq, m]} and with {payload}")
+        for seq, m in seen:
+            numbers[m].add(seq)
+            owners[seq].add(m)
+        for m, seqs in numbers.items():
+            if len(seqs) > 1:
+                self._add("I2", f"{m}: numbers {sorted(seqs)}")
+        for seq, ids in owners.items():
+            if len(ids) > 1:
+                self._add("I3", f"{seq}: ids {sorted(ids)}")
+        self._report.judged.update(I2=len(numbers), I3=len(owners))
+        return numbers
+
+    def _explained(self, numbers: set[int]) -> None:
+        """I5: no number unexplained, none both; and I4: no message where a read had found none."""
+        holes: list[tuple[int, int, int]] = []
+        empty: list[tuple[int, int, int]] = []
+        asked_last: dict[int, int] = {}
+        for r in self._c.reads:
+            holes += [(low, high, r.t) for low, high, _ in r.holes]
+            empty += [(low, min(high, r.stable), r.t) for low, high, _ in r.holes if low <= r.stable]
+            empty += [(low, high, r.t) for low, high in self._unexplained(r)]
+            for seq, _, _ in r.rows:
+                asked_last[seq] = max(asked_last.get(seq, 0), r.t0)
+        void, without = _Ranges(holes), _Ranges(empty)
+        for seq in sorted(numbers):
+            if void.at(seq) is not None:
+                self._add("I5", f"{seq}: a message that was acked or read is called void")
+            found_empty = without.at(seq)
+            if found_empty is not None and found_empty < asked_last.get(seq, 0):
+                self._add("I4", f"{seq}: a message, where an earlier read up to stable_seq had none")
+
+    def _unexplained(self, r: Read) -> Iterator[tuple[int, int]]:
+        upto = min(r.upto, r.stable)
+        self._report.judged["I5"] += max(0, upto - r.after)
+        for low, high, reason in r.holes:
+            if not reason.strip():
+                self._add("I5", f"{low} to {high}: void without a reason")
+        known = [(seq, seq) for seq, _, _ in r.rows] + [(low, high) for low, high, _ in r.holes]
+        for low, high in _gaps(r.after, upto, known):
+            self._add("I5", f"{low} to {high}: neither message nor void, stable_seq {r.stable}", high - low + 1)
+            yield low, high
+
+    def _real_time(self, numbers: dict[str, set[int]]) -> None:
+        """I6. The number of B may come from a read: it counts also where its ack was lost."""
+        acked = _Highest((a.t, a.seq) for a in self._acks)
+        for m, sent in self._first_sent.items():
+            if m in numbers:
+                self._report.judged["I6"] += 1
+                before = acked.before(sent)
+                if min(numbers[m]) <= before:
+                    self._add("I6", f"{m}: {min(numbers[m])}, first sent after {before} was acked")
