@@ -53,9 +53,9 @@ def main(
         if unknown := [n for n in chosen if n not in NAMES]:
             raise typer.BadParameter(f"{unknown}: there are {', '.join(NAMES)}")
         folder = folder.resolve()
-        folder.mkdir(parents=True, exist_ok=True)
         if machine.filesystem(folder)[0] in machine.NOT_DISKS:
             raise typer.BadParameter(f"{folder} is in memory: choose a folder on a disk with --dir")
+        folder.mkdir(parents=True, exist_ok=True)
         options = Options(folder, repeat, seconds, producers, window)
         where = machine.describe(folder)
         figures = run_one(chosen[0], options) if len(chosen) == 1 else run_each(chosen, options, failed)

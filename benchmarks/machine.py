@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from benchmarks.harness import ROOT
+from benchmarks.workload import chat_file
 
 _PACKAGES = ("imray", "ray", "pyarrow", "numpy", "numba", "xxhash", "fastapi", "uvicorn", "uvloop", "httptools")
 NOT_DISKS = ("tmpfs", "ramfs")
@@ -26,7 +27,7 @@ def describe(folder: Path) -> dict[str, str]:
         "python": platform.python_version(),
         "packages": ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES),
         "commit": _commit(),
-        "text": "irc-ubuntu" if os.environ.get("IMRAY_TEST_DATA") else "generated words",
+        "text": "irc-ubuntu" if chat_file() else "generated words",
     }
 
 

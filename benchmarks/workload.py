@@ -16,20 +16,26 @@ from imray.log.schema import BATCH_SCHEMA, MS, constant_text, to_ipc
 BODY_BYTES = 100
 ID_BYTES = 16
 _TEXT_BYTES = 8_000_000
-_WORDS = 4000
+_WORDS = 6_000
 _WORD_SEED = 7
 
 
 @cache
 def text() -> bytes:
     """Some MB of printable ASCII without quotes and backslashes: lines of a chat log, or words where there is none."""
-    folder = os.environ.get("IMRAY_TEST_DATA")
-    path = Path(folder) / "irc-ubuntu" / "train.parquet" if folder else None
-    found = _chat(path) if path is not None and path.exists() else _words()
+    path = chat_file()
+    found = _chat(path) if path is not None else _words()
     keep = np.frombuffer(found, np.uint8)
     # what JSON writes as it is: so a body has the same bytes in every encoding
     keep = keep[(keep >= 32) & (keep < 127) & (keep != ord('"')) & (keep != ord("\\"))]
     return keep[:_TEXT_BYTES].tobytes()
+
+
+def chat_file() -> Path | None:
+    """The chat log among the test data, where it is at hand."""
+    folder = os.environ.get("IMRAY_TEST_DATA")
+    path = Path(folder) / "irc-ubuntu" / "train.parquet" if folder else None
+    return path if path is not None and path.exists() else None
 
 
 def _chat(path: Path) -> bytes:
@@ -40,11 +46,11 @@ def _chat(path: Path) -> bytes:
 
 
 def _words() -> bytes:
-    """Words of 2 to 9 letters, frequent ones more often (Zipf's law), as in any language."""
+    """Words of 2 to 9 letters, frequent ones more often (Zipf's law); lz4 finds in them what it finds in chat."""
     rng = np.random.default_rng(_WORD_SEED)
     letters = np.frombuffer(b"etaoinshrdlucmfwypvbgk", np.uint8)
     words = [bytes(rng.choice(letters, n)) for n in rng.integers(2, 10, _WORDS)]
-    share = 1 / np.arange(1, _WORDS + 1)
+    share = np.arange(1, _WORDS + 1) ** -0.93
     return b" ".join(words[i] for i in rng.choice(_WORDS, _TEXT_BYTES // 6, p=share / share.sum()))
 
 

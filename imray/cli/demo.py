@@ -40,7 +40,7 @@ def run_demo(info: dict[str, Any]) -> None:
             table.add_row(str(sent.conv_seq), sender, text, where, "a retry: its first number" * sent.duplicate)
     console.print(table)
     report = run(Path(info["data"]))
-    console.print(report.to_text())
+    typer.echo(report.to_text())
     url, data = info["url"], info["data"]
     typer.echo(
         f"""Try next, in another terminal:

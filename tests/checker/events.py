@@ -93,6 +93,32 @@ class Conversation:
             raise ValueError(f"no such event: {kind!r}")
 
 
+@dataclass
+class Window:
+    """The tries of one id by one client that an answer may belong to."""
+
+    asked: int
+    payloads: set[str] = field(default_factory=set)
+    open: int = 0
+
+
+def tries(c: Conversation) -> Iterator[tuple[Answer, Window | None]]:
+    """Each answer with the tries that it may answer; None where its client had not sent the id."""
+    windows: dict[tuple[str, str], Window] = {}
+    both: list[Send | Answer] = sorted([*c.sends, *c.answers], key=lambda e: (e.t, isinstance(e, Answer)))
+    for e in both:
+        window = windows.get((e.client, e.id))
+        if isinstance(e, Answer):
+            if window is not None:
+                window.open -= 1
+            yield e, window
+            continue
+        if window is None or window.open <= 0:
+            window = windows[e.client, e.id] = Window(e.t)
+        window.payloads.add(e.payload)
+        window.open += 1
+
+
 class EventLog:
     """Appends events to a file, each line flushed: what a killed client saw until then stays readable."""
 
@@ -195,7 +221,8 @@ def _read(t: int, event: dict[str, Any]) -> Read:
 
 def _int(value: Any, least: int = 0, most: int | None = None) -> int:
     if type(value) is not int or value < least or (most is not None and value > most):
-        raise ValueError(f"{value!r} is not a number from {least}" + (f" to {most}" if most is not None else ""))
+        bound = "" if most is None else f" to {most}"
+        raise ValueError(f"{value!r} is not a number from {least}{bound}")
     return value
 
 

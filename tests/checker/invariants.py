@@ -14,7 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tests.checker.events import Answer, Conversation, MalformedError, Read, Send, read_events
+from tests.checker.events import Answer, Conversation, MalformedError, Read, Window, read_events, tries
 
 INVARIANTS = {
     "I1": "every acked id can be read, with the number it was acked with",
@@ -24,7 +24,8 @@ INVARIANTS = {
     "I5": "every number up to stable_seq is a message or a void with its reason; lost data is never called a void",
     "I6": "ack(A) before send(B) implies seq(A) < seq(B)",
 }
-_JUDGED = dict(zip(INVARIANTS, ("acked ids", "ids", "numbers", "stable_seqs", "numbers read", "ids"), strict=True))
+_WHAT = ("acks", "ids", "numbers", "stable_seqs", "numbers read", "ids")
+_JUDGED = dict(zip(INVARIANTS, _WHAT, strict=True))
 _SHOWN_MAX = 10
 
 
@@ -128,32 +129,6 @@ def _gaps(after: int, upto: int, known: Iterable[tuple[int, int]]) -> Iterator[t
         yield at, upto
 
 
-@dataclass
-class _Window:
-    """The tries of one id by one client that an answer may belong to."""
-
-    asked: int
-    payloads: set[str] = field(default_factory=set)
-    open: int = 0
-
-
-def _tries(c: Conversation) -> Iterator[tuple[Answer, _Window | None]]:
-    """Each answer with the tries that it may answer; None where its client had not sent the id."""
-    windows: dict[tuple[str, str], _Window] = {}
-    both: list[Send | Answer] = sorted([*c.sends, *c.answers], key=lambda e: (e.t, isinstance(e, Answer)))
-    for e in both:
-        window = windows.get((e.client, e.id))
-        if isinstance(e, Answer):
-            if window is not None:
-                window.open -= 1
-            yield e, window
-            continue
-        if window is None or window.open <= 0:
-            window = windows[e.client, e.id] = _Window(e.t)
-        window.payloads.add(e.payload)
-        window.open += 1
-
-
 class _Judge:
     """One conversation."""
 
@@ -171,7 +146,7 @@ class _Judge:
         """All six."""
         # the window is judged at once: it goes on changing while the answers are gone through
         final = {(m, seq): payload for r in self._c.reads if r.final for seq, m, payload in r.rows}
-        for answer, window in _tries(self._c):
+        for answer, window in tries(self._c):
             self._answer(answer, window, final)
         self._final_reading()
         self._payloads_read()
@@ -183,12 +158,12 @@ class _Judge:
     def _add(self, invariant: str, row: str, count: int = 1) -> None:
         self._report.add(invariant, f"{self._conv} {row}", count)
 
-    def _answer(self, a: Answer, window: _Window | None, final: dict[tuple[str, int], str]) -> None:
+    def _answer(self, a: Answer, window: Window | None, final: dict[tuple[str, int], str]) -> None:
         """I1, I4 and the conflicts, as far as they are about one answer and its tries."""
         tried = window.payloads if window else set(self._sent.get(a.id, ()))
         if a.kind == "conflict":
-            others = {p for p, t in self._sent.get(a.id, {}).items() if t < a.t} - (tried if len(tried) == 1 else set())
-            if not others or {final.get((a.id, a.seq))} == tried:
+            others = {p for p, t in self._sent.get(a.id, {}).items() if t < a.t}
+            if not (others - tried or len(tried) > 1) or {final.get((a.id, a.seq))} == tried:
                 self._add("I2", f"{a.id}: called a conflict with {a.seq}, but that has no other payload")
         if a.kind != "ack":
             return
@@ -204,7 +179,7 @@ class _Judge:
         self._goes_back(f"ack of {a.id}", window.asked if window else self._first_sent[a.id], a.stable)
         before = self._published.before(self._first_sent[a.id])
         if not a.duplicate and a.seq <= before:
-            self._add("I4", f"{a.id}: new with {a.seq}, but first sent after stable_seq {before} was published")
+            self._add("I4", f"{a.id}: new with {a.seq}, first sent after stable_seq {before} was published")
 
     def _goes_back(self, what: str, asked: int, stable: int | None) -> None:
         if stable is not None:
@@ -284,7 +259,8 @@ class _Judge:
                 self._add("I5", f"{low} to {high}: void without a reason")
         known = [(seq, seq) for seq, _, _ in r.rows] + [(low, high) for low, high, _ in r.holes]
         for low, high in _gaps(r.after, upto, known):
-            self._add("I5", f"{low} to {high}: neither message nor void, stable_seq {r.stable}", high - low + 1)
+            row = f"{low} to {high}: neither message nor void, stable_seq {r.stable}"
+            self._add("I5", row, high - low + 1)
             yield low, high
 
     def _real_time(self, numbers: dict[str, set[int]]) -> None:
