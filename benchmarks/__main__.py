@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ NAMES = (
     "memory",
     "restart",
 )
+_STOP_TIMEOUT_S = 90.0
 _README = Path(__file__).with_name("README.md")
 
 
@@ -90,19 +90,31 @@ def run_each(names: list[str], options: Options, failed: list[str]) -> list[Figu
             command = [sys.executable, "-m", "benchmarks", name, "--json", str(found), "--dir", str(options.folder)]
             command += ["--repeat", str(options.repeat), "--seconds", str(options.seconds)]
             command += ["--producers", str(options.producers), "--window", str(options.window)]
-            code = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ, check=False).returncode
-            if code or not found.exists():
+            if _wait(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)) or not found.exists():
                 failed.append(name)
                 continue
             figures += [Figure.from_dict(f) for f in json.loads(found.read_text())["figures"]]
     return figures
 
 
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code. Where we are ended, it is, too, with the time to end its own servers."""
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait(_STOP_TIMEOUT_S)
+        raise
+
+
 def _end(_number: int, _frame: object) -> None:
-    """As Ctrl-C: the servers that were started are ended on the way out."""
+    """Ctrl-C and SIGTERM: what was started is ended on the way out, which no second signal disturbs."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _end)
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, _end)
     typer.run(main)

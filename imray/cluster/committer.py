@@ -162,8 +162,9 @@ class Committer:
             "conversations": state.conversations.count,
             "recent_ids": state.recent.count + (state.frozen.count if state.frozen is not None else 0),
             "sealed_ids": sum(i.interval.ids for i in self.intervals),
-            "id_bytes": state.recent.nbytes + sum(i.bloom.words.nbytes for i in self.intervals),
-            "conversation_bytes": state.conversations.nbytes,
+            "bytes": state.conversations.nbytes
+            + sum(t.nbytes for t in (state.recent, state.frozen, state.spare) if t is not None)
+            + sum(i.bloom.words.nbytes for i in self.intervals),
             "checkpoint_segment": self._covered,
         }
 
