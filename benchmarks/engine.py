@@ -22,7 +22,7 @@ from imray.cluster.process import settle
 from imray.cluster.replies import Appended
 from imray.settings import Settings
 
-BATCH_ROWS = 10_000
+BATCH_ROWS = 20_000
 WARMUP_S = 1.5
 _START_TIMEOUT_S = 60.0
 _GRACE_S = 60.0

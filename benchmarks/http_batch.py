@@ -31,8 +31,8 @@ class Case:
 
 # few connections: each holds one batch in flight, and more would only wait in the gateway
 CASES = (
-    Case("json", 500, 8, 1, 100_000),
-    Case("json", 500, 8, 64, 100_000),
+    Case("json", 500, 16, 1, 100_000),
+    Case("json", 500, 16, 64, 100_000),
     Case("arrow", 5_000, 6, 1, 400_000),
     Case("arrow", 10_000, 4, 1, 400_000),
     Case("arrow", 10_000, 4, 64, 400_000),
