@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from api.auth import SENDER_BYTES_MAX, Caller
 from api.problems import ProblemError
@@ -68,17 +68,25 @@ def invalid(detail: str) -> ProblemError:
 
 async def read_body(request: Request, bytes_max: int) -> bytes:
     """The request's body; 413 as soon as it is known to be too large, before it is read whole."""
-    too_large = ProblemError(413, "too-large", f"the request has more than {bytes_max} bytes: send less at once")
     length = request.headers.get("content-length")
     if length is not None and length.isdecimal() and int(length) > bytes_max:
-        raise too_large
-    chunks, size = [], 0
-    async for chunk in request.stream():
+        raise _request_too_large(bytes_max)
+    chunks: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         size += len(chunk)
         if size > bytes_max:
-            raise too_large
+            raise _request_too_large(bytes_max)
         chunks.append(chunk)
-    return b"".join(chunks)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _request_too_large(bytes_max: int) -> ProblemError:
+    return ProblemError(413, "too-large", f"the request has more than {bytes_max} bytes: send less at once")
 
 
 def single_bytes_max(settings: Settings) -> int:

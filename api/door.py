@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.problems import ProblemError
@@ -55,6 +56,8 @@ class Door:
             response = await self._send_endpoint(conv_id, Request(scope, receive))
         except ProblemError as e:
             response = e.response()
+        except ClientDisconnect:
+            return  # nobody is there to answer, and nothing was queued
         await response(scope, receive, send)
 
 
