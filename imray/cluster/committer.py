@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from imray.cluster.replies import Appended, Firsts, Located
+from imray.core.dedup import IdTable
 from imray.core.sequencer import CONFLICT, Plan, Rows, ShardState, apply, commit_of, freeze, locate, plan, sealed
 from imray.log.checkpoint import Snapshot, snapshot
 from imray.log.recovery import Confirmer, become_writer
@@ -39,6 +40,7 @@ class Committer:
         self._confirmer = Confirmer(store, shard)
         self._shard = shard
         self._snapshot: Snapshot | None = None
+        self._used: IdTable | None = None
         self._covered = intervals_end(self.intervals)
 
     @classmethod
@@ -142,9 +144,21 @@ class Committer:
         """The checkpoint of the last freeze is durable."""
         for file in files:
             file.forget()
-        sealed(self.state, list(files))
+        self._used = sealed(self.state, list(files))
         self.intervals, self._snapshot = files, None
         self._covered = intervals_end(files)
+
+    def clear_used(self) -> IdTable | None:
+        """Clear the table of the last freeze, if not done yet. In any thread: nobody else uses it, and clearing tens
+        of MB takes longer than a commit."""
+        table, self._used = self._used, None
+        if table is not None:
+            table.clear()
+        return table
+
+    def recycle(self, table: IdTable) -> None:
+        """The next freeze takes over a cleared table's memory."""
+        self.state.spare = table
 
     def merged(self, parts: list[SealedInterval], whole: SealedInterval) -> None:
         """One interval takes the place of adjacent ones."""

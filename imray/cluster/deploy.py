@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from imray.cluster import gateway as gateways
 from imray.cluster import history, shard
@@ -79,8 +79,8 @@ def up(data: Path, shards: int | None, settings: Settings, config: GatewayConfig
     Needs `connect`. Idempotent: what runs already is kept. Ends with `StopIteration.value`, the Deployment."""
     manifest = create_or_open(LocalStore(data), shards)
     namespace = namespace_of(manifest)
-    yield f"starting {manifest.shards} shards"
-    actors = [shard.create(namespace, str(data), i, manifest.seed, settings) for i in range(manifest.shards)]
+    # gateways first: each is bound to its node, shards find room anywhere
+    yield "starting the gateway"
     reader = history.create(namespace, HISTORY_FACTORY, str(data), settings)
     # one gateway a machine: two raylets on one (tests do that) would want the same port
     nodes = list({n["NodeManagerAddress"]: n["NodeID"] for n in ray.nodes() if n["Alive"]}.values())
@@ -89,16 +89,20 @@ def up(data: Path, shards: int | None, settings: Settings, config: GatewayConfig
         gateways.create(namespace, name, APP_FACTORY, manifest, settings, config, node)
         for name, node in zip(names, nodes, strict=True)
     ]
+    try:
+        ray.get(reader.ping.remote(), timeout=_START_TIMEOUT_S)
+        ports = ray.get([s.ping.remote() for s in servers], timeout=_START_TIMEOUT_S)
+    except GetTimeoutError as e:
+        reserved = f"{settings.gateway_num_cpus} and {settings.history_num_cpus}"
+        raise UnavailableError(f"the gateway found no room: a node needs {reserved} CPUs free in Ray") from e
+    except RayError as e:
+        raise UnavailableError(f"the gateway did not start: {_reason(e)}") from e
+    yield f"starting {manifest.shards} shards"
+    actors = [shard.create(namespace, str(data), i, manifest.seed, settings) for i in range(manifest.shards)]
     deadline = time.monotonic() + _START_TIMEOUT_S
     for i, actor in enumerate(actors):
         yield f"recovering shard {i}"
         _await_serving(actor, deadline)
-    yield "starting the gateway"
-    try:
-        ray.get(reader.ping.remote(), timeout=_START_TIMEOUT_S)
-        ports = ray.get([s.ping.remote() for s in servers], timeout=_START_TIMEOUT_S)
-    except RayError as e:
-        raise UnavailableError(f"the gateway did not start: {_reason(e)}") from e
     return Deployment(namespace, manifest, names, ports[0]["port"])
 
 

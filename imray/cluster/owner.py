@@ -253,6 +253,9 @@ class Owner:
         loop = asyncio.get_running_loop()
         store = self._store
         try:
+            table = await loop.run_in_executor(self._merging, committer.clear_used)
+            if table is not None:
+                await loop.run_in_executor(self._thread, committer.recycle, table)
             while self._refusal is None:
                 step = await loop.run_in_executor(
                     self._merging, checkpoint.merge_step, store, list(committer.intervals)

@@ -96,11 +96,10 @@ class IdTable:
         self.segment = np.empty(capacity, np.uint32)
         self.row = np.empty(capacity, np.uint32)
 
-    def restart(self, base_segment: int) -> IdTable:
-        """Forget everything but the memory: a new table in it. Fresh memory costs more than clearing (page faults)."""
-        self.base_segment, self.count = base_segment, 0
+    def clear(self) -> None:
+        """Forget everything but the memory: fresh memory costs more than this (page faults)."""
         self.slots[:] = 0
-        return self
+        self.count = 0
 
     _COLUMNS = ("fps", "ids", "conv", "seq", "payload", "segment", "row")
 

@@ -42,7 +42,7 @@ class ShardState:
     segment_ts: dict[int, int] = field(default_factory=dict)
     """server_ts of the segments that `recent` and `frozen` speak of."""
     spare: IdTable | None = None
-    """The memory of a table that is sealed, for the next one."""
+    """An empty table whose memory the next one takes over."""
     postings: Postings = field(default_factory=Postings)
     frozen_postings: Postings = field(default_factory=Postings)
 
@@ -252,18 +252,21 @@ def freeze(state: ShardState) -> IdTable:
         raise InvalidError("the previous freeze is not sealed yet")
     state.frozen, state.frozen_postings = state.recent, state.postings
     table, state.spare = state.spare, None
-    state.recent = table.restart(state.segment) if table is not None else IdTable(state.segment)
+    state.recent = IdTable(state.segment) if table is None else table
+    state.recent.base_segment = state.segment
     state.postings = Postings()
     return state.frozen
 
 
-def sealed(state: ShardState, files: list[SealedIds]) -> None:
-    """The frozen ids are in `files` now, which replace all earlier ones; memory lets go of them."""
+def sealed(state: ShardState, files: list[SealedIds]) -> IdTable | None:
+    """The frozen ids are in `files` now, which replace all earlier ones. Returned: their table, which nobody uses any
+    more; cleared, it may become `state.spare`."""
     state.sealed = files
-    state.spare, state.frozen = state.frozen, None
+    table, state.frozen = state.frozen, None
     state.frozen_postings = Postings()
     keep_after = state.recent.base_segment
     state.segment_ts = {s: ts for s, ts in state.segment_ts.items() if s > keep_after}
+    return table
 
 
 def _take(rows: Rows, keep: I64) -> Rows:

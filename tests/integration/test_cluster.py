@@ -22,7 +22,7 @@ _DEADLINE_S = 120.0
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("IMRAY_SHARD_NUM_CPUS", "1")
+    monkeypatch.setenv("IMRAY_SHARD_NUM_CPUS", "0.9")
     running = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}, shutdown_at_exit=False
     )

@@ -208,6 +208,8 @@ class ShardMachine(RuleBasedStateMachine):
             return
         self.store.crash_before = -1
         committer.sealed(files)
+        if (table := committer.clear_used()) is not None:
+            committer.recycle(table)
         while (step := checkpoint.merge_step(self.store, list(committer.intervals))) is not None:
             committer.merged(*step)
         checkpoint.collect(self.store, 0, committer.intervals)
