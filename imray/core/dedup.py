@@ -12,6 +12,9 @@ import numpy as np
 
 from imray.core.hashing import I32, I64, U64, jit
 
+_CAPACITIES = (1 << 14, 1 << 21)
+"""A table grows to these, then doubles. Few steps, early: copying and placing a million ids anew stops commits for
+200 ms, while memory that was asked for costs nothing until it is used."""
 _FREE = np.uint64(0)
 _ENTRY_MASK = np.uint64(0xFFFFFFFF)
 _TAG_MASK = np.uint64(0xFFFFFFFF00000000)
@@ -128,7 +131,7 @@ class IdTable:
 
     def _grow(self, need: int) -> None:
         old = {name: getattr(self, name) for name in self._COLUMNS}
-        self._allocate(max(need, 2 * len(self.fps)))
+        self._allocate(next((c for c in _CAPACITIES if c >= need), max(need, 2 * len(self.fps))))
         for name, column in old.items():
             getattr(self, name)[: self.count] = column[: self.count]
         self.slots = slots_for(len(self.fps))
