@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import orjson
 import pyarrow as pa
-import xxhash
 from fastapi import APIRouter, Request, Response
 
 from api.auth import Authenticator
@@ -82,12 +81,7 @@ def routes(backend: Backend, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
 async def _send_columns(backend: Backend, batch: pa.RecordBatch) -> Outcomes:
     """Split a batch over the shards of its conversations, send all, and put the answers together."""
     conv = batch.column("conv_id")
-    shards = backend.manifest.shards
-    of_name = np.fromiter(
-        (xxhash.xxh64_intdigest(name.encode()) % shards for name in conv.dictionary.to_pylist()),
-        np.int64,
-        len(conv.dictionary),
-    )
+    of_name = np.fromiter(map(backend.shard_of, conv.dictionary.to_pylist()), np.int64, len(conv.dictionary))
     used = np.unique(of_name)
     where: dict[int, np.ndarray | slice] = {}
     batches: dict[int, pa.RecordBatch] = {}
