@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from imray.cluster.replies import Refused
 from tests.checker.invariants import check
-from tests.faults.process import Driver
+from tests.faults.process import Driver, until
 
 
 class Client:
@@ -36,9 +37,16 @@ class Client:
         return told
 
     def send(self, driver: Driver, rows: list[list[Any]]) -> list[list[Any]] | None:
-        """Send and wait: the answer; None where it was refused; Died where no answer came."""
-        self.sent(rows)
-        return self.answered(rows, driver.ask("send", messages=rows))
+        """Send and wait: the answer; None where it was refused; Died where no answer came.
+
+        As any client's, a send that is told "busy" comes again."""
+
+        def answer() -> dict[str, Any] | None:
+            self.sent(rows)
+            told = driver.ask("send", messages=rows)
+            return None if told.get("refused") == Refused.BUSY else told
+
+        return self.answered(rows, until(answer, "an answer that is not busy"))
 
     def retry_all(self, driver: Driver) -> None:
         """Send every acked message again: all are duplicates with the first number."""
