@@ -18,6 +18,7 @@ from imray.cluster.backend import Backend
 from imray.cluster.batcher import Outcome, Send
 from imray.cluster.replies import Refusal
 from imray.core.ids import format_client_msg_id
+from imray.core.routing import offset_of
 
 _JSON = "application/json"
 
@@ -79,9 +80,9 @@ def routes(backend: Backend, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
 
 
 async def _send_columns(backend: Backend, batch: pa.RecordBatch) -> Outcomes:
-    """Split a batch over the shards of its conversations, send all, and put the answers together."""
+    """Split a batch over the logs that take its conversations, send all, and put the answers together."""
     conv = batch.column("conv_id")
-    of_name = np.fromiter(map(backend.shard_of, conv.dictionary.to_pylist()), np.int64, len(conv.dictionary))
+    of_name = backend.ways(batch)
     used = np.unique(of_name)
     where: dict[int, np.ndarray | slice] = {}
     batches: dict[int, pa.RecordBatch] = {}
@@ -89,10 +90,10 @@ async def _send_columns(backend: Backend, batch: pa.RecordBatch) -> Outcomes:
         where[int(used[0])], batches[int(used[0])] = slice(None), batch
     else:
         of_row = of_name[conv.indices.to_numpy()]
-        for shard in used.tolist():
-            rows = np.flatnonzero(of_row == shard)
-            where[shard] = rows
-            batches[shard] = batch.take(pa.array(rows))
+        for log in used.tolist():
+            rows = np.flatnonzero(of_row == log)
+            where[log] = rows
+            batches[log] = batch.take(pa.array(rows))
     return Outcomes.of(batch.num_rows, await backend.send_batches(batches), where)
 
 
@@ -100,7 +101,7 @@ def _one(send: Send, outcome: Outcome, shard: int) -> Response:
     answer, i = outcome
     if isinstance(answer, Refusal):
         raise refused(answer)
-    status, epoch, segment, server_ts, row = CREATED, answer.epoch, answer.segment, answer.server_ts, answer.row + i
+    status, epoch, place, server_ts, row = CREATED, answer.epoch, answer.place, answer.server_ts, answer.row + i
     seq = answer.seq + i if isinstance(answer.seq, int) else int(answer.seq[i])
     stable = answer.stable if isinstance(answer.stable, int) else int(answer.stable[i])
     firsts = answer.firsts
@@ -109,18 +110,19 @@ def _one(send: Send, outcome: Outcome, shard: int) -> Response:
         row -= before
         if before < len(firsts.at) and firsts.at[before] == i:
             status = CONFLICT if firsts.conflict[before] else DUPLICATE
-            epoch, segment = int(firsts.epoch[before]), int(firsts.segment[before])
+            epoch, place = int(firsts.epoch[before]), int(firsts.place[before])
             server_ts, row = int(firsts.server_ts[before]), int(firsts.row[before])
     if status == CONFLICT:
         detail = "the client_msg_id was used with another payload: make a new id for a new message"
         raise ProblemError(409, "conflict", detail, conv_id=send.conv_id, conv_seq=seq)
+    log, segment = offset_of(shard, place)
     content = {
         "conv_id": send.conv_id,
         "conv_seq": seq,
         "client_msg_id": format_client_msg_id(send.client_msg_id),
         "duplicate": status == DUPLICATE,
         "epoch": epoch,
-        "offset": {"shard": shard, "segment": segment, "row": row},
+        "offset": {"shard": log, "segment": segment, "row": row},
         "server_ts": server_ts,
         "stable_seq": stable,
     }

@@ -12,6 +12,7 @@ import pyarrow as pa
 from api.problems import STATUS_OF_REFUSAL
 from imray.cluster.replies import Appended, Refusal
 from imray.core.ids import ID_BYTES, format_client_msg_id
+from imray.core.routing import home_of, offset_of
 
 CREATED, DUPLICATE, CONFLICT = 201, 200, 409
 ARROW_TYPE = "application/vnd.apache.arrow.stream"
@@ -32,18 +33,18 @@ class Outcomes:
     def of(
         cls, rows: int, answers: Mapping[int, Appended | Refusal], where: Mapping[int, np.ndarray | slice]
     ) -> Outcomes:
-        """From each shard's answer; `where[shard]` are the request's rows that it answers, in their order."""
+        """From each log's answer; `where[log]` are the request's rows that it answers, in their order."""
         status = np.full(rows, 504, np.uint16)
         columns = {name: np.full(rows, -1, np.int64) for name in _NUMBERS}
         details = {CONFLICT: _CONFLICT_DETAIL}
-        for shard, answer in answers.items():
-            at = where[shard]
+        for log, answer in answers.items():
+            at = where[log]
             if isinstance(answer, Refusal):
                 code, _ = STATUS_OF_REFUSAL[answer.why]
                 status[at] = code
                 details[code] = answer.detail
                 continue
-            for name, values in numbers(shard, answer).items():
+            for name, values in numbers(home_of(log)[0], answer).items():
                 columns[name][at] = values
             status[at] = statuses(answer)
         return cls(status, columns, details)
@@ -121,14 +122,14 @@ def numbers(shard: int, answer: Appended) -> dict[str, np.ndarray]:
     columns = {
         "conv_seq": answer.seqs(),
         "epoch": np.full(rows, answer.epoch),
-        "shard": np.full(rows, shard),
-        "segment": np.full(rows, answer.segment),
+        "segment": np.full(rows, answer.place),
         "server_ts": np.full(rows, answer.server_ts),
         "stable_seq": answer.stables(),
     }
     firsts = answer.firsts
     if firsts is None:
         columns["row"] = np.arange(answer.row, answer.row + rows)
+        columns["shard"], columns["segment"] = offset_of(shard, columns["segment"])
         return columns
     new = np.ones(rows, np.bool_)
     new[firsts.at] = False
@@ -136,6 +137,7 @@ def numbers(shard: int, answer: Appended) -> dict[str, np.ndarray]:
     row[new] = np.arange(answer.row, answer.row + np.count_nonzero(new))
     row[firsts.at] = firsts.row
     columns["row"] = row
-    for name, values in (("epoch", firsts.epoch), ("segment", firsts.segment), ("server_ts", firsts.server_ts)):
+    for name, values in (("epoch", firsts.epoch), ("segment", firsts.place), ("server_ts", firsts.server_ts)):
         columns[name][firsts.at] = values
+    columns["shard"], columns["segment"] = offset_of(shard, columns["segment"])
     return columns

@@ -17,7 +17,7 @@ import ray
 
 from benchmarks.harness import Options
 from benchmarks.workload import Batches, conversation_names
-from imray.cluster import deploy, shard
+from imray.cluster import deploy, names, shard
 from imray.cluster.process import settle
 from imray.cluster.replies import Appended
 from imray.settings import Settings
@@ -88,7 +88,7 @@ class Producer:
 
     def saturate(self, namespace: str, begin: float, end: float, window: int) -> tuple[int, int]:
         """Keep `window` batches in flight until `end` (time.monotonic): rows acked since `begin`, and in all."""
-        actor = ray.get_actor(shard.name(0), namespace)
+        actor = ray.get_actor(names.shard(0), namespace)
         in_flight: list[Any] = []
         counted = total = 0
         while True:
@@ -109,7 +109,7 @@ class Producer:
 
         Latencies (s) of the batches from number `begin` on, from the moment when each was due; and the largest
         delay with which one was sent."""
-        actor = ray.get_actor(shard.name(0), namespace)
+        actor = ray.get_actor(names.shard(0), namespace)
         latencies: list[float] = []
         failures: list[BaseException] = []
         lock, late_max = Lock(), 0.0

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.harness import Figure, Options, Sample, child, column, in_turns
 from imray.core.dedup import IdTable
 from imray.core.postings import Postings
-from imray.core.sequencer import ShardState
+from imray.core.state import ShardState
 from imray.log.sealed import seal
 from imray.log.store import LocalStore
 
@@ -101,7 +101,7 @@ def _fill(count: int) -> IdTable:
 def sealed(folder: Path) -> dict[str, float]:
     """The same ids, after a checkpoint."""
     table = _fill(IDS)
-    interval = seal(LocalStore(folder), 0, table, Postings(), int(table.segment[IDS - 1]), ["room"])
+    interval = seal(LocalStore(folder), 0, table, Postings(), int(table.place[IDS - 1]), ["room"])
     size = sum((folder / name).stat().st_size for name in interval.interval.names)
     return {"filter": interval.bloom.words.nbytes / IDS, "files": size / IDS}
 

@@ -27,6 +27,9 @@ class Settings:
     commit_rows_max: int = 65_536
     commit_bytes_max: int = 8 * 1024 * 1024
     """One segment: large enough that fsync is a small part of it, small enough to encode in a few ms."""
+    rows_to_plan_ahead: int = 4000
+    """While a put is in flight the next commit is planned and encoded only if so many messages wait: fewer are better
+    off in one larger commit."""
     shard_queue_rows_max: int = 400_000
     shard_queue_bytes_max: int = 128 * 1024 * 1024
     """What waits in a shard for its commit; beyond it senders are told to come back."""
@@ -57,7 +60,23 @@ class Settings:
     reopen_delay_s_max: float = 5.0
     """Between tries of a shard that cannot write (disk full) to become the writer again."""
 
+    hot_rate_per_s: float = 0.0
+    """A conversation with so many messages a second for `hot_ticks` seconds is spread over `hot_topics` sub-topics;
+    0: none is. See docs/hot-groups.md for when it pays: it takes a cluster with cores to spare."""
+    cold_rate_per_s: float = 0.0
+    """Under it for `hot_ticks` seconds, what turned hot by its rate turns cold; 0: a quarter of `hot_rate_per_s`."""
+    hot_ticks: int = 5
+    hot_topics: int = 4
+    grant_timeout_s: float = 2.0
+    """A sub-topic that has not written a block after so long is fenced, and its block settled by reading its log: its
+    group's `stable_seq` moves again within 10 s. A commit takes milliseconds."""
+    topic_deadline_s: float = 2.5
+    """How long a gateway asks a sub-topic before it sends to the home shard, which takes everything."""
+    topic_pause_s: float = 5.0
+    """How long a sub-topic that gave no answer is left out."""
+
     shard_num_cpus: float = 0.1
+    topic_num_cpus: float = 0.1
     gateway_num_cpus: float = 0.1
     history_num_cpus: float = 0.1
     """What Ray reserves; small, so that a laptop holds a whole system. Set to 1 on a cluster."""

@@ -6,15 +6,17 @@ import asyncio
 import time
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from imray.cluster.batcher import Batcher, Outcome, Send
+from imray.cluster.links import ShardClient
 from imray.cluster.replies import Appended, Located, Refusal, Refused
-from imray.cluster.shard_client import ShardClient
+from imray.cluster.ways import Ways
 from imray.core.errors import CorruptError
-from imray.core.routing import shard_of
+from imray.core.routing import home_of, shard_of
 from imray.log.manifest import Manifest
 from imray.settings import Settings
 
@@ -29,19 +31,56 @@ class Backend:
         self.manifest, self.settings, self._namespace = manifest, settings, namespace
         self._clients = [ShardClient(namespace, i, settings) for i in range(manifest.shards)]
         self._batchers = [Batcher(client, settings) for client in self._clients]
+        self._ways = Ways(namespace, settings)
 
     def shard_of(self, conv_id: str) -> int:
         """The shard that owns a conversation."""
         return shard_of(conv_id, self.manifest.shards)
 
     async def send(self, send: Send) -> Outcome:
-        """One message; gathered with others that wait for its shard."""
-        return await self._batchers[self.shard_of(send.conv_id)].send(send)
+        """One message; gathered with others that take the same way."""
+        home = self.shard_of(send.conv_id)
+        log = self._ways.of(home, send.conv_id, send.topic or send.sender)
+        if log != home:
+            outcome = await self._ways.topic(log).send(send)
+            if self._ways.arrived(log, outcome.answer, [send.conv_id]):
+                return outcome
+        outcome = await self._batchers[home].send(send)
+        self._ways.learn(outcome.answer, [send.conv_id])
+        return outcome
+
+    def ways(self, batch: pa.RecordBatch) -> np.ndarray:
+        """For each conversation in a batch's dictionary the log that its messages should go to: all of them one way, so
+        that the order inside a request is kept."""
+        conv = batch.column("conv_id")
+        names = conv.dictionary.to_pylist()
+        logs = np.fromiter(map(self.shard_of, names), np.int64, len(names))
+        for i, name in enumerate(names):
+            if name in self._ways.hot:
+                row = int(np.argmax(conv.indices.to_numpy() == i))
+                key = batch.column("topic")[row].as_py() or batch.column("sender")[row].as_py()
+                logs[i] = self._ways.of(int(logs[i]), name, key)
+        return logs
 
     async def send_batches(self, batches: dict[int, pa.RecordBatch]) -> dict[int, Appended | Refusal]:
-        """One batch for each shard, at once; the order inside each is kept."""
-        answers = await asyncio.gather(*(self._batchers[s].send_batch(b) for s, b in batches.items()))
+        """One batch for each log that `ways` named, at once; the order inside each is kept."""
+        answers = await asyncio.gather(*(self._send_batch(log, b) for log, b in batches.items()))
         return dict(zip(batches, answers, strict=True))
+
+    async def _send_batch(self, log: int, batch: pa.RecordBatch) -> Appended | Refusal:
+        home, slot = home_of(log)
+        if slot:
+            answer = await self._ways.topic(log).send_batch(batch)
+            if self._ways.arrived(log, answer, batch.column("conv_id").dictionary.to_pylist()):
+                return answer
+        answer = await self._batchers[home].send_batch(batch)
+        if self._ways.hot or (isinstance(answer, Appended) and answer.hot):
+            self._ways.learn(answer, batch.column("conv_id").dictionary.to_pylist())
+        return answer
+
+    async def heat(self, conv_id: str, topics: int) -> Refusal | None:
+        """Spread a conversation over sub-topics; 0: its home shard alone writes it again. None: done, and durable."""
+        return await self._client(conv_id).heat(conv_id, topics, self._deadline())
 
     async def head(self, conv_id: str) -> Located | Refusal:
         """Where a conversation stands."""

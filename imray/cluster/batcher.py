@@ -1,6 +1,6 @@
 """Many sends, few calls: what waits in a gateway for one shard goes as one batch of columns.
 
-Owns the queue of a gateway for one shard. Does not own retries (`imray.cluster.shard_client`).
+Owns the queue of a gateway for one shard or sub-topic. Does not own retries (`imray.cluster.links`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from imray.cluster.links import ActorClient
 from imray.cluster.replies import Appended, Refusal, Refused
-from imray.cluster.shard_client import ShardClient
 from imray.log.schema import BATCH_SCHEMA, MS, encode_text, to_ipc
 from imray.settings import Settings
 
@@ -69,8 +69,9 @@ class _Waiting:
 class Batcher:
     """Gathers sends and batches for one shard while calls are in flight; an idle one sends at once."""
 
-    def __init__(self, client: ShardClient, settings: Settings) -> None:
+    def __init__(self, client: ActorClient, settings: Settings, deadline_s: float | None = None) -> None:
         self._client, self._settings = client, settings
+        self._deadline_s = settings.send_deadline_s if deadline_s is None else deadline_s
         self._waiting: deque[_Waiting] = deque()
         self._waiting_rows = 0
         self._rows = self._bytes = 0
@@ -90,7 +91,7 @@ class Batcher:
     async def _add(self, what: Send | pa.RecordBatch, rows: int, size: int) -> Outcome:
         settings = self._settings
         if self._rows + rows > settings.gateway_queue_rows_max or self._bytes + size > settings.gateway_queue_bytes_max:
-            detail = f"the gateway's queue for shard {self._client.shard} is full: retry later"
+            detail = f"the gateway's queue for {self._client.name} is full: retry later"
             return Outcome(Refusal(Refused.BUSY, detail), 0)
         waiting = _Waiting(what, rows, size, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
@@ -130,7 +131,7 @@ class Batcher:
     async def _call(self, taken: list[_Waiting]) -> None:
         answer: Appended | Refusal = Refusal(Refused.UNAVAILABLE, "the gateway is stopping")
         try:
-            deadline = time.monotonic() + self._settings.send_deadline_s
+            deadline = time.monotonic() + self._deadline_s
             answer = await self._client.append(to_ipc(_join([w.what for w in taken])), deadline)
         finally:
             self._calls -= 1

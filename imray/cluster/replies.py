@@ -19,6 +19,8 @@ class Refused(StrEnum):
     """Outcome unknown: retry with the same ids."""
     CORRUPT = "corrupt"
     """The shard refuses to serve: a person must look."""
+    MOVED = "moved"
+    """A sub-topic's: its conversation is not hot any more, send to the home shard. Nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Firsts:
 
     at: np.ndarray
     conflict: np.ndarray
-    segment: np.ndarray
+    place: np.ndarray
     row: np.ndarray
     epoch: np.ndarray
     server_ts: np.ndarray
@@ -46,7 +48,7 @@ class Firsts:
         return Firsts(
             self.at[begin:end] - shift,
             self.conflict[begin:end],
-            self.segment[begin:end],
+            self.place[begin:end],
             self.row[begin:end],
             self.epoch[begin:end],
             self.server_ts[begin:end],
@@ -58,16 +60,19 @@ class Appended:
     """All rows of a request are durable: success means just that.
 
     `seq` and `stable` have one value a row; an int `seq` stands for consecutive numbers from it, an int `stable` for
-    the same in every row. New rows stand in the segment one after the other from `row`."""
+    the same in every row. New rows stand one after the other from `row` in the segment at `place`
+    (`imray.core.routing.offset_of` says which log and segment that is)."""
 
     rows: int
     epoch: int
-    segment: int
+    place: int
     server_ts: int
     row: int
     seq: np.ndarray | int
     stable: np.ndarray | int
     firsts: Firsts | None
+    hot: dict[str, int] | None = None
+    """How many sub-topics take the sends of each hot conversation from now on."""
 
     def slice(self, start: int, rows: int) -> Appended:
         """The answer for some of the rows only."""
@@ -80,7 +85,7 @@ class Appended:
             before, end = (int(i) for i in np.searchsorted(firsts.at, (start, start + rows)))
             firsts = firsts.slice(before, end, start) if end > before else None
         row = self.row + start - before
-        return Appended(rows, self.epoch, self.segment, self.server_ts, row, seq, stable, firsts)
+        return Appended(rows, self.epoch, self.place, self.server_ts, row, seq, stable, firsts, self.hot)
 
     def seqs(self) -> np.ndarray:
         """The number of each row."""
@@ -96,6 +101,7 @@ class Located:
     """Where the numbers of a conversation are: for a reader outside the shard."""
 
     head: int
+    """The last number given out; above `stable` only in a hot group."""
     stable: int
     epoch: int
     checkpoint: int
@@ -103,4 +109,4 @@ class Located:
     intervals: list[tuple[int, int, int]]
     """(first segment, last segment, ids) of each sealed interval."""
     spans: list[tuple[int, int, int]]
-    """(segment, first, last number)."""
+    """(place, first, last number)."""

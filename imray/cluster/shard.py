@@ -1,65 +1,73 @@
-"""The shard as a Ray actor: a thin shell around `imray.cluster.owner.Owner`."""
+"""Shards and sub-topics as Ray actors: thin shells around their owners."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
 
 import ray
+from ray.exceptions import RayError
 
+from imray.cluster import names
+from imray.cluster.home import Home
+from imray.cluster.links import RayHome
 from imray.cluster.owner import Owner
 from imray.cluster.process import settle
-from imray.cluster.replies import Appended, Located, Refusal
+from imray.cluster.replies import Appended, Located, Refusal, Refused
+from imray.cluster.subtopic import SubTopic
+from imray.core.blocks import Declined, Granted, Report
+from imray.core.columns import Rows
+from imray.core.errors import UnavailableError
 from imray.log.store import LocalStore
 from imray.settings import Settings
 
-log = logging.getLogger("imray.shard")
+OwnerT = TypeVar("OwnerT", bound=Owner)
 
 _EXIT_DELAY_S = 0.5
 """A fenced actor answers its callers, then ends; Ray restarts it if it is still the one Ray knows."""
+_TOPICS_START_TIMEOUT_S = 20.0
+"""A worker process starts in 2 s; more means that the cluster has no room."""
 
 
-class Shard:
-    """One shard. Calls may fail with Ray's errors: then the outcome is unknown, and the same ids are sent again."""
+class OwnerActor(Generic[OwnerT]):
+    """An owner in a process. Calls may fail with Ray's errors: then the outcome is unknown, and the same ids are sent
+    again."""
 
-    def __init__(self, data: str, shard: int, seed: int, settings: Settings) -> None:
-        self._make: Callable[[], Owner] = lambda: Owner(LocalStore(data), shard, seed, settings, on_fenced=self._end)
-        self._owner: Owner | None = None
+    def __init__(self) -> None:
+        self._owner: OwnerT | None = None
         self._starting: asyncio.Task[None] | None = None
 
-    async def _started(self) -> Owner:
-        # an actor's constructor has no event loop yet, so the first call starts the owner; later ones do not wait:
-        # they are told to retry
-        if self._owner is None:
-            self._owner = self._make()
-            settle()
-            self._starting = asyncio.create_task(self._owner.start())
+    def _make(self) -> OwnerT:
+        raise NotImplementedError
+
+    async def _started(self) -> OwnerT:
+        # an actor's constructor has no event loop yet, so the first call starts the owner; later ones wait a moment,
+        # then they are told to retry
+        await self.alive()
+        assert self._starting is not None
+        assert self._owner is not None
+        if not self._starting.done():
+            await asyncio.wait([self._starting], timeout=5)
         return self._owner
 
     async def ping(self) -> dict[str, object]:
         """Wait for the first attempt at recovery; figures for operators, `state` is "serving" or the reason why not."""
-        owner = await self._started()
-        assert self._starting is not None
-        await asyncio.wait([self._starting], timeout=5)
-        return {**owner.status(), "pid": os.getpid()}
+        owner: Any = await self._started()
+        return {**await owner.status(), "pid": os.getpid()}
+
+    async def alive(self) -> int:
+        """The process runs, and begins to recover; its id."""
+        if self._owner is None:
+            self._owner = self._make()
+            settle()
+            self._starting = asyncio.create_task(self._owner.start())
+        return os.getpid()
 
     async def append(self, data: object) -> Appended | Refusal:
         """As `Owner.append`: Appended means durable."""
-        owner = await self._started()
-        assert self._starting is not None
-        if not self._starting.done():
-            await asyncio.wait([self._starting], timeout=5)
-        return await owner.append(data)
-
-    async def locate(self, conv_id: str, low: int, high: int) -> Located | Refusal:
-        """As `Owner.locate`."""
-        owner = await self._started()
-        assert self._starting is not None
-        if not self._starting.done():
-            await asyncio.wait([self._starting], timeout=5)
-        return await owner.locate(conv_id, low, high)
+        return await (await self._started()).append(data)
 
     async def stop(self) -> None:
         """End in good order; the actor answers nothing but refusals afterwards."""
@@ -70,25 +78,104 @@ class Shard:
         asyncio.get_running_loop().call_later(_EXIT_DELAY_S, os._exit, 1)
 
 
+class Shard(OwnerActor[Home]):
+    """One shard."""
+
+    def __init__(self, namespace: str, data: str, shard: int, seed: int, settings: Settings) -> None:
+        super().__init__()
+        self._args = namespace, data, shard, seed, settings
+
+    def _make(self) -> Home:
+        _, data, shard, seed, settings = self._args
+        return Home(
+            LocalStore(data), shard, seed, settings, on_fenced=self._end, start_topics=self._start_topics
+        )  # fmt: skip
+
+    async def locate(self, conv_id: str, low: int, high: int) -> Located | Refusal:
+        """As `Home.locate`."""
+        return await (await self._started()).locate(conv_id, low, high)
+
+    async def heat(self, conv_id: str, topics: int) -> Refusal | None:
+        """Turn a conversation hot (0 sub-topics: cold). None: done, and durable."""
+        owner = await self._started()
+        if owner.hot is None:
+            return _not_ready(owner)
+        return await (owner.hot.heat(conv_id, topics) if topics else owner.hot.cool(conv_id))
+
+    async def register(self, slot: int, epoch: int, segment: int) -> bool | Refusal:
+        """As `HotGroups.register`."""
+        owner = await self._started()
+        return _not_ready(owner) if owner.hot is None else await owner.hot.register(slot, epoch, segment)
+
+    async def ask(
+        self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
+    ) -> Granted | Declined | Refusal:
+        """As `HotGroups.ask`."""
+        owner = await self._started()
+        return _not_ready(owner) if owner.hot is None else await owner.hot.ask(slot, epoch, ask, rows, reports)
+
+    async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
+        """As `HotGroups.report`."""
+        owner = await self._started()
+        return _not_ready(owner) if owner.hot is None else await owner.hot.report(slot, epoch, reports)
+
+    async def _start_topics(self, topics: int) -> None:
+        namespace, data, shard, seed, settings = self._args
+        actors = [create_topic(namespace, data, shard, slot, seed, settings) for slot in range(1, topics + 1)]
+        try:
+            await asyncio.wait_for(asyncio.gather(*(a.alive.remote() for a in actors)), _TOPICS_START_TIMEOUT_S)
+        except TimeoutError:
+            raise UnavailableError(
+                f"{topics} sub-topics found no room: each needs {settings.topic_num_cpus} CPUs free in Ray"
+            ) from None
+        except RayError as e:
+            raise UnavailableError(f"a sub-topic did not start: {str(e).splitlines()[0]}") from e
+
+
+class Topic(OwnerActor[SubTopic]):
+    """One sub-topic of a home shard."""
+
+    def __init__(self, namespace: str, data: str, home: int, slot: int, seed: int, settings: Settings) -> None:
+        super().__init__()
+        self._args = namespace, data, home, slot, seed, settings
+
+    def _make(self) -> SubTopic:
+        namespace, data, home, slot, seed, settings = self._args
+        link = RayHome(namespace, home, settings)
+        return SubTopic(LocalStore(data), home, slot, seed, settings, link, on_fenced=self._end)
+
+
+def _not_ready(owner: Owner) -> Refusal:
+    return Refusal(Refused.UNAVAILABLE, f"{owner.label} is recovering")
+
+
 def create(namespace: str, data: str, shard: int, seed: int, settings: Settings) -> ray.actor.ActorHandle:
     """The shard's actor, made if it is not there: detached, restarted without limit, its tasks never by Ray itself."""
+    options = _options(namespace, names.shard(shard), settings.shard_num_cpus)
+    return ray.remote(Shard).options(**options).remote(namespace, data, shard, seed, settings)
+
+
+def create_topic(
+    namespace: str, data: str, home: int, slot: int, seed: int, settings: Settings
+) -> ray.actor.ActorHandle:
+    """A sub-topic's actor, made if it is not there, away from the others where there are nodes."""
+    options = _options(namespace, names.topic(home, slot), settings.topic_num_cpus)
     return (
-        ray.remote(Shard)
-        .options(
-            name=name(shard),
-            namespace=namespace,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_task_retries=0,
-            num_cpus=settings.shard_num_cpus,
-            max_concurrency=1000,
-            max_pending_calls=2000,
-        )
-        .remote(data, shard, seed, settings)
-    )
+        ray.remote(Topic)
+        .options(scheduling_strategy="SPREAD", **options)
+        .remote(namespace, data, home, slot, seed, settings)
+    )  # fmt: skip
 
 
-def name(shard: int) -> str:
-    """The actor's name inside the deployment's namespace."""
-    return f"shard-{shard:04d}"
+def _options(namespace: str, name: str, num_cpus: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "namespace": namespace,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "max_restarts": -1,
+        "max_task_retries": 0,
+        "num_cpus": num_cpus,
+        "max_concurrency": 1000,
+        "max_pending_calls": 2000,
+    }

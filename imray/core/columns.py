@@ -31,7 +31,7 @@ class First:
 
     seq: int
     payload: int
-    segment: int
+    place: int
     row: int
     epoch: int
     server_ts: int
@@ -61,8 +61,8 @@ class Plan:
     """Rows that are new; None: all of them."""
     row_in_segment: np.ndarray
     """Each row's place in the new segment (new rows); the place of the first send (others)."""
-    segment: I64 | None
-    """Segment of the first send, for rows that are not new (-1: the segment being written). None: all are new."""
+    place: I64 | None
+    """Place of the first send, for rows that are not new (-1: the segment being written). None: all are new."""
     epoch: I64 | None
     server_ts: I64 | None
     conv: I32
@@ -74,13 +74,25 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Commit:
-    """Rows that are durable, as `apply` takes them: from a plan or from a segment read back."""
+class Control:
+    """A record about a hot group; `number` is the conversation's head when it was written."""
 
-    segment: int
+    conv: int
+    topics: int
+    """0: the conversation is cold from here on."""
+    number: int
+    ceiling: int
+    by_rate: bool = False
+    """It turned hot by its rate, so it may turn cold by it."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One segment's rows: from a plan or from a segment read back."""
+
+    place: int
     epoch: int
     server_ts: int
-    digest: bytes
     rows: Rows
     conv: I32
     fresh: I32
@@ -90,3 +102,6 @@ class Commit:
     """State indices of the conversations with numbers in the segment, void ranges included."""
     touched_first: I64
     touched_last: I64
+    controls: tuple[Control, ...] = ()
+    sequencer: int = 0
+    """A sub-topic's segment: the epoch of the home shard that granted its numbers."""

@@ -1,4 +1,4 @@
-"""The conversations of a shard and the last number of each: columns, 60 to 120 bytes a conversation.
+"""The conversations of a shard and the last number of each: columns, 70 to 130 bytes a conversation.
 
 Owns names and heads. A name is found by its 64-bit key and confirmed byte by byte: keys are no secret, and two names
 with one key must stay two conversations.
@@ -78,6 +78,9 @@ class Conversations:
         self._keys = np.empty(16, np.uint64)
         self._slots = np.zeros(64, np.uint64)
         self.heads: I64 = np.zeros(16, np.int64)
+        """The last number given out."""
+        self.stable: I64 = np.zeros(16, np.int64)
+        """Everything up to it is durable or void."""
         self.scratch: I32 = np.zeros(16, np.int32)
         """Zero between calls: the counters of a numbering pass. Kept, or a commit would cost O(conversations)."""
 
@@ -117,6 +120,7 @@ class Conversations:
             self._keys = np.resize(self._keys, n)
             self._ends = np.concatenate([self._ends, np.zeros(n + 1 - len(self._ends), np.int64)])
             self.heads = np.concatenate([self.heads, np.zeros(n - len(self.heads), np.int64)])
+            self.stable = np.concatenate([self.stable, np.zeros(n - len(self.stable), np.int64)])
             self.scratch = np.zeros(n, np.int32)
         if text_bytes > len(self._text):
             self._text = np.resize(self._text, max(text_bytes, 2 * len(self._text)))
@@ -133,5 +137,5 @@ class Conversations:
     @property
     def nbytes(self) -> int:
         """Bytes of memory held."""
-        arrays = (self._text, self._ends, self._keys, self._slots, self.heads, self.scratch)
+        arrays = (self._text, self._ends, self._keys, self._slots, self.heads, self.stable, self.scratch)
         return sum(a.nbytes for a in arrays)

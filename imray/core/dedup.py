@@ -15,6 +15,8 @@ from imray.core.hashing import I32, I64, U64, jit
 _CAPACITIES = (1 << 14, 1 << 21)
 """A table grows to these, then doubles. Few steps, early: copying and placing a million ids anew stops commits for
 200 ms, while memory that was asked for costs nothing until it is used."""
+RELEASED = -1
+"""The conversation of an entry whose grant became void: no row has it, so none finds it."""
 _FREE = np.uint64(0)
 _ENTRY_MASK = np.uint64(0xFFFFFFFF)
 _TAG_MASK = np.uint64(0xFFFFFFFF00000000)
@@ -80,9 +82,10 @@ def slots_for(entries: int) -> U64:
 
 
 class IdTable:
-    """Recent ids with what a retry must be told: open addressing over columns, 50 to 90 bytes an id.
+    """Recent ids with what a retry must be told: open addressing over columns, 55 to 95 bytes an id.
 
-    Entries are numbered in the order they were added; `segment` counts from `base_segment`."""
+    Entries are numbered in the order they were added. `place` is where the message stands
+    (`imray.core.routing.place_of`), or minus the number of the grant under which it is in flight."""
 
     def __init__(self, base_segment: int, capacity: int = 1024) -> None:
         self.base_segment = base_segment
@@ -96,7 +99,7 @@ class IdTable:
         self.conv = np.empty(capacity, np.int32)
         self.seq = np.empty(capacity, np.int64)
         self.payload = np.empty(capacity, np.uint64)
-        self.segment = np.empty(capacity, np.uint32)
+        self.place = np.empty(capacity, np.int64)
         self.row = np.empty(capacity, np.uint32)
 
     def clear(self) -> None:
@@ -104,7 +107,7 @@ class IdTable:
         self.slots[:] = 0
         self.count = 0
 
-    _COLUMNS = ("fps", "ids", "conv", "seq", "payload", "segment", "row")
+    _COLUMNS = ("fps", "ids", "conv", "seq", "payload", "place", "row")
 
     def find(self, fps: U64, ids: U64, conv: I32) -> I32 | None:
         """The entry of each row's (conv, id), -1 where there is none; None where no row has one."""
@@ -114,8 +117,8 @@ class IdTable:
         n = _probe(fps, ids, conv, self.slots, self.ids, self.conv, out)
         return out if n else None
 
-    def add(self, fps: U64, ids: U64, conv: I32, seq: I64, payload: U64, segment: int, row: np.ndarray) -> None:
-        """Remember rows that are in no entry yet. `segment` is absolute; `row` is each one's row in it."""
+    def add(self, fps: U64, ids: U64, conv: I32, seq: I64, payload: U64, where: int, row: np.ndarray) -> None:
+        """Remember rows that are in no entry yet: the place of all, and each one's row in its segment."""
         a, b = self.count, self.count + len(fps)
         if b > len(self.fps):
             self._grow(b)
@@ -124,7 +127,7 @@ class IdTable:
         self.conv[a:b] = conv
         self.seq[a:b] = seq
         self.payload[a:b] = payload
-        self.segment[a:b] = segment - self.base_segment
+        self.place[a:b] = where
         self.row[a:b] = row
         place(fps, self.slots, a)
         self.count = b
@@ -136,6 +139,14 @@ class IdTable:
             getattr(self, name)[: self.count] = column[: self.count]
         self.slots = slots_for(len(self.fps))
         place(self.fps[: self.count], self.slots, 0)
+
+    def settle(self, first: int, end: int, place: int) -> None:
+        """Entries first .. end-1 were in flight and stand there now."""
+        self.place[first:end] = place
+
+    def release(self, first: int, end: int) -> None:
+        """Entries first .. end-1 were in flight and will never be messages: their ids are free again."""
+        self.conv[first:end] = RELEASED
 
     @property
     def nbytes(self) -> int:

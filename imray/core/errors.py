@@ -31,7 +31,13 @@ class UnavailableError(ImrayError):
 
 
 class FencedError(ImrayError):
-    """Another writer owns the log. This incarnation must stop for good; callers retry with the same ids."""
+    """Another writer owns the log. This incarnation must stop for good; callers retry with the same ids.
+
+    `by_home`: a sub-topic's log was fenced by its home shard, which wants it to be opened anew."""
+
+    def __init__(self, detail: str, by_home: bool = False) -> None:
+        super().__init__(detail)
+        self.by_home = by_home
 
 
 class StorageError(ImrayError):

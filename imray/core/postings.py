@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from imray.core.hashing import I32, I64
+from imray.core.routing import slot_of
 
 
 @dataclass(frozen=True)
 class Posting:
-    """One segment: the conversations it numbers (ascending) and the first and last number of each in it."""
+    """One segment, by its place: the conversations it numbers (ascending), first and last number of each."""
 
-    segment: int
+    place: int
     conv: I32
     first: I64
     last: I64
@@ -21,25 +22,28 @@ class Posting:
 
 @dataclass
 class Postings:
-    """The postings since a checkpoint, in the order of the log; as long as segments between two checkpoints."""
+    """The postings since a checkpoint, in the order of settlement; as long as segments between two checkpoints."""
 
     entries: list[Posting] = field(default_factory=list)
+    one_log: bool = True
+    """Whether all are of the shard's own log: then a conversation's numbers ascend from entry to entry."""
 
-    def add(self, segment: int, conv: I32, first: I64, last: I64) -> None:
+    def add(self, place: int, conv: I32, first: I64, last: I64) -> None:
         """Record one commit's numbers."""
         order = np.argsort(conv, kind="stable")
-        self.entries.append(Posting(segment, conv[order], first[order], last[order]))
+        self.one_log &= slot_of(place) == 0
+        self.entries.append(Posting(place, conv[order], first[order], last[order]))
 
     def spans(self, conv: int, low: int, high: int) -> list[tuple[int, int, int]]:
-        """(segment, first, last) of every segment with numbers of `conv` in low..high, ascending."""
+        """(place, first, last) of every segment with numbers of `conv` in low..high, ascending."""
         found = []
         for entry in reversed(self.entries):
             at = int(np.searchsorted(entry.conv, conv))
             while at < len(entry.conv) and entry.conv[at] == conv:
                 first, last = int(entry.first[at]), int(entry.last[at])
                 if first <= high and last >= low:
-                    found.append((entry.segment, first, last))
+                    found.append((entry.place, first, last))
                 at += 1
-            if found and found[-1][1] <= low:
+            if self.one_log and found and found[-1][1] <= low:
                 break
         return sorted(found, key=lambda span: span[1])

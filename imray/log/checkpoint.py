@@ -18,7 +18,7 @@ from imray.core.dedup import IdTable
 from imray.core.errors import CorruptError
 from imray.core.hashing import I64, U8
 from imray.core.postings import Postings
-from imray.core.sequencer import ShardState
+from imray.core.state import HotGroup, Position, ShardState
 from imray.log import digest as digests
 from imray.log.reader import read_segment
 from imray.log.schema import body_parts
@@ -30,7 +30,27 @@ _KEEP = 2
 """How many checkpoints stay: the newest, and the one a reader may have just been told of."""
 
 
-class CheckpointMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TopicMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far a sub-topic's log is covered."""
+
+    slot: int
+    segment: int
+    epoch: int
+    digest: str
+    epoch_starts: list[tuple[int, int]]
+    sequencer: int
+
+
+class HotMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A conversation (its row in the checkpoint) that is hot."""
+
+    row: int
+    topics: int
+    ceiling: int
+    by_rate: bool
+
+
+class CheckpointMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a checkpoint says beside its rows (conv_id, head)."""
 
     shard: int
@@ -40,6 +60,8 @@ class CheckpointMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     conversations: int
     epoch_starts: list[tuple[int, int]]
     intervals: list[Interval]
+    topics: list[TopicMeta] = []
+    hot: list[HotMeta] = []
 
 
 @dataclass(frozen=True)
@@ -56,14 +78,19 @@ class Snapshot:
     text: U8
     ends: I64
     heads: I64
+    hot: list[HotMeta]
+    topics: dict[int, Position]
+    """Goes on while grants of the frozen ids are settled: complete when none is in flight."""
 
 
 def snapshot(state: ShardState, shard: int) -> Snapshot:
     """Snapshot of a state whose ids were just frozen (`imray.core.sequencer.freeze`)."""
     assert state.frozen is not None, "freeze first"
+    log = state.log
     return Snapshot(
-        shard, state.segment, state.epoch, state.digest, list(state.epoch_starts),
+        shard, log.segment, log.epoch, log.digest, list(log.epoch_starts),
         state.frozen, state.frozen_postings, *state.conversations.copy_columns(),
+        [HotMeta(row, g.topics, g.ceiling, g.by_rate) for row, g in state.hot.items()], state.frozen_topics,
     )  # fmt: skip
 
 
@@ -77,6 +104,8 @@ def write(store: Store, snap: Snapshot, before: list[SealedInterval]) -> list[Se
     meta = CheckpointMeta(
         snap.shard, snap.segment, snap.epoch, snap.digest.hex(), len(snap.heads),
         snap.epoch_starts, [s.interval for s in sealed],
+        [TopicMeta(slot, p.segment, p.epoch, p.digest.hex(), p.epoch_starts, p.sequencer)
+         for slot, p in snap.topics.items()], snap.hot,
     )  # fmt: skip
     table = pa.table({"conv_id": names.cast(pa.string()), "head": snap.heads})
     data = encode_parquet(table, META_KEY, msgspec.json.encode(meta), "lz4")
@@ -124,11 +153,28 @@ def restore(store: Store, shard: int, seed: int) -> ShardState:
         _, offsets = parts = body_parts(table.column("conv_id").chunk(0))
         state.conversations.add(*parts, np.arange(len(offsets) - 1, dtype=np.int32))
         state.conversations.heads[: meta.conversations] = table.column("head").to_numpy()
-    state.segment, state.epoch, state.digest = meta.segment, meta.epoch, bytes.fromhex(meta.digest)
-    state.epoch_starts = list(meta.epoch_starts)
+        state.conversations.stable[: meta.conversations] = state.conversations.heads[: meta.conversations]
+    state.log = Position(meta.segment, meta.epoch, bytes.fromhex(meta.digest), list(meta.epoch_starts))
+    state.topics = {t.slot: _position(t) for t in meta.topics}
+    # nothing that was granted before a checkpoint is in flight when it is written
+    heads = state.conversations.heads
+    state.hot = {h.row: HotGroup(h.topics, h.ceiling, int(heads[h.row]), h.by_rate) for h in meta.hot}
     state.recent = IdTable(meta.segment)
     state.sealed = [open_interval(store, i) for i in meta.intervals]
     return state
+
+
+def _position(topic: TopicMeta) -> Position:
+    return Position(
+        topic.segment, topic.epoch, bytes.fromhex(topic.digest), list(topic.epoch_starts), topic.sequencer
+    )  # fmt: skip
+
+
+def topic_position(store: Store, home: int, slot: int) -> Position:
+    """From where a sub-topic's log must be read: the newest checkpoint of its home shard covers the rest."""
+    names = store.list(_prefix(home))
+    found = [t for t in _read_meta(store, names[-1]).topics if t.slot == slot] if names else []
+    return _position(found[0]) if found else Position()
 
 
 def newest_intervals(store: Store, shard: int) -> tuple[int, list[Interval]]:

@@ -1,99 +1,100 @@
-"""Becoming the writer of a shard: checkpoint, then the segments after it, then the fence. Also: old ids confirmed."""
+"""Becoming the writer of a log: checkpoint, then the segments after it, then the fence.
+
+A home shard fences and reads the logs of its sub-topics, too: they hold numbers and ids of its conversations.
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-import numpy as np
-import pyarrow as pa
-
-from imray.core.errors import CorruptError, UnavailableError
-from imray.core.sequencer import First, Located, Rows, ShardState, apply
+from imray.core.columns import Commit
+from imray.core.errors import CorruptError, InvalidError, UnavailableError
+from imray.core.fold import apply
+from imray.core.routing import log_of
+from imray.core.state import Position, ShardState
 from imray.log import checkpoint
-from imray.log.reader import read_log, read_segment
+from imray.log.reader import read_log
 from imray.log.rows import read_commit
-from imray.log.schema import id_words, payload_fingerprints
-from imray.log.sealed import SealedInterval
 from imray.log.segment import Segment
 from imray.log.store import Store
 from imray.log.writer import Writer
 
 _FENCE_TRIES_MAX = 100
-_CONFIRM_COLUMNS = ["conv_id", "client_msg_id", "conv_seq", "sender", "topic", "content_type", "body"]
 
 
-def replay(store: Store, shard: int, state: ShardState) -> None:
-    """Fold the rest of the log into the state. CorruptError at the first segment that does not verify."""
-    for segment in read_log(store, shard, state.segment, state.digest):
-        apply(state, read_commit(state, segment))
+def replay(store: Store, shard: int, state: ShardState, slot: int = 0) -> None:
+    """Fold the rest of one of a shard's logs into the state. CorruptError at the first segment that does not verify."""
+    position = state.position(slot)
+    for segment in read_log(store, log_of(shard, slot), position.segment, position.digest):
+        commit: Commit = read_commit(state, segment)
+        try:
+            apply(state, commit, segment.digest)
+        except InvalidError as e:
+            raise CorruptError(segment.name, "numbers", str(e)) from e
 
 
 def become_writer(store: Store, shard: int, seed: int, now_ms: Callable[[], int]) -> tuple[ShardState, Writer]:
-    """Recover a shard and fence off every earlier writer.
+    """Recover a shard and fence off every earlier writer, those of its sub-topics included.
 
     CorruptError: the log does not verify, a person must look. StorageError: the fence could not be written.
     UnavailableError: others keep taking the next number."""
     state = checkpoint.restore(store, shard, seed)
+    # its own log first: then no earlier incarnation can make a further sub-topic, or move a ceiling
+    writer = fence_log(store, shard, state.log, 0, lambda: replay(store, shard, state), now_ms)
+    for slot in sorted(state.topics):
+        fence_topic(store, shard, slot, state, now_ms)
+    return state, writer
+
+
+def fence_topic(store: Store, shard: int, slot: int, state: ShardState, now_ms: Callable[[], int]) -> None:
+    """Put the home shard's fence into a sub-topic's log and fold what landed before it.
+
+    Whoever writes there next has read the fence, and takes no grants of an older epoch than the state's."""
+    fence_log(
+        store, log_of(shard, slot), state.topics[slot], state.log.epoch,
+        lambda: replay(store, shard, state, slot), now_ms, by_home=True,
+    ).close()  # fmt: skip
+
+
+def become_topic_writer(store: Store, shard: int, slot: int, now_ms: Callable[[], int]) -> tuple[Position, Writer]:
+    """Become the writer of a sub-topic's log. Errors as `become_writer`.
+
+    Numbers and ids are its home shard's business: here the segments are verified and counted."""
+    position = checkpoint.topic_position(store, shard, slot)
+    log = log_of(shard, slot)
+
+    def follow() -> None:
+        for segment in read_log(store, log, position.segment, position.digest):
+            step(position, segment)
+
+    writer = fence_log(store, log, position, None, follow, now_ms)
+    return position, writer
+
+
+def step(position: Position, segment: Segment) -> None:
+    """One more verified segment of a log that is not folded."""
+    position.advance(segment.meta.segment, segment.meta.epoch, segment.digest)
+    position.sequencer = max(position.sequencer, segment.meta.sequencer)
+
+
+def fence_log(
+    store: Store,
+    log: int,
+    position: Position,
+    sequencer: int | None,
+    read_on: Callable[[], None],
+    now_ms: Callable[[], int],
+    by_home: bool = False,
+) -> Writer:
+    """Read a log to its end (`read_on` advances `position`) and take the next number, until both come together.
+
+    `sequencer`: what the fence names; None: what the log named last."""
     for _ in range(_FENCE_TRIES_MAX):
-        replay(store, shard, state)
-        writer = Writer(store, shard, state.segment, state.epoch, state.digest)
+        read_on()
+        named = position.sequencer if sequencer is None else sequencer
+        writer = Writer(store, log, position.segment, position.epoch, position.digest, named, by_home)
         if writer.fence(now_ms()):
-            replay(store, shard, state)  # the fence itself, by the one way that everything takes
-            if state.segment != writer.segment:
-                continue  # another one fenced this one off already
-            return state, writer
-    raise UnavailableError(f"shard {shard}: other writers keep taking the log; is a second deployment using this data?")
-
-
-class Confirmer:
-    """Looks a filter's "maybe" up in the segments, confirmed against conversation and 128 bits.
-
-    Keeps a few decoded segments, since retries of one time stand together."""
-
-    SEGMENTS_MAX = 64
-    ROWS_MAX = 500_000
-
-    def __init__(self, store: Store, shard: int) -> None:
-        self._store = store
-        self._shard = shard
-        self._cache: OrderedDict[int, tuple[Segment, pa.RecordBatch]] = OrderedDict()
-
-    def confirm(self, rows: Rows, located: Located) -> dict[int, First]:
-        """For each row of `located.maybe` that really is an old id: the first send's numbers."""
-        found: dict[int, First] = {}
-        by_segment: dict[int, list[tuple[int, int]]] = {}
-        for sealed, which in located.maybe:
-            assert isinstance(sealed, SealedInterval)
-            for i, segment, row in sealed.candidates(rows.fps[which]):
-                by_segment.setdefault(segment, []).append((int(which[i]), row))
-        for number, hits in by_segment.items():
-            found.update(self._firsts(number, hits, rows))
-        return found
-
-    def _firsts(self, number: int, hits: list[tuple[int, int]], rows: Rows) -> Iterable[tuple[int, First]]:
-        segment, batch = self._segment(number)
-        there = batch.take(pa.array([row for _, row in hits]))
-        ids, payload = id_words(there.column("client_msg_id")), payload_fingerprints(there)
-        names, seq = there.column("conv_id").cast(pa.string()).to_pylist(), there.column("conv_seq").to_numpy()
-        for j, (i, row) in enumerate(hits):
-            k = rows.conv[i]
-            name = rows.names_data[rows.names_offsets[k] : rows.names_offsets[k + 1]].tobytes()
-            if np.array_equal(ids[j], rows.ids[i]) and names[j].encode() == name:
-                meta = segment.meta
-                yield i, First(int(seq[j]), int(payload[j]), number, row, meta.epoch, meta.server_ts)
-
-    def _segment(self, number: int) -> tuple[Segment, pa.RecordBatch]:
-        if number in self._cache:
-            self._cache.move_to_end(number)
-            return self._cache[number]
-        segment = read_segment(self._store, self._shard, number)
-        table = segment.table(_CONFIRM_COLUMNS).combine_chunks()
-        if not table.num_rows:
-            raise CorruptError(segment.name, "rows", "a sealed file names a row in it, but it has none")
-        self._cache[number] = segment, table.to_batches()[0]
-        while len(self._cache) > 1 and (
-            len(self._cache) > self.SEGMENTS_MAX or sum(b.num_rows for _, b in self._cache.values()) > self.ROWS_MAX
-        ):
-            self._cache.popitem(last=False)
-        return self._cache[number]
+            read_on()  # the fence itself, by the one way that everything takes
+            if position.segment == writer.segment:
+                return writer  # else another one fenced this one off already
+    raise UnavailableError(f"log {log}: other writers keep taking it; is a second deployment using this data?")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
+from imray.core.columns import Commit, Control, Rows
 from imray.core.errors import CorruptError, InvalidError
+from imray.core.fold import ReadBack, commit_read_back
 from imray.core.hashing import U64, hash_rows, id_fingerprints
-from imray.core.sequencer import Commit, First, Rows, ShardState, commit_read_back
+from imray.core.routing import home_of, place_of
+from imray.core.state import ShardState
 from imray.log.schema import (
+    KIND_COLD,
+    KIND_HOT,
     KIND_MESSAGE,
     KIND_VOID,
     body_parts,
@@ -29,6 +34,14 @@ class Void(msgspec.Struct, frozen=True):
 
     last: int
     reason: str
+
+
+class Hot(msgspec.Struct, frozen=True):
+    """The body of a record that turns a conversation hot, or says more of a hot one."""
+
+    topics: int
+    ceiling: int
+    by_rate: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,23 +95,38 @@ def _join(columns: list[np.ndarray]) -> np.ndarray:
 
 
 def read_commit(state: ShardState, segment: Segment) -> Commit:
-    """What `apply` takes to replay a verified segment. CorruptError where it does not follow the state."""
+    """What `apply` takes to replay a verified segment of one of the state's logs. CorruptError where it does not
+    follow the state."""
     meta = segment.meta
     table = segment.table().combine_chunks()
     if table.num_rows != meta.rows:
         raise CorruptError(segment.name, "metadata", f"it says {meta.rows} rows, there are {table.num_rows}")
-    batch = table.to_batches()[0] if table.num_rows else None
-    if batch is None:
-        rows, seq, where = no_rows(), np.empty(0, np.int64), np.empty(0, np.uint32)
-        voids: tuple[tuple[int, int, int], ...] = ()
-    else:
-        rows, seq, where, voids = _columns(batch, state.seed)
+    _, slot = home_of(meta.shard)
     try:
-        return commit_read_back(
-            state, meta.segment, meta.epoch, meta.server_ts, segment.digest, rows, seq, where, voids
-        )
-    except InvalidError as e:
+        found = read_back(table, state.seed)
+        if slot:
+            grants = _grants(state, segment, slot, table)
+            found = replace(found, grants=grants, sequencer=meta.sequencer)
+        return commit_read_back(state, place_of(slot, meta.segment), meta.epoch, meta.server_ts, found)
+    except (InvalidError, msgspec.DecodeError) as e:
         raise CorruptError(segment.name, "numbers", str(e)) from e
+
+
+def _grants(state: ShardState, segment: Segment, slot: int, table: pa.Table) -> tuple[tuple[int, int, int], ...]:
+    """The blocks that a sub-topic's segment uses, by the index of their conversation's name."""
+    meta, position = segment.meta, state.topics[slot]
+    if meta.sequencer < position.sequencer:
+        raise InvalidError(
+            f"its grants are of epoch {meta.sequencer} of the home shard, but the log before it names "
+            f"epoch {position.sequencer}"
+        )
+    if not any(epoch == meta.sequencer for _, epoch in state.log.epoch_starts) and (meta.grants or meta.sequencer):
+        raise InvalidError(f"its home shard has no epoch {meta.sequencer}: no valid grant")
+    names: list[str] = table.column("conv_id").chunk(0).dictionary.to_pylist() if table.num_rows else []
+    place = {name: i for i, name in enumerate(names)}
+    if {g.conv_id for g in meta.grants} - place.keys():
+        raise InvalidError("it names a grant for a conversation of which it has no row")
+    return tuple((place[g.conv_id], g.first, g.count) for g in meta.grants)
 
 
 def no_rows() -> Rows:
@@ -107,38 +135,43 @@ def no_rows() -> Rows:
     return Rows(np.empty(0, np.uint8), np.zeros(1, np.int32), np.empty(0, np.int32), none.reshape(0, 2), none, none)
 
 
-def _columns(batch: pa.RecordBatch, seed: int) -> tuple[Rows, np.ndarray, np.ndarray, tuple]:
+def read_back(table: pa.Table, seed: int) -> ReadBack:
+    """The columns of a segment's table (one chunk)."""
+    if not table.num_rows:
+        return ReadBack(no_rows(), np.empty(0, np.int64), np.empty(0, np.uint32))
+    batch = table.to_batches()[0]
     kind = batch.column("kind").to_numpy()
     conv = batch.column("conv_id")
     names_data, names_offsets = body_parts(conv.dictionary)
     local = dictionary_rows(conv)
-    voids = tuple(
-        (int(local[i]), batch.column("conv_seq")[i].as_py(), void_of(batch, int(i)).last)
-        for i in np.flatnonzero(kind == KIND_VOID)
-    )
     where = np.flatnonzero(kind == KIND_MESSAGE).astype(np.uint32)
-    messages = batch if len(where) == len(kind) else batch.take(pa.array(where))
+    voids: tuple[tuple[int, int, int], ...] = ()
+    controls: tuple[Control, ...] = ()
+    messages = batch
+    if len(where) != len(kind):
+        messages = batch.take(pa.array(where))
+        seq = batch.column("conv_seq")
+        voids = tuple(
+            (int(local[i]), seq[i].as_py(), void_of(batch, int(i)).last) for i in np.flatnonzero(kind == KIND_VOID)
+        )
+        controls = tuple(
+            _control(batch, int(i), int(local[i])) for i in np.flatnonzero((kind == KIND_HOT) | (kind == KIND_COLD))
+        )
     local = dictionary_rows(messages.column("conv_id"))
     ids = id_words(messages.column("client_msg_id"))
     fps = id_fingerprints(ids, local, hash_rows(names_data, names_offsets), np.uint64(seed))
     rows = Rows(names_data, names_offsets, local, ids, fps, payload_fingerprints(messages))
-    return rows, messages.column("conv_seq").to_numpy(), where, voids
+    return ReadBack(rows, messages.column("conv_seq").to_numpy(), where, voids, controls)
+
+
+def _control(batch: pa.RecordBatch, row: int, conv: int) -> Control:
+    number = batch.column("conv_seq")[row].as_py()
+    if batch.column("kind")[row].as_py() == KIND_COLD:
+        return Control(conv, 0, number, number)
+    hot = msgspec.json.decode(batch.column("body")[row].as_py(), type=Hot)
+    return Control(conv, hot.topics, number, hot.ceiling, hot.by_rate)
 
 
 def void_of(batch: pa.RecordBatch, row: int) -> Void:
     """The range and reason of a void record."""
     return msgspec.json.decode(batch.column("body")[row].as_py(), type=Void)
-
-
-def first_at(segment: Segment, table: pa.Table, row: int) -> tuple[str, bytes, First]:
-    """Conversation, id and numbers of the message in one row of a segment: to confirm a filter's "maybe"."""
-    batch = table.slice(row, 1).combine_chunks().to_batches()[0]
-    first = First(
-        batch.column("conv_seq")[0].as_py(),
-        int(payload_fingerprints(batch)[0]),
-        segment.meta.segment,
-        row,
-        segment.meta.epoch,
-        segment.meta.server_ts,
-    )
-    return batch.column("conv_id")[0].as_py(), batch.column("client_msg_id")[0].as_py(), first

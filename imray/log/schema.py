@@ -18,6 +18,8 @@ from imray.core.ids import ID_BYTES
 SCHEMA_VERSION = 1
 KIND_MESSAGE = 0
 KIND_VOID = 1
+KIND_HOT = 2
+KIND_COLD = 3
 
 TEXT = pa.dictionary(pa.int32(), pa.string())
 MS = pa.timestamp("ms", tz="UTC")
@@ -48,6 +50,9 @@ SEGMENT_SCHEMA = pa.schema(
         pa.field("body", pa.binary()),
     ]
 )
+
+Record = tuple[str, int, int, dict[str, object]]
+"""Conversation, number, kind and JSON body of a record that is no message."""
 
 _PAYLOAD_TEXTS = ("sender", "topic", "content_type")
 
@@ -147,20 +152,20 @@ def segment_table(table: pa.Table, keep: np.ndarray | None, seq: np.ndarray, ser
     )
 
 
-def void_table(conv_id: str, first: int, last: int, reason: str, server_ts_ms: int) -> pa.Table:
-    """A segment's table that says: numbers first..last of the conversation will never be messages, and why.
+def record_table(records: Sequence[Record], server_ts_ms: int) -> pa.Table:
+    """A segment's table of records that are no messages: conversation, number, kind and JSON body of each.
 
-    A void is one row: `conv_seq` is its first number, `body` is JSON with `last` and `reason`."""
-    body = json.dumps({"last": last, "reason": reason}).encode()
-    return pa.Table.from_pylist(
-        [
-            {
-                "conv_id": conv_id,
-                "conv_seq": first,
-                "kind": KIND_VOID,
-                "server_ts": server_ts_ms,
-                "body": body,
-            }
-        ],
-        schema=pa.schema([f.with_type(pa.string()) if f.type == TEXT else f for f in SEGMENT_SCHEMA]),
-    ).cast(SEGMENT_SCHEMA)
+    - KIND_VOID: the numbers from `conv_seq` to `last` will never be messages, and the `reason`.
+    - KIND_HOT: at head `conv_seq` the conversation has `topics` sub-topics; numbers up to `ceiling` may be granted.
+    - KIND_COLD: at head `conv_seq` its home shard alone writes it again."""
+    rows = [
+        {"conv_id": conv, "conv_seq": seq, "kind": kind, "server_ts": server_ts_ms, "body": json.dumps(body).encode()}
+        for conv, seq, kind, body in records
+    ]
+    plain = pa.schema([f.with_type(pa.string()) if f.type == TEXT else f for f in SEGMENT_SCHEMA])
+    return pa.Table.from_pylist(rows, schema=plain).cast(SEGMENT_SCHEMA)
+
+
+def void_table(conv_id: str, first: int, last: int, reason: str, server_ts_ms: int) -> pa.Table:
+    """A segment's table that says: numbers first..last of the conversation will never be messages, and why."""
+    return record_table([(conv_id, first, KIND_VOID, {"last": last, "reason": reason})], server_ts_ms)

@@ -1,7 +1,7 @@
 """Sealed intervals: for a run of segments, where each id stands, a filter over the ids, and which numbers are where.
 
-Owns three derived files an interval (all can be made again from the log): `ids` (fingerprints, sorted, with segment
-and row), `bloom` (a filter over them), `postings` (conversation, segment, first and last number). Intervals of like
+Owns three derived files an interval (all can be made again from the log): `ids` (fingerprints, sorted, with place
+and row), `bloom` (a filter over them), `postings` (conversation, place, first and last number). Intervals of like
 size are merged, as levels of a log-structured merge tree (O'Neil et al. 1996), so a look-up meets few of them.
 """
 
@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imray.core.dedup import BlockedBloom, IdTable
+from imray.core.dedup import RELEASED, BlockedBloom, IdTable
 from imray.core.errors import CorruptError
-from imray.core.hashing import I64, U32, U64, jit
+from imray.core.hashing import I64, U64, jit
 from imray.core.postings import Postings
 from imray.log import digest as digests
 from imray.log.segment import META_KEY, encode_parquet, read_meta
@@ -26,16 +26,18 @@ from imray.log.store import Store
 
 MERGE_FANOUT = 8
 IDS_PER_INTERVAL_MAX = 16_000_000
-"""No merge makes a larger one: an ids file is read whole to be verified (16 bytes an id)."""
+"""No merge makes a larger one: an ids file is read whole to be verified (20 bytes an id)."""
 
-_COLUMNS = {"ids": ["fp", "segment", "row"], "bloom": ["words"]}
+_COLUMNS = {"ids": ["fp", "place", "row"], "bloom": ["words"]}
 POSTINGS_SCHEMA = pa.schema(
-    [("conv_id", pa.string()), ("segment", pa.int64()), ("first", pa.int64()), ("last", pa.int64())]
+    [("conv_id", pa.string()), ("place", pa.int64()), ("first", pa.int64()), ("last", pa.int64())]
 )
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """Which segments an interval covers, and how many ids it holds."""
+    """Which segments of the shard's own log an interval covers, and how many ids it holds.
+
+    It also covers segments of its sub-topics' logs: which ones the checkpoints say."""
 
     shard: int
     first: int
@@ -106,18 +108,16 @@ class SealedInterval:
 
     @cached_property
     def ids(self) -> pa.RecordBatch:
-        """Columns fp (sorted), segment (from the interval's first), row. Read and verified at first use."""
+        """Columns fp (sorted), place, row. Read and verified at first use."""
         return _get_arrow(self.store, self.interval, "ids")
 
     def candidates(self, fps: U64) -> list[tuple[int, int, int]]:
-        """(position in `fps`, segment, row) of every entry with an equal fingerprint."""
+        """(position in `fps`, place, row) of every entry with an equal fingerprint."""
         column = self.ids.column("fp").to_numpy()
         low, high = np.searchsorted(column, fps, "left"), np.searchsorted(column, fps, "right")
-        segment, row = self.ids.column("segment").to_numpy(), self.ids.column("row").to_numpy()
+        place, row = self.ids.column("place").to_numpy(), self.ids.column("row").to_numpy()
         return [
-            (int(i), int(segment[e]) + self.interval.first, int(row[e]))
-            for i in np.flatnonzero(high > low)
-            for e in range(low[i], high[i])
+            (int(i), int(place[e]), int(row[e])) for i in np.flatnonzero(high > low) for e in range(low[i], high[i])
         ]
 
     def forget(self) -> None:
@@ -125,7 +125,7 @@ class SealedInterval:
         self.__dict__.pop("ids", None)
 
     def postings(self) -> pa.Table:
-        """Its postings, sorted by conv_id and segment."""
+        """Its postings, sorted by conv_id and first number."""
         return read_postings(self.store, self.interval)
 
 
@@ -150,33 +150,30 @@ def read_postings(store: Store, interval: Interval) -> pa.Table:
 def seal(store: Store, shard: int, table: IdTable, postings: Postings, last: int, names: list[str]) -> SealedInterval:
     """Write the files of the interval that ends with segment `last`. `names[i]` is conversation i's conv_id."""
     n = table.count
+    ids: dict[str, np.ndarray] = {"fp": table.fps[:n], "place": table.place[:n], "row": table.row[:n]}
+    released = table.conv[:n] == RELEASED
+    if released.any():
+        n -= int(np.count_nonzero(released))
+        ids = {name: column[~released] for name, column in ids.items()}
     interval = Interval(shard, table.base_segment + 1, last, n)
     entries = postings.entries
     conv = np.concatenate([e.conv for e in entries]) if entries else np.empty(0, np.int32)
     columns = {
         "conv_id": pa.array(names, pa.string()).take(pa.array(conv)),
-        "segment": pa.array(np.repeat([e.segment for e in entries], [len(e.conv) for e in entries]), pa.int64()),
+        "place": pa.array(np.repeat([e.place for e in entries], [len(e.conv) for e in entries]), pa.int64()),
         "first": pa.array(np.concatenate([e.first for e in entries]) if entries else [], pa.int64()),
         "last": pa.array(np.concatenate([e.last for e in entries]) if entries else [], pa.int64()),
     }
     found = pa.table(columns, schema=POSTINGS_SCHEMA)
-    # the table counts segments from the one before the interval's first
-    return _write(store, interval, table.fps[:n], table.segment[:n] - 1, table.row[:n], found)
+    return _write(store, interval, ids, found)
 
 
 def merge(store: Store, parts: list[SealedInterval]) -> SealedInterval:
     """One interval in place of adjacent ones."""
     first, last = parts[0].interval, parts[-1].interval
     interval = Interval(first.shard, first.first, last.last, sum(p.interval.ids for p in parts))
-    ids = [p.ids for p in parts]
-    segment = np.concatenate(
-        [
-            b.column("segment").to_numpy() + np.uint32(p.interval.first - first.first)
-            for p, b in zip(parts, ids, strict=True)
-        ]
-    )
-    fps, row = (np.concatenate([b.column(c).to_numpy() for b in ids]) for c in ("fp", "row"))
-    merged = _write(store, interval, fps, segment, row, pa.concat_tables([p.postings() for p in parts]))
+    ids = {name: np.concatenate([p.ids.column(name).to_numpy() for p in parts]) for name in _COLUMNS["ids"]}
+    merged = _write(store, interval, ids, pa.concat_tables([p.postings() for p in parts]))
     for part in parts:
         part.forget()
     return merged
@@ -199,13 +196,12 @@ def _span(interval: Interval) -> int:
     return interval.ids + interval.last - interval.first + 1
 
 
-def _write(store: Store, interval: Interval, fps: U64, segment: U32, row: U32, postings: pa.Table) -> SealedInterval:
-    order = order_of(fps)
-    ids = {"fp": _gather(fps, order), "segment": _gather(segment, order), "row": _gather(row, order)}
-    bloom = BlockedBloom.build(fps)
-    _put_arrow(store, interval, "ids", ids)
+def _write(store: Store, interval: Interval, ids: dict[str, np.ndarray], postings: pa.Table) -> SealedInterval:
+    order = order_of(ids["fp"])
+    bloom = BlockedBloom.build(ids["fp"])
+    _put_arrow(store, interval, "ids", {name: _gather(column, order) for name, column in ids.items()})
     _put_arrow(store, interval, "bloom", {"words": bloom.words})
-    ordered = postings.sort_by([("conv_id", "ascending"), ("segment", "ascending")])
+    ordered = postings.sort_by([("conv_id", "ascending"), ("first", "ascending")])
     data = encode_parquet(ordered, META_KEY, msgspec.json.encode(interval), "lz4")
     # "exists" is success: the files are derived from the log, and an earlier try may have left them
     store.put_if_absent(interval.name("postings"), digests.seal(data)[0])

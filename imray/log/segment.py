@@ -38,7 +38,16 @@ _ENCODING = {
 _STATISTICS = ["conv_id", "conv_seq", "server_ts"]
 
 
-class SegmentMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class GrantNote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """One block of numbers that a sub-topic's segment uses."""
+
+    grant: int
+    conv_id: str
+    first: int
+    count: int
+
+
+class SegmentMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a segment says of itself in its file metadata (JSON under the key `imray`)."""
 
     shard: int
@@ -51,6 +60,12 @@ class SegmentMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When it was committed, ms since 1970 UTC."""
     rows: int
     version: int = SCHEMA_VERSION
+    sequencer: int = 0
+    """A sub-topic's log: the epoch of the home shard that granted the numbers (or that its fence knows of)."""
+    grants: list[GrantNote] = []
+    """A sub-topic's log: where its numbers come from."""
+    by_home: bool = False
+    """A fence that the home shard put into a sub-topic's log."""
 
 
 @dataclass(frozen=True)

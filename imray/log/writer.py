@@ -6,29 +6,52 @@ Owns the fence (epoch, put-if-absent) and the chain. Owns no numbering and no re
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from imray.core.errors import CorruptError, FencedError, StorageError
 from imray.log.digest import Parts
 from imray.log.schema import SEGMENT_SCHEMA
-from imray.log.segment import SegmentMeta, encode, open_segment, segment_name
+from imray.log.segment import GrantNote, SegmentMeta, encode, open_segment, segment_name
 from imray.log.store import Store
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A segment ready to be put."""
+
+    segment: int
+    parts: Parts
+    digest: bytes
+
+
 class Writer:
-    """Writes segment after segment. Not thread-safe: one put in flight.
+    """Writes segment after segment: `encode` one while another is in `put`, puts one at a time and in order.
 
     After any error it is closed, and every later call raises FencedError: a new writer must read the log first."""
 
-    def __init__(self, store: Store, shard: int, segment: int, epoch: int, digest: bytes) -> None:
-        """Goes on after `segment`, whose digest is `digest`; `fence` must come first."""
+    def __init__(
+        self,
+        store: Store,
+        shard: int,
+        segment: int,
+        epoch: int,
+        digest: bytes,
+        sequencer: int = 0,
+        by_home: bool = False,
+    ) -> None:
+        """Goes on after `segment`, whose digest is `digest`; `fence` must come first. `shard` is the log's number."""
         self._store = store
         self.shard = shard
         self.segment = segment
+        """The last one that was encoded."""
         self.epoch = epoch
         self.digest = digest
+        self.sequencer = sequencer
         self.nonce = secrets.token_hex(16)
+        self._by_home = by_home
         self._open = True
 
     def fence(self, server_ts: int) -> bool:
@@ -43,19 +66,35 @@ class Writer:
         return True
 
     def append(self, table: pa.Table, server_ts: int) -> tuple[int, bytes]:
-        """Make a table durable as the next segment: its number and digest.
+        """Make a table durable as the next segment: its number and digest. Errors as `put`."""
+        encoded = self.encode(table, server_ts)
+        self.put(encoded)
+        return encoded.segment, encoded.digest
+
+    def encode(self, table: pa.Table, server_ts: int, grants: Sequence[GrantNote] = (), sequencer: int = 0) -> Encoded:
+        """The next segment's file. Its place in the chain is fixed from now on, so it must be put."""
+        if not self._open:
+            raise FencedError(f"the writer of shard {self.shard}, epoch {self.epoch}, has stopped")
+        number = self.segment + 1
+        meta = SegmentMeta(
+            self.shard, number, self.epoch, self.nonce, self.digest.hex(), server_ts, table.num_rows,
+            sequencer=sequencer or self.sequencer, grants=list(grants), by_home=self._by_home,
+        )  # fmt: skip
+        parts, digest = encode(table, meta)
+        self.segment, self.digest = number, digest
+        return Encoded(number, parts, digest)
+
+    def put(self, encoded: Encoded) -> None:
+        """Make an encoded segment durable.
 
         FencedError: another writer owns the log. StorageError: unknown whether it landed. Both: stop for good."""
         if not self._open:
             raise FencedError(f"the writer of shard {self.shard}, epoch {self.epoch}, has stopped")
-        number = self.segment + 1
-        meta = SegmentMeta(self.shard, number, self.epoch, self.nonce, self.digest.hex(), server_ts, table.num_rows)
-        parts, digest = encode(table, meta)
-        self._open = False
-        self._put(segment_name(self.shard, number), parts, digest)
-        self._open = True
-        self.segment, self.digest = number, digest
-        return number, digest
+        try:
+            self._put(segment_name(self.shard, encoded.segment), encoded.parts, encoded.digest)
+        except BaseException:
+            self._open = False
+            raise
 
     def _put(self, name: str, parts: Parts, digest: bytes) -> None:
         if self._store.put_if_absent(name, parts):
@@ -68,7 +107,9 @@ class Writer:
         except CorruptError as e:
             raise FencedError(f"{name} is taken by a file that does not verify: {e}") from e
         if there.meta.nonce != self.nonce or there.digest != digest:
-            raise FencedError(f"epoch {there.meta.epoch} has written {name}: the writer of epoch {self.epoch} stops")
+            epoch = there.meta.epoch
+            detail = f"epoch {epoch} has written {name}: the writer of epoch {self.epoch} stops"
+            raise FencedError(detail, by_home=there.meta.by_home)
 
     def close(self) -> None:
         """Write no more."""

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imray.cluster.owner import Owner
+from imray.cluster.home import Home
 from imray.cluster.replies import Appended, Refusal
-from imray.core.sequencer import ShardState
+from imray.core.state import ShardState
 from imray.log.reader import read_log
 from imray.log.store import LocalStore
 from imray.settings import Settings
@@ -92,7 +92,7 @@ class Service:
         self.store = FaultStore(root)
         self.root = Path(root)
         self.fenced = asyncio.Event()
-        self.owner = Owner(self.store, 0, SEED, settings, on_fenced=self.fenced.set)
+        self.owner = Home(self.store, 0, SEED, settings, on_fenced=self.fenced.set)
 
     async def send(self, messages: list[list[Any]]) -> dict[str, Any]:
         """Append a batch."""
@@ -118,7 +118,7 @@ class Service:
 
     async def status(self) -> dict[str, Any]:
         """The owner's figures."""
-        return self.owner.status()
+        return await self.owner.status()
 
     async def fill(self, leave: int) -> dict[str, Any]:
         """Fill the disk but for `leave` bytes."""
@@ -140,7 +140,7 @@ def read_all(store: LocalStore) -> list[list[Any]]:
     """[conv, id, seq, body] of every message in the log of shard 0, in its order."""
     state = ShardState(SEED)
     out: list[list[Any]] = []
-    for segment in read_log(store, 0, 0, state.digest):
+    for segment in read_log(store, 0, 0, state.log.digest):
         for r in segment.table().to_pylist():
             number = int.from_bytes(r["client_msg_id"], "big")
             out.append([r["conv_id"], number, r["conv_seq"], r["body"].decode()])
@@ -163,9 +163,12 @@ async def _serve(root: str, settings: Settings) -> int:
     fault = json.loads(await stdin.readline())
     if fault:
         service.store.arm(**fault)
-    starting = asyncio.create_task(service.owner.start())
-    starting.add_done_callback(lambda _: print(json.dumps({"tag": "started"} | service.owner.status()), flush=True))
-    tasks: set[asyncio.Task[None]] = set()
+
+    async def start() -> None:
+        await service.owner.start()
+        print(json.dumps({"tag": "started"} | await service.owner.status()), flush=True)
+
+    tasks: set[asyncio.Task[None]] = {asyncio.create_task(start())}
     fenced = asyncio.create_task(service.fenced.wait())
     while not service.fenced.is_set():
         line = asyncio.ensure_future(stdin.readline())

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from imray.cluster.owner import Owner
+from imray.cluster.home import Home
 from imray.cluster.replies import Appended, Refusal
 from imray.log.segment import SegmentMeta, open_segment
 from imray.log.store import LocalStore
@@ -36,9 +36,9 @@ class NotingStore(FaultStore):
 @asynccontextmanager
 async def owner_of(
     store: LocalStore, clock_ms: Callable[[], int] = lambda: 1000, wait: bool = True, **settings: Any
-) -> AsyncIterator[Owner]:
+) -> AsyncIterator[Home]:
     """An owner of shard 0 that was started."""
-    owner = Owner(store, 0, SEED, Settings(**({"reopen_delay_s_max": 0.05} | settings)), clock_ms)
+    owner = Home(store, 0, SEED, Settings(**({"reopen_delay_s_max": 0.05} | settings)), clock_ms)
     starting = asyncio.create_task(owner.start())
     if wait:
         await starting
@@ -49,7 +49,7 @@ async def owner_of(
         await owner.stop()
 
 
-async def send(client: Client, owner: Owner, rows: list[list[Any]]) -> list[list[Any]] | Refusal:
+async def send(client: Client, owner: Home, rows: list[list[Any]]) -> list[list[Any]] | Refusal:
     """Send through an owner: [status, seq, stable] of each row, or the refusal."""
     client.sent(rows)
     answer = await owner.append(ipc_of(messages_of(rows)))
@@ -62,7 +62,7 @@ async def send(client: Client, owner: Owner, rows: list[list[Any]]) -> list[list
     return told
 
 
-async def send_until_acked(client: Client, owner: Owner, rows: list[list[Any]]) -> list[list[Any]]:
+async def send_until_acked(client: Client, owner: Home, rows: list[list[Any]]) -> list[list[Any]]:
     """Send, and retry what is refused."""
     answers: list[Any] = []
 
@@ -89,7 +89,7 @@ async def until_async(condition: Callable[[], Any], what: str) -> None:
         await asyncio.sleep(0.01)
 
 
-async def serving(owner: Owner) -> None:
+async def serving(owner: Home) -> None:
     """Wait until the owner serves."""
     await until_async(lambda: owner.status()["state"] == "serving", "the owner serves")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from imray.core.sequencer import ShardState
+from imray.core.state import ShardState
 from imray.log.reader import read_log
 from imray.log.store import LocalStore
 from tests.faults.client import Client
@@ -65,7 +65,7 @@ def test_a_writer_that_was_stopped_acks_nothing_afterwards(tmp_path: Path, waves
 
 
 def _epochs(root: Path) -> list[int]:
-    return [s.meta.epoch for s in read_log(LocalStore(root), 0, 0, ShardState(SEED).digest)]
+    return [s.meta.epoch for s in read_log(LocalStore(root), 0, 0, ShardState(SEED).log.digest)]
 
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(10, marks=pytest.mark.slow)])

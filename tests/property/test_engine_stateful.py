@@ -26,7 +26,8 @@ from hypothesis.stateful import (
 
 from imray.cluster.committer import Committer
 from imray.core.errors import FencedError
-from imray.core.sequencer import ShardState, locate, plan
+from imray.core.sequencer import locate, plan
+from imray.core.state import ShardState
 from imray.log import checkpoint, recovery, sealed
 from imray.log.store import LocalStore
 from imray.settings import Settings
@@ -123,8 +124,8 @@ class ShardMachine(RuleBasedStateMachine):
     def _open(self) -> Committer:
         self.store.crash_before = self.store.crash_after = -1
         committer = Committer.open(self.store, 0, SEED, Settings(), self._clock)
-        assert committer.state.epoch not in self.epochs, "an epoch is given once"
-        self.epochs.add(committer.state.epoch)
+        assert committer.state.log.epoch not in self.epochs, "an epoch is given once"
+        self.epochs.add(committer.state.log.epoch)
         return committer
 
     @initialize()
@@ -221,8 +222,12 @@ class ShardMachine(RuleBasedStateMachine):
         live = self.committer.state
         for state in (folded, resumed):
             recovery.replay(self.store, 0, state)
-            assert (state.segment, state.epoch, state.digest) == (live.segment, live.epoch, live.digest)
-            assert state.epoch_starts == live.epoch_starts
+            assert (state.log.segment, state.log.epoch, state.log.digest) == (
+                live.log.segment,
+                live.log.epoch,
+                live.log.digest,
+            )
+            assert state.log.epoch_starts == live.log.epoch_starts
         for state in (live, folded, resumed):
             names = {state.conversations.name(i): int(h) for i, h in enumerate(state.conversations.copy_columns()[2])}
             assert names == self.model.heads
@@ -237,10 +242,10 @@ class ShardMachine(RuleBasedStateMachine):
         located = locate(state, rows)
         planned = plan(state, rows, located, recovery.Confirmer(self.store, 0).confirm(rows, located))
         assert (planned.status == 1).all()
-        assert planned.segment is not None
+        assert planned.place is not None
         assert planned.epoch is not None
         assert planned.server_ts is not None
-        columns = (planned.seq, planned.segment, planned.row_in_segment, planned.epoch, planned.server_ts)
+        columns = (planned.seq, planned.place, planned.row_in_segment, planned.epoch, planned.server_ts)
         got = list(zip(*(c.tolist() for c in columns), strict=True))
         first = [row for _, row in self.model.first.values()]
         assert got == [(r.seq, r.segment, r.row, r.epoch, r.server_ts) for r in first]

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from imray.cluster.committer import Committer
 from imray.cluster.replies import Appended
-from imray.core.sequencer import Rows
+from imray.core.columns import Rows
 from imray.log.rows import Prepared, gather, prepare
 from imray.log.schema import BATCH_SCHEMA, MS, encode_text, from_ipc, to_ipc
 from imray.log.store import LocalStore
@@ -93,19 +93,22 @@ def answers_of(answer: Appended) -> list[Row]:
     for i in range(answer.rows):
         j = old.get(i)
         if j is None or firsts is None:
-            out.append(Row(NEW, int(seqs[i]), answer.segment, row, answer.epoch, answer.server_ts))
+            out.append(Row(NEW, int(seqs[i]), answer.place, row, answer.epoch, answer.server_ts))
             row += 1
         else:
             status = CONFLICT if firsts.conflict[j] else DUPLICATE
-            place = (int(c[j]) for c in (firsts.segment, firsts.row, firsts.epoch, firsts.server_ts))
+            place = (int(c[j]) for c in (firsts.place, firsts.row, firsts.epoch, firsts.server_ts))
             out.append(Row(status, int(seqs[i]), *place))
     return out
 
 
 def commit(committer: Committer, *requests: Sequence[Msg]) -> list[Row]:
     """Commit requests in one segment: their rows' answers one after the other."""
-    answers = committer.commit([prepared(r) for r in requests])
-    return [row for answer in answers for row in answers_of(answer)]
+    rows: list[Row] = []
+    for answer in committer.commit([prepared(r) for r in requests]):
+        assert isinstance(answer, Appended)
+        rows += answers_of(answer)
+    return rows
 
 
 def open_committer(root: Path | LocalStore, settings: Settings | None = None, clock_ms: int = 1000) -> Committer:

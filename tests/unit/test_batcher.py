@@ -18,7 +18,7 @@ from imray.settings import Settings
 class Shard:
     """Stands where Ray would: answers a call when told to."""
 
-    shard = 0
+    name = "shard-0000"
 
     def __init__(self) -> None:
         self.calls: list[pa.RecordBatch] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imray.core.errors import CorruptError, InvalidError
-from imray.core.sequencer import freeze
+from imray.core.fold import freeze
 from imray.log import checkpoint, sealed
 from imray.log.recovery import replay
 from imray.log.store import LocalStore
@@ -21,7 +21,7 @@ def _fold(root: Path) -> checkpoint.ShardState:
 
 
 def test_of_an_empty_log(tmp_path: Path) -> None:
-    assert checkpoint.restore(LocalStore(tmp_path), 0, SEED).segment == 0
+    assert checkpoint.restore(LocalStore(tmp_path), 0, SEED).log.segment == 0
     assert checkpoint.newest_intervals(LocalStore(tmp_path), 0) == (0, [])
     checkpoint.collect(LocalStore(tmp_path), 0)
 
@@ -34,11 +34,15 @@ def test_state_comes_back(tmp_path: Path) -> None:
     committer.sealed(checkpoint.write(store, snap, []))
     assert checkpoint.newest_intervals(store, 0)[0] == 2
     restored = checkpoint.restore(store, 0, SEED)
-    assert (restored.segment, restored.epoch, restored.conversations.count) == (2, 1, 100)
+    assert (restored.log.segment, restored.log.epoch, restored.conversations.count) == (2, 1, 100)
     assert [restored.conversations.name(i) for i in (0, 99)] == ["conv-0-ä", "conv-99-ä"]
     assert set(restored.conversations.heads[:100].tolist()) == {10}
     folded, live = _fold(tmp_path), committer.state
-    assert (folded.segment, folded.digest, folded.recent.count) == (live.segment, live.digest, live.recent.count)
+    assert (folded.log.segment, folded.log.digest, folded.recent.count) == (
+        live.log.segment,
+        live.log.digest,
+        live.recent.count,
+    )
     assert folded.conversations.copy_columns()[2].tolist() == live.conversations.copy_columns()[2].tolist()
     again = open_committer(tmp_path)
     rows = commit(again, [Msg("conv-7-ä", msg_id(7)), Msg("conv-1-ä", msg_id(5000)), Msg("conv-7-ä", msg_id(8), b"x")])
@@ -78,7 +82,7 @@ def test_files_of_a_try_that_failed_are_used_again(tmp_path: Path) -> None:
     checkpoint.write(store, snap, [])
     store.delete("checkpoint/shard=0000/00000000000000000002.parquet")
     committer.sealed(checkpoint.write(store, snap, []))
-    assert _fold(tmp_path).segment == 2
+    assert _fold(tmp_path).log.segment == 2
 
 
 def test_the_log_below_a_checkpoint_must_be_there(tmp_path: Path) -> None:

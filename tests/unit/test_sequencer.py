@@ -5,22 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from imray.core.columns import First, Plan
 from imray.core.errors import InvalidError
-from imray.core.sequencer import (
-    CONFLICT,
-    DUPLICATE,
-    NEW,
-    First,
-    Plan,
-    ShardState,
-    apply,
-    commit_of,
-    commit_read_back,
-    freeze,
-    locate,
-    plan,
-    sealed,
-)
+from imray.core.fold import ReadBack, apply, commit_read_back, freeze, sealed
+from imray.core.sequencer import CONFLICT, DUPLICATE, NEW, commit_of, locate, plan
+from imray.core.state import ShardState
 from tests.unit.batches import SEED, Msg, msg_id, rows_of
 
 
@@ -32,7 +21,7 @@ def _plan(state: ShardState, *messages: Msg) -> Plan:
 def _commit(state: ShardState, *messages: Msg, epoch: int = 1, ts: int = 100) -> Plan:
     rows = rows_of(messages)
     planned = plan(state, rows, locate(state, rows), {})
-    apply(state, commit_of(planned, rows, state.segment + 1, epoch, ts, bytes([state.segment]) * 16))
+    apply(state, commit_of(planned, rows, state.log.segment + 1, epoch, ts), bytes([state.log.segment]) * 16)
     return planned
 
 
@@ -58,7 +47,7 @@ def test_plan_has_no_effect_on_numbers() -> None:
     _commit(state, _m("a", 1))
     for _ in range(3):
         assert _plan(state, _m("a", 2), _m("new", 1)).seq.tolist() == [2, 1]
-    assert (state.conversations.count, state.recent.count, state.segment) == (1, 1, 1)
+    assert (state.conversations.count, state.recent.count, state.log.segment) == (1, 1, 1)
 
 
 def test_duplicates_and_conflicts_get_the_first_numbers() -> None:
@@ -71,7 +60,7 @@ def test_duplicates_and_conflicts_get_the_first_numbers() -> None:
     assert planned.new_rows.tolist() == [0, 3]
     assert planned.row_in_segment.tolist() == [0, 1, 0, 1, 0, 0]
     assert planned.segment is not None
-    assert planned.segment.tolist() == [-1, 1, 1, -1, -1, -1]
+    assert planned.place.tolist() == [-1, 1, 1, -1, -1, -1]
     assert planned.epoch is not None
     assert planned.epoch[[1, 2]].tolist() == [3, 3]
     assert planned.server_ts is not None
@@ -91,7 +80,7 @@ def test_old_ids_come_from_files() -> None:
     assert planned.status.tolist() == [DUPLICATE, CONFLICT, NEW]
     assert planned.seq.tolist() == [7, 7, 1]
     assert planned.segment is not None
-    assert planned.segment.tolist() == [3, 3, -1]
+    assert planned.place.tolist() == [3, 3, -1]
 
 
 class _Everything:
@@ -141,7 +130,11 @@ def test_apply_refuses_what_does_not_follow(segment: int, epoch: int) -> None:
 def _read_back(state: ShardState, seq: list[int], *messages: Msg, voids: tuple = ()) -> None:  # type: ignore[type-arg]
     row = np.arange(len(seq), dtype=np.uint32)
     rows = rows_of(messages)
-    apply(state, commit_read_back(state, state.segment + 1, 1, 0, bytes(16), rows, np.array(seq), row, voids))
+    apply(
+        state,
+        commit_read_back(state, state.log.segment + 1, 1, 0, ReadBack(rows, np.array(seq), row, voids)),
+        bytes(16),
+    )
 
 
 @pytest.mark.parametrize("seq", [[1, 1], [2, 3], [1, 3], [2, 1], [0, 1]])

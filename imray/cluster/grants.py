@@ -1,0 +1,204 @@
+"""The grants of one incarnation of a home shard, with the I/O that settles them: sub-topics' logs fenced and read.
+
+Everything here is called from the one thread that touches the shard's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from imray.cluster.committer import Committer, Records
+from imray.core.blocks import (
+    Block,
+    Blocks,
+    Declined,
+    Granted,
+    Report,
+    conversations_of,
+    next_ceiling,
+    ranges_of,
+    unexplained,
+)
+from imray.core.columns import Rows
+from imray.core.errors import CorruptError, InvalidError
+from imray.core.routing import log_of
+from imray.core.sequencer import locate
+from imray.core.state import Position, ShardState
+from imray.log.reader import read_log
+from imray.log.recovery import fence_log
+from imray.log.schema import KIND_COLD, KIND_HOT, KIND_VOID, Record
+from imray.log.segment import Segment
+
+_CEILING_MIN = 1 << 14
+
+
+class Grants:
+    """Asks answered, writers registered, blocks settled."""
+
+    def __init__(self, committer: Committer, blocks: Blocks) -> None:
+        self.committer, self.blocks = committer, blocks
+        self.ceilings_wanted: set[int] = set()
+        """Conversations whose next ceiling should be logged."""
+        self._block_max: dict[int, int] = {}
+
+    @classmethod
+    def open(cls, committer: Committer) -> Grants:
+        """After recovery, every log of the shard fenced and read: what was granted and not written becomes void, and
+        new numbers begin above the ceiling."""
+        state = committer.state
+        blocks = committer.blocks = Blocks(state, state.log.epoch)
+        grants = cls(committer, blocks)
+        if state.hot:
+            reason = "granted by an earlier incarnation of the home shard, and never written"
+
+            def records(state: ShardState) -> list[Record]:
+                voids = [_void(state, *lost, reason) for lost in unexplained(state)]
+                return voids + [grants._hot_record(state, conv, voids) for conv in sorted(state.hot)]
+
+            job = committer.record(records)
+            committer.put(job)
+            committer.settle(job)
+        return grants
+
+    def ask(
+        self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report], now_s: float
+    ) -> Granted | Declined:
+        """A sub-topic's batch: numbers for what is new in it. The same `ask` gets the same answer."""
+        self.report(slot, epoch, reports)
+        known = self.blocks.answered(slot, epoch, ask)
+        if known is not None:
+            return known
+        state = self.committer.state
+        located = locate(state, rows)
+        old = self.committer.confirmer.confirm(rows, located) if located.maybe else {}
+        answer = self.blocks.grant(slot, ask, rows, located, old, now_s)
+        if isinstance(answer, Granted) and answer.grant:
+            commit = self.blocks.outstanding[answer.grant].commit
+            self.committer.heat.add(commit.touched, commit.touched_last - commit.touched_first + 1)
+        for conv in conversations_of(rows, located.conv):
+            self._block_max[conv] = max(self._block_max.get(conv, 0), len(rows))
+            self._want_ceiling(conv)
+        return answer
+
+    def _want_ceiling(self, conv: int) -> None:
+        group = self.committer.state.hot.get(conv)
+        if group is None:
+            return
+        head = int(self.committer.state.conversations.heads[conv])
+        if next_ceiling(group, head, self._block_max.get(conv, 0)) is not None:
+            self.ceilings_wanted.add(conv)
+
+    def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> None:
+        """A sub-topic's segments are durable. In order; what is known already is skipped."""
+        if self.blocks.slot_epoch(slot) != epoch:
+            return  # it was fenced, and its log was read: all is settled
+        for report in reports:
+            if report.segment == self.committer.state.topics[slot].segment + 1:
+                self.blocks.committed(slot, epoch, report)
+
+    def register(self, slot: int, epoch: int, segment: int) -> list[Block] | None:
+        """A new writer of a sub-topic's log has fenced it with `segment`: what is in it counts, and what earlier
+        writers did not write, returned, will never be. None: a newer
+        writer is registered, or the slot is none of ours."""
+        position = self.committer.state.topics.get(slot)
+        if position is None or epoch < self.blocks.slot_epoch(slot):
+            return None
+        if segment > position.segment:
+            self._read_tail(slot, segment)
+        if not self.blocks.register(slot, epoch):
+            return None
+        return self.blocks.lost(slot, epoch)
+
+    def fence(self, slot: int) -> list[Block]:
+        """End a sub-topic's writer by fencing its log: the grants that it did not write."""
+        committer, position = self.committer, self.committer.state.topics[slot]
+        writer = fence_log(
+            committer.store, log_of(committer.shard, slot), position, self.blocks.sequencer,
+            lambda: self._read_tail(slot), committer.clock_ms, by_home=True,
+        )  # fmt: skip
+        writer.close()
+        self.blocks.register(slot, writer.epoch)
+        return self.blocks.lost(slot, writer.epoch)
+
+    def _read_tail(self, slot: int, last: int | None = None) -> None:
+        committer, position = self.committer, self.committer.state.topics[slot]
+        for segment in read_log(
+            committer.store, log_of(committer.shard, slot), position.segment, position.digest, last
+        ):
+            try:
+                self._follow(slot, position, segment)
+            except InvalidError as e:
+                raise CorruptError(segment.name, "grants", str(e)) from e
+
+    def _follow(self, slot: int, position: Position, segment: Segment) -> None:
+        meta = segment.meta
+        if not meta.grants:
+            self.blocks.fenced(slot, meta.segment, meta.epoch, segment.digest)
+            return
+        grant = meta.grants[0].grant
+        self.blocks.committed(slot, meta.epoch, Report(grant, meta.segment, meta.server_ts, segment.digest))
+        if position.segment != meta.segment:
+            raise InvalidError(f"grant {grant} of epoch {meta.sequencer} is not outstanding")
+
+    def void(self, blocks: Sequence[Block]) -> Records:
+        """Records that say of each range of some grants: never to be a message."""
+
+        def records(state: ShardState) -> list[Record]:
+            return [
+                _void(state, *lost, f"granted to sub-topic {b.slot}, epoch {b.epoch}, which ended before it wrote them")
+                for b in blocks
+                for lost in ranges_of([b])
+            ]
+
+        return records
+
+    def ceilings(self) -> Records:
+        """Records with the ceilings that are wanted now."""
+        wanted, self.ceilings_wanted = self.ceilings_wanted, set()
+
+        def records(state: ShardState) -> list[Record]:
+            return [self._hot_record(state, conv) for conv in sorted(wanted) if conv in state.hot]
+
+        return records
+
+    def heat(self, conv_id: str, topics: int, by_rate: bool = False) -> Records:
+        """The record that turns a conversation hot, or changes its number of sub-topics."""
+
+        def records(state: ShardState) -> list[Record]:
+            conv = state.conversations.index(conv_id)
+            if conv in state.hot:
+                return [self._hot_record(state, conv, topics=topics, by_rate=by_rate)]
+            head = int(state.conversations.heads[conv]) if conv >= 0 else 0
+            return [(conv_id, head, KIND_HOT, {"topics": topics, "ceiling": head + _CEILING_MIN, "by_rate": by_rate})]
+
+        return records
+
+    def cool(self, conv_id: str) -> Records:
+        """The record that turns a conversation cold; no grant of it may be outstanding."""
+
+        def records(state: ShardState) -> list[Record]:
+            conv = state.conversations.index(conv_id)
+            if conv not in state.hot:
+                return []
+            assert not self.blocks.in_flight(conv)
+            return [(conv_id, int(state.conversations.heads[conv]), KIND_COLD, {})]
+
+        return records
+
+    def _hot_record(
+        self,
+        state: ShardState,
+        conv: int,
+        voids: Sequence[Record] = (),
+        topics: int | None = None,
+        by_rate: bool | None = None,
+    ) -> Record:
+        group, name = state.hot[conv], state.conversations.name(conv)
+        head = max([int(state.conversations.heads[conv]), *(int(str(v[3]["last"])) for v in voids if v[0] == name)])
+        ceiling = next_ceiling(group, head, self._block_max.get(conv, 0)) or max(group.ceiling, head + _CEILING_MIN)
+        by_rate = group.by_rate if by_rate is None else by_rate
+        return name, head, KIND_HOT, {"topics": topics or group.topics, "ceiling": ceiling, "by_rate": by_rate}
+
+
+def _void(state: ShardState, conv: int, first: int, last: int, reason: str) -> Record:
+    return state.conversations.name(conv), first, KIND_VOID, {"last": last, "reason": reason}

@@ -1,0 +1,121 @@
+"""The owner of a shard: the only one who numbers its conversations, and who grants numbers where they are hot.
+
+Owns the shard's incarnations and the thread that touches their state. Shard actors are a thin shell around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from imray.cluster.committer import Committer, Job, Records
+from imray.cluster.grants import Grants
+from imray.cluster.hot import HotGroups
+from imray.cluster.owner import Owner, now_ms
+from imray.cluster.replies import Located, Refusal, Refused
+from imray.cluster.upkeep import Upkeep
+from imray.log.rows import Prepared
+from imray.log.store import Store
+from imray.settings import Settings
+
+StartTopics = Callable[[int], Awaitable[None]]
+"""Make the sub-topics 1 .. n run; UnavailableError where they cannot."""
+
+
+class Home(Owner):
+    """One shard, for as long as this process has it."""
+
+    def __init__(
+        self,
+        store: Store,
+        shard: int,
+        seed: int,
+        settings: Settings,
+        clock_ms: Callable[[], int] = now_ms,
+        on_fenced: Callable[[], None] = lambda: None,
+        start_topics: StartTopics | None = None,
+    ) -> None:
+        super().__init__(f"shard {shard}", seed, settings, on_fenced)
+        self._store, self.shard, self._clock_ms, self._start_topics = store, shard, clock_ms, start_topics
+        self._thread = ThreadPoolExecutor(1, f"commit-{shard}")
+        self._committer: Committer | None = None
+        self._upkeep: Upkeep | None = None
+        self.hot: HotGroups | None = None
+
+    async def on_state(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Call something in the thread that touches the state."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+
+    async def _become_writer(self) -> None:
+        args = (self._store, self.shard, self._seed, self._settings, self._clock_ms)
+        committer: Committer = await self.on_state(Committer.open, *args)
+        grants: Grants = await self.on_state(Grants.open, committer)
+        self._committer = committer
+        self.hot = HotGroups(self, grants, self._settings, self._start_topics)
+        self._upkeep = Upkeep(
+            committer, self._thread, self._settings, self._when_quiet, self.hot.until_settled, self.fail
+        )  # fmt: skip
+        self.hot.start()
+
+    def _when_quiet(self, do: Callable[[], Awaitable[None]]) -> None:
+        self._between.append(do)
+        self._wake.set()
+
+    async def _plan(self, requests: list[Prepared]) -> Job:
+        assert self._committer is not None
+        return await self.on_state(self._committer.plan, requests)
+
+    async def _record(self, records: Records) -> Job:
+        assert self._committer is not None
+        return await self.on_state(self._committer.record, records)
+
+    def _put(self, job: Job) -> None:
+        assert self._committer is not None
+        self._committer.put(job)
+
+    def _settle(self, job: Job) -> None:
+        assert self._committer is not None
+        settled = asyncio.get_running_loop().run_in_executor(self._thread, self._committer.settle, job)
+        settled.add_done_callback(self._settled)
+
+    def _settled(self, settled: asyncio.Future[None]) -> None:
+        if not settled.cancelled() and (error := settled.exception()) is not None:
+            self.fail(error)
+        elif self._upkeep is not None:
+            self._upkeep.start_checkpoint()
+
+    def _busy(self) -> bool:
+        if self._committer is None or not self._committer.checkpoint_overdue:
+            return False
+        assert self._upkeep is not None
+        self._upkeep.start_checkpoint()  # no commit will start it any more
+        return True
+
+    async def _end_incarnation(self) -> None:
+        self._between.clear()
+        if self.hot is not None:
+            await self.hot.end()
+        if self._upkeep is not None:
+            await self._upkeep.end()
+        if self._committer is not None:
+            self._committer.writer.close()
+
+    async def stop(self) -> None:
+        await super().stop()
+        self._thread.shutdown(wait=True)
+
+    async def locate(self, conv_id: str, low: int, high: int) -> Located | Refusal:
+        """Where numbers low..high of a conversation are. Works while the shard cannot write."""
+        if self._committer is None:
+            return self._refusal or Refusal(Refused.UNAVAILABLE, f"{self.label} is not ready")
+        return await self.on_state(self._committer.locate, conv_id, low, high)
+
+    async def status(self) -> dict[str, object]:
+        """Figures for operators; `state` is "serving" or the reason why not."""
+        figures: dict[str, object] = {"shard": self.shard, "state": self.state, "queued_rows": self._queued_rows}
+        if self._committer is not None and self.hot is not None:
+            figures |= await self.on_state(self._committer.figures)
+            figures |= {"hot": await self.hot.figures()}
+        return figures

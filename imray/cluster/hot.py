@@ -1,0 +1,233 @@
+"""The hot groups of one incarnation of a home shard: turned hot and cold, their writers watched.
+
+Owns when things happen. What may happen is `imray.core.blocks`; the I/O is `imray.cluster.grants`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+from imray.cluster.committer import Records
+from imray.cluster.grants import Grants
+from imray.cluster.replies import Refusal, Refused
+from imray.core.blocks import Block, Declined, Granted, Report
+from imray.core.columns import Rows
+from imray.core.errors import UnavailableError
+from imray.core.routing import TOPICS_MAX
+from imray.settings import Settings
+
+log = logging.getLogger("imray.hot")
+
+_WATCH_S = 0.1
+"""Between two looks at outstanding grants: a tenth of what an operator would notice."""
+_TICK_S = 1.0
+_COOL_TIMEOUT_S = 10.0
+"""A group turns cold once its grants are settled, by fencing if need be (`grant_timeout_s`)."""
+
+
+class Shard(Protocol):
+    """What hot groups need of their shard."""
+
+    async def on_state(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Call something in the thread that touches the state."""
+
+    async def record(self, records: Records) -> Refusal | None:
+        """Make records durable."""
+
+    def fail(self, error: BaseException) -> None:
+        """End the incarnation."""
+
+
+class HotGroups:
+    """What sub-topics and operators ask of a home shard."""
+
+    def __init__(
+        self,
+        shard: Shard,
+        grants: Grants,
+        settings: Settings,
+        start_topics: Callable[[int], Awaitable[None]] | None,
+    ) -> None:
+        self._shard, self.grants, self._settings, self._start_topics = shard, grants, settings, start_topics
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lock = asyncio.Lock()
+        self._waiting: list[asyncio.Future[None]] = []
+        self._turning: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._spawn(self._watch())
+        if self.grants.committer.state.topics:
+            self._spawn(self._restart_topics())
+
+    async def end(self) -> None:
+        """Stop watching."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._shard.fail(error)
+
+    async def ask(self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]) -> Granted | Declined:
+        """As `Grants.ask`. If the call fails its outcome is unknown: the same `ask` is sent again."""
+        answer: Granted | Declined = await self._shard.on_state(
+            self.grants.ask, slot, epoch, ask, rows, reports, time.monotonic()
+        )
+        self._settled()
+        if self.grants.ceilings_wanted:
+            self._spawn(self._log(self.grants.ceilings()))
+        return answer
+
+    async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
+        """A sub-topic's segments are durable. None: heard."""
+        await self._shard.on_state(self.grants.report, slot, epoch, reports)
+        self._settled()
+        return None
+
+    async def register(self, slot: int, epoch: int, segment: int) -> bool:
+        """A sub-topic's new writer has fenced its log. False: it is not the newest."""
+        lost: list[Block] | None = await self._shard.on_state(self.grants.register, slot, epoch, segment)
+        self._settled()
+        if lost:
+            self._spawn(self._void(lost))
+        return lost is not None
+
+    def _settled(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            if not one.done():
+                one.set_result(None)
+
+    async def heat(self, conv_id: str, topics: int, by_rate: bool = False) -> Refusal | None:
+        """Turn a conversation hot, or change how many sub-topics take its sends; None: done, and durable."""
+        if not 1 <= topics <= TOPICS_MAX:
+            return Refusal(Refused.INVALID, f"{topics} sub-topics: 1 to {TOPICS_MAX} are possible")
+        async with self._lock:
+            try:
+                if self._start_topics is not None:
+                    await self._start_topics(topics)
+            except UnavailableError as e:
+                return Refusal(Refused.UNAVAILABLE, f"{conv_id!r} stays as it is: {e}")
+            return await self._shard.record(self.grants.heat(conv_id, topics, by_rate))
+
+    async def cool(self, conv_id: str) -> Refusal | None:
+        """Turn a conversation cold: its home shard alone writes it again. None: done, and durable."""
+        blocks, state = self.grants.blocks, self.grants.committer.state
+        async with self._lock:
+            conv: int = await self._shard.on_state(state.conversations.index, conv_id)
+            if conv not in state.hot:
+                return None
+            blocks.cooling.add(conv)
+            try:
+                settled = self.until_settled(lambda: not blocks.in_flight(conv))
+                await asyncio.wait_for(settled, _COOL_TIMEOUT_S)
+                return await self._shard.record(self.grants.cool(conv_id))
+            except TimeoutError:
+                return Refusal(Refused.UNAVAILABLE, f"{conv_id!r} stays hot: a block is not settled yet")
+            finally:
+                blocks.cooling.discard(conv)
+
+    async def until_settled(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition of the state holds that only settled grants can bring about."""
+        while True:
+            waiting = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiting)
+            if await self._shard.on_state(condition):
+                return
+            await waiting
+
+    async def figures(self) -> list[dict[str, object]]:
+        """Of each hot group, for operators."""
+        return await self._shard.on_state(self._figures)
+
+    def _figures(self) -> list[dict[str, object]]:
+        committer, now = self.grants.committer, time.monotonic()
+        conversations = committer.state.conversations
+        found: list[dict[str, object]] = []
+        for conv, group in committer.state.hot.items():
+            mine = [b for b in self.grants.blocks.outstanding.values() if (b.commit.touched == conv).any()]
+            oldest = min(mine, key=lambda b: b.asked_at, default=None)
+            head, stable = int(conversations.heads[conv]), int(conversations.stable[conv])
+            found.append(
+                {
+                    "conv_id": conversations.name(conv),
+                    "topics": group.topics,
+                    "head": head,
+                    "stable_seq": stable,
+                    "lag": head - stable,
+                    "grants": len(mine),
+                    "oldest_grant_age_s": round(now - oldest.asked_at, 3) if oldest else None,
+                    "oldest_grant_slot": oldest.slot if oldest else None,
+                    "rate_per_s": round(committer.heat.rates.get(conv, 0.0)),
+                    "by_rate": group.by_rate,
+                }
+            )
+        return found
+
+    async def _restart_topics(self) -> None:
+        """After a restart of the shard: its sub-topics may have died with the node."""
+        state = self.grants.committer.state
+        if state.hot and self._start_topics is not None:
+            try:
+                await self._start_topics(max(g.topics for g in state.hot.values()))
+            except UnavailableError as e:
+                log.warning("sub-topics do not run, the home shard takes their sends: %s", e)
+
+    async def _watch(self) -> None:
+        next_tick = time.monotonic()
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            now = time.monotonic()
+            oldest = await self._shard.on_state(self.grants.blocks.oldest)
+            if oldest is not None and now - oldest.asked_at > self._settings.grant_timeout_s:
+                slot, age_s = oldest.slot, now - oldest.asked_at
+                log.warning("sub-topic %d has not written a block for %.1f s: its log is fenced and read", slot, age_s)
+                await self._void(await self._shard.on_state(self.grants.fence, slot))
+            if now >= next_tick:
+                next_tick = now + _TICK_S
+                await self._tick(now)
+
+    async def _void(self, lost: list[Block]) -> None:
+        """Log that some grants will never be used; then their ids are free and `stable_seq` passes them."""
+        if lost and await self._shard.record(self.grants.void(lost)) is None:
+            await self._shard.on_state(self.grants.blocks.voided, lost)
+            self._settled()
+
+    async def _log(self, records: Records) -> None:
+        await self._shard.record(records)
+
+    async def _tick(self, now: float) -> None:
+        committer = self.grants.committer
+        state = committer.state
+
+        def look() -> tuple[list[str], list[str]]:
+            hot, cold = committer.heat.tick(now, set(state.hot))
+            name = state.conversations.name
+            return [name(c) for c in hot], [name(c) for c in cold if state.hot[c].by_rate]
+
+        hot, cold = await self._shard.on_state(look)
+        if (hot or cold) and (self._turning is None or self._turning.done()):
+            self._turning = self._spawn(self._turn(hot, cold))
+
+    async def _turn(self, hot: list[str], cold: list[str]) -> None:
+        for conv_id in hot:
+            log.info("%r turns hot by its rate", conv_id)
+            refusal = await self.heat(conv_id, self._settings.hot_topics, by_rate=True)
+            if refusal is not None:
+                log.warning("%s", refusal.detail)
+        for conv_id in cold:
+            log.info("%r turns cold by its rate", conv_id)
+            await self.cool(conv_id)

@@ -1,0 +1,116 @@
+"""The one door to shards and sub-topics: deadlines, retries with the same ids, Ray's errors made plain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from imray.cluster import names
+from imray.cluster.replies import Appended, Located, Refusal, Refused
+from imray.core.blocks import Declined, Granted, Report
+from imray.core.columns import Rows
+from imray.settings import Settings
+
+log = logging.getLogger("imray.links")
+
+_INLINE_BYTES_MAX = 64 * 1024
+"""Below it bytes travel inside the call; above, through shared memory without a copy."""
+
+
+class ActorClient:
+    """Calls to one actor by its name. Safe for one event loop."""
+
+    def __init__(self, namespace: str, name: str, settings: Settings) -> None:
+        self._namespace, self.name, self._settings = namespace, name, settings
+        self._handle: ray.actor.ActorHandle | None = None
+
+    async def append(self, stream: pa.Buffer, deadline: float) -> Appended | Refusal:
+        """Send a batch until it has an answer or `deadline` (time.monotonic) has passed.
+
+        Each try carries the same ids, so a try that was executed without an answer does no harm."""
+        data = np.frombuffer(stream, np.uint8) if stream.size > _INLINE_BYTES_MAX else stream.to_pybytes()
+        return await self._retry("append", (data,), deadline)
+
+    async def ping(self, timeout_s: float) -> dict[str, Any]:
+        """Its figures; UNAVAILABLE is told in `state`."""
+        answer = await self._call("ping", (), timeout_s)
+        return {"state": answer.detail} if isinstance(answer, Refusal) else answer
+
+    async def _retry(self, method: str, args: tuple, deadline: float) -> Any:
+        delay_s = self._settings.retry_delay_s_min
+        while True:
+            left_s = deadline - time.monotonic()
+            answer = await self._call(method, args, max(0.05, min(left_s, self._settings.call_timeout_s)))
+            if not isinstance(answer, Refusal) or answer.why is not Refused.UNAVAILABLE:
+                return answer
+            if time.monotonic() + delay_s >= deadline:
+                return answer
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, self._settings.retry_delay_s_max)
+
+    async def _call(self, method: str, args: tuple, timeout_s: float) -> Any:
+        try:
+            if self._handle is None:
+                self._handle = ray.get_actor(self.name, self._namespace)
+            ref = getattr(self._handle, method).remote(*args)
+            return await asyncio.wait_for(ref, timeout_s)
+        except (TimeoutError, GetTimeoutError):
+            return self._unavailable(f"no answer within {timeout_s:.1f} s")
+        except RayTaskError as e:
+            log.error("%s, %s: %s", self.name, method, e)
+            return self._unavailable(f"{type(e.cause).__name__}: {e.cause}")
+        except (RayActorError, RayError, ValueError) as e:
+            # ValueError: get_actor finds no such name (yet). A dead handle may stand for an actor made anew.
+            self._handle = None
+            return self._unavailable(f"{type(e).__name__}: {str(e).splitlines()[0]}")
+
+    def _unavailable(self, reason: str) -> Refusal:
+        return Refusal(Refused.UNAVAILABLE, f"{self.name}: {reason}")
+
+
+class ShardClient(ActorClient):
+    """A shard, for gateways."""
+
+    def __init__(self, namespace: str, shard: int, settings: Settings) -> None:
+        super().__init__(namespace, names.shard(shard), settings)
+        self.shard = shard
+
+    async def locate(self, conv_id: str, low: int, high: int, deadline: float) -> Located | Refusal:
+        """Where numbers low..high of a conversation are."""
+        return await self._retry("locate", (conv_id, low, high), deadline)
+
+    async def heat(self, conv_id: str, topics: int, deadline: float) -> Refusal | None:
+        """Turn a conversation hot; 0: cold."""
+        return await self._retry("heat", (conv_id, topics), deadline)
+
+    async def ping(self, timeout_s: float) -> dict[str, Any]:
+        return {"shard": self.shard, **await super().ping(timeout_s)}
+
+
+class RayHome(ActorClient):
+    """A home shard, for its sub-topics: `imray.cluster.subtopic.HomeLink`."""
+
+    def __init__(self, namespace: str, shard: int, settings: Settings) -> None:
+        super().__init__(namespace, names.shard(shard), settings)
+
+    async def register(self, slot: int, epoch: int, segment: int) -> bool | Refusal:
+        """As `HotGroups.register`."""
+        return await self._call("register", (slot, epoch, segment), self._settings.call_timeout_s)
+
+    async def ask(
+        self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
+    ) -> Granted | Declined | Refusal:
+        """As `HotGroups.ask`."""
+        return await self._call("ask", (slot, epoch, ask, rows, reports), self._settings.topic_deadline_s)
+
+    async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
+        """As `HotGroups.report`."""
+        return await self._call("report", (slot, epoch, reports), self._settings.call_timeout_s)

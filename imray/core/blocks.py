@@ -1,0 +1,258 @@
+"""Blocks of numbers: what a home shard grants to the writers of a hot group, and what becomes of it.
+
+A grant is outstanding until its segment is known to be durable, or until its sub-topic's log was fenced and read and
+does not have it. Nothing here ends a grant by time. Pure: no Ray, no I/O, no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from imray.core.columns import Commit, First, Located, Plan, Rows
+from imray.core.dedup import IdTable
+from imray.core.fold import reserve, settle
+from imray.core.hashing import I32, I64
+from imray.core.routing import place_of
+from imray.core.sequencer import commit_of, plan
+from imray.core.state import HotGroup, ShardState
+
+OUTSTANDING_MAX = 4
+"""Grants of one sub-topic that are not known to be settled: one being written, one asked beside it, and reports on
+their way. Past it the sub-topic waits."""
+_ANSWERS_KEPT = 4
+_STEP_MIN = 1 << 14
+_STEP_BLOCKS = 16
+"""A ceiling is logged so far ahead: seldom enough to cost nothing, near enough that a restart voids little."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A sub-topic says: this grant's segment is durable."""
+
+    grant: int
+    segment: int
+    server_ts: int
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class Granted:
+    """The answer to an ask: which rows are new, and their numbers. `grant` 0: none was needed.
+
+    `plan` None stands for the plain case: every row is new, in one conversation, numbered from `first`."""
+
+    sequencer: int
+    grant: int
+    rows: int
+    first: int
+    plan: Plan | None
+    stable: I64 | int
+    topics: dict[str, int]
+    """How many sub-topics each hot conversation has now."""
+
+    def expanded(self) -> Plan:
+        """The plan, whichever way it came. Conversations are the asker's own (`touched` aside)."""
+        if self.plan is not None:
+            return self.plan
+        n, none = self.rows, np.empty(0, np.int32)
+        one = np.zeros(1, np.int32)
+        return Plan(
+            np.zeros(n, np.uint8), np.arange(self.first, self.first + n), None, np.arange(n, dtype=np.uint32),
+            None, None, None, np.zeros(n, np.int32), none, one, np.array([self.first]), np.array([self.first + n - 1]),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Declined:
+    """No grant, and nothing changed."""
+
+    why: str
+    """fenced: open the log anew and register; moved: the home shard takes these sends; wait: ask again."""
+
+
+@dataclass
+class Block:
+    """One grant."""
+
+    number: int
+    slot: int
+    epoch: int
+    """Of the sub-topic's writer."""
+    commit: Commit
+    table: IdTable
+    entries: tuple[int, int]
+    asked_at: float
+    """By the caller's clock: for operators, and to choose whom to fence."""
+
+
+@dataclass
+class Slot:
+    """A sub-topic as its home shard knows it."""
+
+    epoch: int = 0
+    """Of the writer that registered last; another one gets no grant."""
+    answers: dict[int, Granted] = field(default_factory=dict)
+    """Of its last asks: a repeated ask gets the same answer."""
+    last_ask: int = 0
+
+
+class Blocks:
+    """The grants of one incarnation of a home shard."""
+
+    def __init__(self, state: ShardState, sequencer: int) -> None:
+        """`sequencer`: the home shard's epoch."""
+        self._state, self.sequencer = state, sequencer
+        self.outstanding: dict[int, Block] = {}
+        self._slots: dict[int, Slot] = {}
+        self._grants = 0
+        self.cooling: set[int] = set()
+        """Conversations that turn cold: no more grants for them."""
+
+    def slot_epoch(self, slot: int) -> int:
+        """The epoch of the writer that is registered for a slot, 0 for none."""
+        return self._slots.get(slot, Slot()).epoch
+
+    def register(self, slot: int, epoch: int) -> bool:
+        """A writer has fenced its log and been read: from now on it is the one. False where a newer one is."""
+        known = self._slots.get(slot, Slot())
+        if epoch < known.epoch:
+            return False
+        if epoch > known.epoch:
+            self._slots[slot] = Slot(epoch)
+        return True
+
+    def answered(self, slot: int, epoch: int, ask: int) -> Granted | Declined | None:
+        """What an ask gets without being looked at: the answer it had, or a refusal. None: look at it."""
+        known = self._slots.get(slot)
+        if known is None or known.epoch != epoch:
+            return Declined("fenced")
+        if ask in known.answers:
+            return known.answers[ask]
+        if ask <= known.last_ask:
+            return Declined("wait")  # an old call that was overtaken: nobody waits for it
+        return None
+
+    def grant(
+        self, slot: int, ask: int, rows: Rows, located: Located, old: dict[int, First], now: float
+    ) -> Granted | Declined:
+        """Number a sub-topic's batch. `answered` must have said None."""
+        state = self._state
+        convs = conversations_of(rows, located.conv)
+        if len(located.fresh) or any(c not in state.hot or c in self.cooling for c in convs):
+            return Declined("moved")
+        if sum(b.slot == slot for b in self.outstanding.values()) >= OUTSTANDING_MAX:
+            return Declined("wait")
+        planned = plan(state, rows, located, old, slot)
+        ceilings = [state.hot[c].ceiling for c in planned.touched.tolist()]
+        if (planned.touched_last > np.array(ceilings, np.int64)).any():
+            return Declined("wait")
+        number = 0
+        if len(planned.touched):
+            self._grants += 1
+            number = self._grants
+            epoch = self._slots[slot].epoch
+            commit = commit_of(planned, rows, -number, epoch, 0)
+            table, first, end = reserve(state, commit)
+            self.outstanding[number] = Block(number, slot, epoch, commit, table, (first, end), now)
+        answer = self._answer(number, rows, planned, convs)
+        known = self._slots[slot]
+        known.last_ask = ask
+        known.answers[ask] = answer
+        while len(known.answers) > _ANSWERS_KEPT:
+            del known.answers[next(iter(known.answers))]
+        return answer
+
+    def _answer(self, number: int, rows: Rows, planned: Plan, convs: list[int]) -> Granted:
+        state = self._state
+        topics = {state.conversations.name(c): state.hot[c].topics for c in convs}
+        if planned.new_rows is None and len(planned.touched) == 1:
+            stable = int(state.conversations.stable[planned.touched[0]])
+            return Granted(self.sequencer, number, len(rows), int(planned.seq[0]), None, stable, topics)
+        return Granted(
+            self.sequencer, number, len(rows), 0, planned, state.conversations.stable[planned.conv], topics
+        )  # fmt: skip
+
+    def committed(self, slot: int, epoch: int, report: Report) -> None:
+        """A grant's segment is durable: its numbers are messages. Repeated and late reports change nothing."""
+        block = self.outstanding.get(report.grant)
+        if block is None or (block.slot, block.epoch) != (slot, epoch):
+            return
+        del self.outstanding[report.grant]
+        state, place = self._state, place_of(slot, report.segment)
+        frozen = block.table is state.frozen
+        block.table.settle(*block.entries, place)
+        state.segment_ts[place] = report.server_ts
+        c = block.commit
+        done = Commit(
+            place, epoch, report.server_ts, c.rows, c.conv, c.fresh, c.seq, c.row,
+            c.touched, c.touched_first, c.touched_last, (), self.sequencer,
+        )  # fmt: skip
+        settle(state, done, report.digest, frozen)
+
+    def fenced(self, slot: int, segment: int, epoch: int, digest: bytes) -> None:
+        """An empty segment of a sub-topic's log: a writer's fence."""
+        position = self._state.topics[slot]
+        position.advance(segment, epoch, digest)
+        position.sequencer = max(position.sequencer, self.sequencer)
+
+    def lost(self, slot: int, epoch: int) -> list[Block]:
+        """The grants that writers before `epoch` will never use: its log was fenced and read, and has them not.
+
+        They stay outstanding until `voided`."""
+        return [b for b in self.outstanding.values() if b.slot == slot and b.epoch < epoch]
+
+    def voided(self, blocks: Sequence[Block]) -> None:
+        """That they are void is durable: their ids are free again. Their numbers are settled by the record itself."""
+        for block in blocks:
+            if self.outstanding.pop(block.number, None) is not None:
+                block.table.release(*block.entries)
+
+    def in_flight(self, conv: int) -> bool:
+        """Whether a grant of a conversation is outstanding."""
+        return any((b.commit.touched == conv).any() for b in self.outstanding.values())
+
+    @property
+    def frozen_in_flight(self) -> bool:
+        """Whether ids that are to be sealed are not settled yet."""
+        frozen = self._state.frozen
+        return frozen is not None and any(b.table is frozen for b in self.outstanding.values())
+
+    def oldest(self) -> Block | None:
+        """The grant that waits longest."""
+        return min(self.outstanding.values(), key=lambda b: b.asked_at, default=None)
+
+
+def conversations_of(rows: Rows, conv: I32) -> list[int]:
+    """The conversations (state indices `conv`) of some rows; almost always one."""
+    return conv[:1].tolist() if len(rows.names_offsets) == 2 else np.unique(conv).tolist()
+
+
+def ranges_of(blocks: Sequence[Block]) -> list[tuple[int, int, int]]:
+    """Conversation, first and last number of each range of some grants."""
+    return [
+        (int(c), int(a), int(b))
+        for block in blocks
+        for c, a, b in zip(
+            block.commit.touched, block.commit.touched_first, block.commit.touched_last, strict=True
+        )
+    ]  # fmt: skip
+
+
+def next_ceiling(group: HotGroup, head: int, block: int) -> int | None:
+    """The ceiling to log now, while half of the way to the old one is left; None: not yet."""
+    step = max(_STEP_MIN, _STEP_BLOCKS * block)
+    return head + step if group.ceiling - head < step // 2 else None
+
+
+def unexplained(state: ShardState) -> list[tuple[int, int, int]]:
+    """After recovery, every log fenced and read: (conversation, first, last) of all that was granted and not written.
+
+    They will never be messages. Nothing below the ceiling may be granted again."""
+    found = []
+    for conv, group in sorted(state.hot.items()):
+        head = int(state.conversations.heads[conv])
+        found += [(conv, first, last) for first, last in group.holes(max(group.ceiling, head))]
+    return found

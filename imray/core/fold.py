@@ -1,0 +1,218 @@
+"""Changing the state: `reserve` what was planned, `settle` what is durable; `apply` is both, for a segment read back.
+
+The live path and recovery go through the same functions, so folding the logs gives the live state. Live, numbers and
+ids are reserved before the write, so that the next batch can be planned meanwhile; if the write fails the state is
+thrown away and read from the log. Pure: no Ray, no I/O, no clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from imray.core.columns import Commit, Control, Rows
+from imray.core.conversations import assign_new
+from imray.core.dedup import IdTable, SealedIds
+from imray.core.errors import InvalidError
+from imray.core.hashing import I32, I64
+from imray.core.postings import Postings
+from imray.core.routing import segment_of, slot_of
+from imray.core.sequencer import number
+from imray.core.state import HotGroup, Position, ShardState
+
+
+@dataclass(frozen=True)
+class ReadBack:
+    """What stands in a segment; conversations are indices into the names of `rows`."""
+
+    rows: Rows
+    seq: I64
+    row: np.ndarray
+    voids: tuple[tuple[int, int, int], ...] = ()
+    """Conversation, first and last number."""
+    controls: tuple[Control, ...] = ()
+    grants: tuple[tuple[int, int, int], ...] | None = None
+    """A sub-topic's segment: conversation, first number and count of each block that it was granted."""
+    sequencer: int = 0
+    """The epoch of the home shard that granted them."""
+
+
+def commit_read_back(state: ShardState, place: int, epoch: int, server_ts: int, found: ReadBack) -> Commit:
+    """The commit that a segment read back stands for; InvalidError where its numbers do not follow the state's."""
+    rows, voids = found.rows, found.voids
+    known = state.conversations.find(rows.names_data, rows.names_offsets)
+    if found.grants is not None and (known < 0).any():
+        raise InvalidError("it has rows of a conversation that was never hot")
+    others = [v[0] for v in voids] + [c.conv for c in found.controls]
+    order = np.concatenate([rows.conv, np.array(others, np.int32)]) if others else rows.conv
+    fresh = assign_new(order, known, state.conversations.count)
+    state.conversations.reserve(len(fresh))
+    conv = known[rows.conv]
+    if found.grants is not None:
+        touched, first, last = _check_blocks(state, found, known)
+    else:
+        touched, first, last = _check_numbers(state, conv, found.seq, found.row, bool(voids))
+    if voids:
+        touched = np.concatenate([touched, np.array([known[v[0]] for v in voids], np.int32)])
+        first = np.concatenate([first, np.array([v[1] for v in voids])])
+        last = np.concatenate([last, np.array([v[2] for v in voids])])
+    controls = tuple(replace(c, conv=int(known[c.conv])) for c in found.controls)
+    return Commit(
+        place, epoch, server_ts, rows, conv, fresh, found.seq, found.row, touched, first, last, controls,
+        found.sequencer,
+    )  # fmt: skip
+
+
+def _check_numbers(state: ShardState, conv: I32, seq: I64, row: np.ndarray, with_voids: bool) -> tuple[I32, I64, I64]:
+    """Conversations, first and last numbers of rows read back, which must go on from the state's heads.
+
+    Beside void records, and where others number, too (hot groups), they may jump, but only up."""
+    conversations = state.conversations
+    expected = np.empty(len(conv), np.int64)
+    touched = np.empty(len(conv), np.int32)
+    k = number(conv, np.zeros(len(conv), np.uint8), conversations.heads, conversations.scratch, expected, touched)
+    touched = touched[:k]
+    counts = conversations.scratch[touched].copy()
+    conversations.scratch[touched] = 0
+    may_jump = np.isin(conv, list(state.hot)) if state.hot else np.zeros(len(conv), np.bool_)
+    wrong = np.flatnonzero(np.where(may_jump | with_voids, expected > seq, expected != seq))
+    if len(wrong):
+        i = int(wrong[0])
+        raise InvalidError(f"row {row[i]} has conv_seq {seq[i]}, but the log before it makes it {expected[i]}")
+    first = conversations.heads[touched] + 1
+    last = first + counts - 1
+    for i in np.flatnonzero(np.isin(touched, conv[may_jump]) | with_voids).tolist():
+        its = seq[conv == touched[i]]
+        last[i] = its.max()
+        if not with_voids:
+            first[i] = int(its.min())
+            if last[i] - first[i] + 1 != len(its) or (np.diff(its) != 1).any():
+                raise InvalidError(f"the numbers {first[i]} to {last[i]} are not {len(its)} in a row")
+    return touched, first, last
+
+
+def _check_blocks(state: ShardState, found: ReadBack, known: I32) -> tuple[I32, I64, I64]:
+    """The same for a sub-topic's segment: every row has the next number of a block, and every block is used up and
+    was within what its home shard may have granted."""
+    assert found.grants is not None
+    starts = np.zeros(len(known), np.int64)
+    counts = np.zeros(len(known), np.int64)
+    for conv, begin, count in found.grants:
+        index: int = int(known[conv])
+        group = state.hot.get(index)
+        limit = group.ceiling if group is not None else int(state.conversations.heads[index])
+        if counts[conv] or count < 1 or begin < 1 or begin + count - 1 > limit:
+            raise InvalidError(f"no valid grant: {count} numbers from {begin}, where up to {limit} may be granted")
+        starts[conv], counts[conv] = begin - 1, count
+    expected = np.empty(len(found.seq), np.int64)
+    touched = np.empty(len(found.seq), np.int32)
+    used = np.zeros(len(known), np.int32)
+    local = found.rows.conv
+    touched = touched[: number(local, np.zeros(len(local), np.uint8), starts, used, expected, touched)]
+    wrong = np.flatnonzero(expected != found.seq)
+    if len(wrong):
+        i = int(wrong[0])
+        raise InvalidError(f"row {found.row[i]} has conv_seq {found.seq[i]}, its grant makes it {expected[i]}")
+    if (used != counts).any():
+        raise InvalidError("its rows are not as many as the numbers that it was granted")
+    return known[touched], starts[touched] + 1, starts[touched] + counts[touched]
+
+
+def reserve(state: ShardState, commit: Commit) -> tuple[IdTable, int, int]:
+    """Give out the commit's numbers and remember its ids: the table that has them, first and end entry."""
+    conversations, table = state.conversations, state.recent
+    conversations.add(commit.rows.names_data, commit.rows.names_offsets, commit.fresh)
+    first = table.count
+    if len(commit.seq):
+        table.add(
+            commit.rows.fps, commit.rows.ids, commit.conv, commit.seq, commit.rows.payload, commit.place, commit.row
+        )
+        if commit.place > 0:
+            state.segment_ts[commit.place] = commit.server_ts
+    if len(commit.touched):
+        np.maximum.at(conversations.heads, commit.touched, commit.touched_last)
+    return table, first, table.count
+
+
+def settle(state: ShardState, commit: Commit, digest: bytes, frozen: bool = False) -> None:
+    """The commit is durable: readers may see it. `frozen`: its ids are in the frozen table."""
+    slot = slot_of(commit.place)
+    position = state.position(slot)
+    position.advance(segment_of(commit.place), commit.epoch, digest)
+    position.sequencer = max(position.sequencer, commit.sequencer)
+    if frozen:
+        state.frozen_topics[slot] = position.copy()
+    for control in commit.controls:
+        _control(state, control)
+    settle_numbers(state, commit.touched, commit.touched_first, commit.touched_last)
+    if len(commit.touched):
+        postings = state.frozen_postings if frozen else state.postings
+        postings.add(commit.place, commit.touched, commit.touched_first, commit.touched_last)
+
+
+def settle_numbers(state: ShardState, conv: I32, first: I64, last: I64) -> None:
+    """Ranges of numbers are durable or void. InvalidError where some of them were before."""
+    stable = state.conversations.stable
+    if state.hot:
+        is_hot = np.isin(conv, list(state.hot))
+        for i in np.flatnonzero(is_hot).tolist():
+            group = state.hot[int(conv[i])]
+            group.settle(int(first[i]), int(last[i]))
+            stable[conv[i]] = group.stable
+        conv, last = conv[~is_hot], last[~is_hot]
+    np.maximum.at(stable, conv, last)
+
+
+def _control(state: ShardState, control: Control) -> None:
+    conversations = state.conversations
+    group = state.hot.get(control.conv)
+    if not control.topics:
+        state.hot.pop(control.conv, None)
+        conversations.heads[control.conv] = max(conversations.heads[control.conv], control.number)
+        conversations.stable[control.conv] = max(conversations.stable[control.conv], control.number)
+        return
+    if group is None:
+        state.hot[control.conv] = HotGroup(control.topics, control.ceiling, control.number, control.by_rate)
+        conversations.stable[control.conv] = control.number
+    else:
+        group.topics, group.by_rate = control.topics, control.by_rate
+        group.ceiling = max(group.ceiling, control.ceiling)
+    for slot in range(1, control.topics + 1):
+        state.topics.setdefault(slot, Position())
+
+
+def apply(state: ShardState, commit: Commit, digest: bytes) -> None:
+    """Advance the state by one segment that is durable: recovery. InvalidError where it does not follow."""
+    position = state.position(slot_of(commit.place))
+    if segment_of(commit.place) != position.segment + 1 or commit.epoch < position.epoch:
+        position.copy().advance(segment_of(commit.place), commit.epoch, digest)
+    reserve(state, commit)
+    settle(state, commit, digest)
+
+
+def freeze(state: ShardState) -> IdTable:
+    """Set the recent ids aside to be sealed; new ones go into an empty table. One at a time."""
+    if state.frozen is not None:
+        raise InvalidError("the previous freeze is not sealed yet")
+    state.frozen, state.frozen_postings = state.recent, state.postings
+    state.frozen_topics = {slot: position.copy() for slot, position in state.topics.items()}
+    table, state.spare = state.spare, None
+    state.recent = IdTable(state.log.segment) if table is None else table
+    state.recent.base_segment = state.log.segment
+    state.postings = Postings()
+    return state.frozen
+
+
+def sealed(state: ShardState, files: list[SealedIds]) -> IdTable | None:
+    """The frozen ids are in `files` now, which replace all earlier ones. Returned: their table, which nobody uses any
+    more; cleared, it may become `state.spare`."""
+    state.sealed = files
+    table, state.frozen = state.frozen, None
+    state.frozen_postings = Postings()
+    covered = {slot: position.segment for slot, position in state.frozen_topics.items()}
+    covered[0] = state.recent.base_segment
+    state.segment_ts = {
+        place: ts for place, ts in state.segment_ts.items() if segment_of(place) > covered.get(slot_of(place), 0)
+    }
+    return table

@@ -1,0 +1,122 @@
+"""What a shard's writer knows, as values: where each of its logs stands, conversations, ids, hot groups.
+
+Owns the state and the arithmetic of a hot group's `stable_seq`. Does not change it on its own: `imray.core.fold` does.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+from imray.core.conversations import Conversations
+from imray.core.dedup import IdTable, SealedIds
+from imray.core.errors import InvalidError
+from imray.core.postings import Postings
+from imray.core.routing import segment_of, slot_of
+
+
+@dataclass
+class Position:
+    """How far a log was folded."""
+
+    segment: int = 0
+    epoch: int = 0
+    digest: bytes = bytes(16)
+    epoch_starts: list[tuple[int, int]] = field(default_factory=list)
+    """(first segment, epoch), ascending."""
+    sequencer: int = 0
+    """A sub-topic's log: the newest epoch of the home shard that it names. It may use no older one's grants."""
+
+    def advance(self, segment: int, epoch: int, digest: bytes) -> None:
+        """One more segment. InvalidError where it does not follow."""
+        if segment != self.segment + 1 or epoch < self.epoch:
+            raise InvalidError(
+                f"segment {segment} of epoch {epoch} cannot follow segment {self.segment} of epoch {self.epoch}"
+            )
+        if epoch != self.epoch:
+            self.epoch_starts.append((segment, epoch))
+        self.segment, self.epoch, self.digest = segment, epoch, digest
+
+    def epoch_of(self, segment: int) -> int:
+        """The epoch that wrote a segment."""
+        return next((e for first, e in reversed(self.epoch_starts) if first <= segment), 0)
+
+    def copy(self) -> Position:
+        """As it is now."""
+        return Position(self.segment, self.epoch, self.digest, list(self.epoch_starts), self.sequencer)
+
+
+@dataclass
+class HotGroup:
+    """A conversation that many logs write: which of its numbers are settled (durable or void).
+
+    `stable` is just below the lowest one that is not: it only goes up."""
+
+    topics: int
+    ceiling: int
+    """No number above it was granted; logged ahead of the grants."""
+    stable: int
+    by_rate: bool = False
+    """What an operator turned hot, only an operator turns cold."""
+    done: list[tuple[int, int]] = field(default_factory=list)
+    """Settled ranges above `stable`, ascending; as many as grants are outstanding."""
+
+    def settle(self, first: int, last: int) -> None:
+        """Numbers first..last are durable or void. InvalidError where some of them are settled already."""
+        if last <= self.stable:
+            return  # a checkpoint covers it
+        at = bisect_left(self.done, (first, last))
+        if (
+            first <= self.stable
+            or (at and self.done[at - 1][1] >= first)
+            or (at < len(self.done) and self.done[at][0] <= last)
+        ):
+            raise InvalidError(f"some of the numbers {first} to {last} were written before")
+        self.done.insert(at, (first, last))
+        while self.done and self.done[0][0] == self.stable + 1:
+            self.stable = self.done.pop(0)[1]
+
+    def holes(self, to: int) -> list[tuple[int, int]]:
+        """Ranges up to `to` that are not settled."""
+        found, at = [], self.stable + 1
+        for first, last in self.done:
+            if first > at:
+                found.append((at, first - 1))
+            at = last + 1
+        if to >= at:
+            found.append((at, to))
+        return found
+
+
+@dataclass
+class ShardState:
+    """All that a shard's writer knows. Folding its log and those of its sub-topics from nothing gives the same."""
+
+    seed: int
+    conversations: Conversations = field(default_factory=Conversations)
+    recent: IdTable = field(default_factory=lambda: IdTable(0))
+    frozen: IdTable | None = None
+    """Recent ids that are being sealed into a file right now."""
+    sealed: list[SealedIds] = field(default_factory=list)
+    log: Position = field(default_factory=Position)
+    """The shard's own log."""
+    topics: dict[int, Position] = field(default_factory=dict)
+    """The logs of its sub-topics, by slot."""
+    hot: dict[int, HotGroup] = field(default_factory=dict)
+    """By the conversation's index."""
+    segment_ts: dict[int, int] = field(default_factory=dict)
+    """server_ts of the places that `recent` and `frozen` speak of."""
+    spare: IdTable | None = None
+    """An empty table whose memory the next one takes over."""
+    postings: Postings = field(default_factory=Postings)
+    frozen_postings: Postings = field(default_factory=Postings)
+    frozen_topics: dict[int, Position] = field(default_factory=dict)
+    """How far the sub-topics' logs are covered by what is being sealed."""
+
+    def position(self, slot: int) -> Position:
+        """Where one of its logs stands; slot 0 is its own."""
+        return self.log if slot == 0 else self.topics[slot]
+
+    def epoch_of(self, place: int) -> int:
+        """The epoch that wrote the segment at a place."""
+        return self.position(slot_of(place)).epoch_of(segment_of(place))

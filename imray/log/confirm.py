@@ -1,0 +1,73 @@
+"""Old ids confirmed: a filter's "maybe" is looked up in the segments, against conversation and 128 bits."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+
+from imray.core.columns import First, Located, Rows
+from imray.core.errors import CorruptError
+from imray.core.routing import offset_of
+from imray.log.reader import read_segment
+from imray.log.schema import id_words, payload_fingerprints
+from imray.log.sealed import SealedInterval
+from imray.log.segment import Segment
+from imray.log.store import Store
+
+_CONFIRM_COLUMNS = ["conv_id", "client_msg_id", "conv_seq", "sender", "topic", "content_type", "body"]
+
+
+class Confirmer:
+    """Looks a filter's "maybe" up in the segments, confirmed against conversation and 128 bits.
+
+    Keeps a few decoded segments, since retries of one time stand together."""
+
+    SEGMENTS_MAX = 64
+    ROWS_MAX = 500_000
+
+    def __init__(self, store: Store, shard: int) -> None:
+        self._store = store
+        self._shard = shard
+        self._cache: OrderedDict[int, tuple[Segment, pa.RecordBatch]] = OrderedDict()
+
+    def confirm(self, rows: Rows, located: Located) -> dict[int, First]:
+        """For each row of `located.maybe` that really is an old id: the first send's numbers."""
+        found: dict[int, First] = {}
+        by_place: dict[int, list[tuple[int, int]]] = {}
+        for sealed, which in located.maybe:
+            assert isinstance(sealed, SealedInterval)
+            for i, place, row in sealed.candidates(rows.fps[which]):
+                by_place.setdefault(place, []).append((int(which[i]), row))
+        for place, hits in by_place.items():
+            found.update(self._firsts(place, hits, rows))
+        return found
+
+    def _firsts(self, place: int, hits: list[tuple[int, int]], rows: Rows) -> Iterable[tuple[int, First]]:
+        segment, batch = self._segment(place)
+        there = batch.take(pa.array([row for _, row in hits]))
+        ids, payload = id_words(there.column("client_msg_id")), payload_fingerprints(there)
+        names, seq = there.column("conv_id").cast(pa.string()).to_pylist(), there.column("conv_seq").to_numpy()
+        for j, (i, row) in enumerate(hits):
+            k = rows.conv[i]
+            name = rows.names_data[rows.names_offsets[k] : rows.names_offsets[k + 1]].tobytes()
+            if np.array_equal(ids[j], rows.ids[i]) and names[j].encode() == name:
+                meta = segment.meta
+                yield i, First(int(seq[j]), int(payload[j]), place, row, meta.epoch, meta.server_ts)
+
+    def _segment(self, place: int) -> tuple[Segment, pa.RecordBatch]:
+        if place in self._cache:
+            self._cache.move_to_end(place)
+            return self._cache[place]
+        segment = read_segment(self._store, *offset_of(self._shard, place))
+        table = segment.table(_CONFIRM_COLUMNS).combine_chunks()
+        if not table.num_rows:
+            raise CorruptError(segment.name, "rows", "a sealed file names a row in it, but it has none")
+        self._cache[place] = segment, table.to_batches()[0]
+        while len(self._cache) > 1 and (
+            len(self._cache) > self.SEGMENTS_MAX or sum(b.num_rows for _, b in self._cache.values()) > self.ROWS_MAX
+        ):
+            self._cache.popitem(last=False)
+        return self._cache[place]
