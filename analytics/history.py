@@ -21,6 +21,7 @@ from analytics.spans import FILES_MAX, Span, Window, choose, mirrored
 from analytics.verified import Verified, Verifier
 from analytics.views import connect
 from imray.core.errors import CorruptError, UnavailableError
+from imray.core.routing import offset_of
 from imray.log.rows import Void
 from imray.log.schema import KIND_MESSAGE, KIND_VOID, MS
 from imray.log.sealed import Interval
@@ -46,7 +47,7 @@ _FILES = "read_parquet($files, hive_partitioning = false)"
 _ROWS = f"SELECT kind, {', '.join(MESSAGES_SCHEMA.names)} FROM {_FILES} WHERE {_IN_RANGE} ORDER BY conv_seq"
 _SIZES = f"SELECT conv_seq, octet_length(body) AS bytes FROM {_FILES} WHERE {_IN_RANGE} AND kind = 0 ORDER BY conv_seq"
 _SPANS = f"""
-SELECT segment, "first", "last" FROM {_FILES}
+SELECT place, "first", "last" FROM {_FILES}
 WHERE conv_id = $conv_id AND "first" <= $high AND "last" >= $low ORDER BY {{edge}} LIMIT {FILES_MAX + 1}
 """
 
@@ -109,7 +110,7 @@ class HistoryReader:
     ) -> HistoryPage:
         """The messages with after < conv_seq < before, none above `stable`, at most `limit`, nearest the asked end.
 
-        `spans` are (segment, first, last number) since the last checkpoint, `intervals` (first segment, last segment,
+        `spans` are (place, first, last number) since the last checkpoint, `intervals` (first segment, last segment,
         ids) lead to those before. Ends early where the bodies would pass `history_bytes_max`, but not before one
         message. CorruptError: a file does not verify, or a number is no message and no void. MovedError: ask the
         shard where the numbers are, and again."""
@@ -147,7 +148,7 @@ class HistoryReader:
         if not intervals or (recent and min(s[1] for s in recent) <= first):
             return recent, None
         found = self._sealed(shard, conv_id, intervals, asked, descending)
-        old = list(zip(*(found[name].to_pylist() for name in ("segment", "first", "last")), strict=True))
+        old = list(zip(*(found[name].to_pylist() for name in ("place", "first", "last")), strict=True))
         horizon = None
         if len(old) > FILES_MAX:
             horizon = old[-1][2] + 1 if descending else old[-1][1] - 1
@@ -158,7 +159,7 @@ class HistoryReader:
     ) -> pa.Table:
         """The spans that the intervals' postings name, from the asked end, at most FILES_MAX + 1."""
         sealed = [Interval(shard, *parts) for parts in intervals]
-        sql = _SPANS.format(edge='"last" DESC, segment DESC' if down else '"first", segment')
+        sql = _SPANS.format(edge='"last" DESC, place DESC' if down else '"first", place')
         try:
             return self._query(sql, [self._verifier.postings(i) for i in sealed], conv_id, *asked)
         except CorruptError as e:
@@ -169,7 +170,7 @@ class HistoryReader:
     def _fill(self, page: _Page, shard: int, conv_id: str, window: Window, descending: bool) -> int:
         """Add a window's messages and holes to the page: how far (mirrored) it answers now. That may be before the
         window's end, where the page is full, or beyond it, where a void range reaches out of it."""
-        files = self._verifier.segments(shard, window.segments)
+        files = self._files(shard, window.places)
         if not files:
             _check_explained(_NONE, [], *window.range, segment_name(shard, 1), conv_id)
         page.files += len(files)
@@ -177,10 +178,11 @@ class HistoryReader:
             fitting = self._fit(files, conv_id, window, page, descending)
             page.full, window = fitting != window, fitting
         low, high = window.range
+        begins = segment_name(*offset_of(shard, window.first))
         rows = self._query(_ROWS, files, conv_id, low, high)
         messages = rows.filter(pc.equal(rows["kind"], KIND_MESSAGE)).select(MESSAGES_SCHEMA.names)
         voids = _voids(rows.filter(pc.equal(rows["kind"], KIND_VOID)), low, high)
-        _check_explained(messages["conv_seq"].to_numpy(), voids, low, high, segment_name(shard, window.first), conv_id)
+        _check_explained(messages["conv_seq"].to_numpy(), voids, low, high, begins, conv_id)
         page.rows += messages.num_rows
         page.room -= pc.sum(pc.binary_length(messages["body"])).as_py() or 0
         page.full |= page.room <= 0 and page.rows > 0
@@ -188,6 +190,14 @@ class HistoryReader:
         page.tables.append(_ordered(messages, descending).cast(MESSAGES_SCHEMA))
         ends = [mirrored(a, b, descending)[1] for a, b, _ in voids]
         return max([mirrored(low, high, descending)[1], *ends])
+
+    def _files(self, shard: int, places: Sequence[int]) -> list[Verified[Any]]:
+        """The verified segments at some places, log by log."""
+        by_log: dict[int, list[int]] = {}
+        for place in places:
+            log, segment = offset_of(shard, place)
+            by_log.setdefault(log, []).append(segment)
+        return [file for log, segments in by_log.items() for file in self._verifier.segments(log, segments)]
 
     def _fit(self, files: list[Verified[Any]], conv_id: str, window: Window, page: _Page, descending: bool) -> Window:
         """The part of a window, from the asked end, whose bodies fit into the page; one message fits into any."""

@@ -12,7 +12,7 @@ FILES_MAX = 512
 """Segments read at once: a conversation with one message a commit is read in steps, and `next` leads on."""
 
 Span = tuple[int, int, int]
-"""Segment, first and last number of one conversation in it. A void range has a span of its own."""
+"""Place, first and last number of one conversation in the segment there. A void range has a span of its own."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Window:
     """Numbers to read now, and the segments that hold them."""
 
     range: tuple[int, int]
-    segments: list[int]
+    places: list[int]
 
     @property
     def numbers(self) -> int:
@@ -29,8 +29,8 @@ class Window:
 
     @property
     def first(self) -> int:
-        """Its first segment; 1 where it has none."""
-        return min(self.segments, default=1)
+        """Its first place; 1 where it has none."""
+        return min(self.places, default=1)
 
     def cut(self, to: tuple[int, int]) -> Window:
         """The same segments, fewer numbers."""
@@ -51,16 +51,16 @@ def choose(
     end = min(end, begin + numbers - 1)
     if horizon is not None:
         end = max(begin, min(end, mirrored(horizon, horizon, descending)[0]))
-    ordered = sorted((*mirrored(first, last, descending), segment) for segment, first, last in spans)
-    segments: set[int] = set()
-    for first, last, segment in ordered:
+    ordered = sorted((*mirrored(first, last, descending), place) for place, first, last in spans)
+    places: set[int] = set()
+    for first, last, place in ordered:
         if first > end:
             break
         if last < begin:
             continue
-        if segment not in segments and len(segments) == FILES_MAX and first > begin:
+        if place not in places and len(places) == FILES_MAX and first > begin:
             end = first - 1
             break
-        segments.add(segment)
+        places.add(place)
     low, high = mirrored(begin, end, descending)
-    return Window((low, high), sorted(segments))
+    return Window((low, high), sorted(places))

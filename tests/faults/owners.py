@@ -91,7 +91,7 @@ async def until_async(condition: Callable[[], Any], what: str) -> None:
 
 async def serving(owner: Home) -> None:
     """Wait until the owner serves."""
-    await until_async(lambda: owner.status()["state"] == "serving", "the owner serves")
+    await until_async(lambda: owner.state == "serving", "the owner serves")
 
 
 def read_and_check(client: Client, root: Path) -> None:

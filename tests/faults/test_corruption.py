@@ -133,7 +133,7 @@ async def test_the_owner_refuses(root: Path, kind: str) -> None:
         again = await owner.append(ipc_of([_NEW]))
         assert isinstance(again, Refusal)
         assert again.why is Refused.CORRUPT
-        assert path.name in str(owner.status()["state"])
+        assert path.name in str((await owner.status())["state"])
     if kind in _AT_START:
         assert sorted(p.name for p in (root / "wal/shard=0000").iterdir()) == before, "it wrote nothing"
 

@@ -64,7 +64,7 @@ async def test_a_put_whose_answer_was_lost_is_our_own(tmp_path: Path, at: int) -
     async with owner_of(store) as owner:
         for i, row in enumerate([_A, _B, ["a", 4, "w"]]):
             assert await send(client, owner, [row]) == [["new", i + 1, i + 1]]
-        assert owner.status()["epoch"] == 1
+        assert (await owner.status())["epoch"] == 1
     read_and_check(client, tmp_path)
 
 
@@ -122,7 +122,11 @@ async def test_retries_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             assert [t[:2] for t in told] == [["duplicate", i // 2 + 1] for i in range(start + 10)]
             other = await send_until_acked(client, owner, [[conv, n, "another"] for conv, n, _ in rows[: start + 10]])
             assert [t[:2] for t in other] == [["conflict", i // 2 + 1] for i in range(start + 10)]
-            await until_async(lambda: owner.status()["sealed_ids"], "ids are sealed")
+
+            async def sealed_ids() -> object:
+                return (await owner.status())["sealed_ids"]
+
+            await until_async(sealed_ids, "ids are sealed")
     names = [p.name for p in (tmp_path / "sealed/shard=0000").glob("*.ids.arrow")]
     assert any(int(n[21:41]) - int(n[:20]) > 8 for n in names), "intervals were merged"
     read_and_check(client, tmp_path)
