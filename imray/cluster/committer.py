@@ -131,6 +131,7 @@ class Committer:
 
     def put(self, job: Job) -> None:
         """Make a job durable; in the order of the jobs. FencedError, StorageError: this incarnation is over."""
+        self.writer.check()  # duplicates of what was never written are not durable
         if job.encoded is not None:
             self.writer.put(job.encoded)
 

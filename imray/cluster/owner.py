@@ -7,6 +7,7 @@ is planned and encoded beside it. Knows nothing of Ray or HTTP, and nothing of n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -59,6 +60,7 @@ class Owner(ABC):
         self._between: deque[Callable[[], Awaitable[None]]] = deque()
         """To be done once nothing is in flight, before anything else is planned."""
         self._loop_task: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
 
     @abstractmethod
     async def _become_writer(self) -> None:
@@ -96,6 +98,7 @@ class Owner(ABC):
 
     async def stop(self) -> None:
         """End in good order: what is being committed is answered, the rest is refused."""
+        self._stopping.set()
         self._refuse(Refusal(Refused.UNAVAILABLE, f"{self.label} is stopping: retry with the same ids"))
         self._wake.set()
         if self._loop_task is not None:
@@ -144,7 +147,7 @@ class Owner(ABC):
 
     async def _open(self) -> None:
         delay_s = 0.1
-        while True:
+        while not self._stopping.is_set():
             try:
                 await self._become_writer()
             except CorruptError as e:
@@ -154,10 +157,12 @@ class Owner(ABC):
             except ImrayError as e:
                 log.warning("%s cannot become the writer: %s; next try in %.1f s", self.label, e, delay_s)
                 self._refusal = Refusal(Refused.UNAVAILABLE, f"{self.label} cannot write: {e}", delay_s)
-                await asyncio.sleep(delay_s)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), delay_s)
                 delay_s = min(2 * delay_s, self._settings.reopen_delay_s_max)
             else:
-                self._refusal = None
+                if not self._stopping.is_set():
+                    self._refusal = None
                 return
 
     async def _run(self) -> None:

@@ -155,6 +155,7 @@ class SubTopic(Owner):
 
     def _put(self, job: Job) -> None:
         assert self._writer is not None
+        self._writer.check()
         if job.encoded is not None:
             self._writer.put(job.encoded)
 

@@ -73,8 +73,7 @@ class Writer:
 
     def encode(self, table: pa.Table, server_ts: int, grants: Sequence[GrantNote] = (), sequencer: int = 0) -> Encoded:
         """The next segment's file. Its place in the chain is fixed from now on, so it must be put."""
-        if not self._open:
-            raise FencedError(f"the writer of shard {self.shard}, epoch {self.epoch}, has stopped")
+        self.check()
         number = self.segment + 1
         meta = SegmentMeta(
             self.shard, number, self.epoch, self.nonce, self.digest.hex(), server_ts, table.num_rows,
@@ -88,8 +87,7 @@ class Writer:
         """Make an encoded segment durable.
 
         FencedError: another writer owns the log. StorageError: unknown whether it landed. Both: stop for good."""
-        if not self._open:
-            raise FencedError(f"the writer of shard {self.shard}, epoch {self.epoch}, has stopped")
+        self.check()
         try:
             self._put(segment_name(self.shard, encoded.segment), encoded.parts, encoded.digest)
         except BaseException:
@@ -110,6 +108,11 @@ class Writer:
             epoch = there.meta.epoch
             detail = f"epoch {epoch} has written {name}: the writer of epoch {self.epoch} stops"
             raise FencedError(detail, by_home=there.meta.by_home)
+
+    def check(self) -> None:
+        """FencedError where it has stopped: what its owner knows may be wrong by now."""
+        if not self._open:
+            raise FencedError(f"the writer of log {self.shard}, epoch {self.epoch}, has stopped")
 
     def close(self) -> None:
         """Write no more."""

@@ -28,7 +28,7 @@ from imray.cluster.committer import Committer
 from imray.core.errors import FencedError
 from imray.core.sequencer import locate, plan
 from imray.core.state import ShardState
-from imray.log import checkpoint, recovery, sealed
+from imray.log import checkpoint, confirm, recovery, sealed
 from imray.log.store import LocalStore
 from imray.settings import Settings
 from tests.unit.batches import CONFLICT, DUPLICATE, NEW, SEED, Msg, Row, answers_of, msg_id, prepared, rows_of
@@ -222,12 +222,7 @@ class ShardMachine(RuleBasedStateMachine):
         live = self.committer.state
         for state in (folded, resumed):
             recovery.replay(self.store, 0, state)
-            assert (state.log.segment, state.log.epoch, state.log.digest) == (
-                live.log.segment,
-                live.log.epoch,
-                live.log.digest,
-            )
-            assert state.log.epoch_starts == live.log.epoch_starts
+            assert state.log == live.log
         for state in (live, folded, resumed):
             names = {state.conversations.name(i): int(h) for i, h in enumerate(state.conversations.copy_columns()[2])}
             assert names == self.model.heads
@@ -240,7 +235,7 @@ class ShardMachine(RuleBasedStateMachine):
         messages = [m for m, _ in self.model.first.values()]
         rows = rows_of(messages)
         located = locate(state, rows)
-        planned = plan(state, rows, located, recovery.Confirmer(self.store, 0).confirm(rows, located))
+        planned = plan(state, rows, located, confirm.Confirmer(self.store, 0).confirm(rows, located))
         assert (planned.status == 1).all()
         assert planned.place is not None
         assert planned.epoch is not None
@@ -255,7 +250,7 @@ class ShardMachine(RuleBasedStateMachine):
         for interval in state.sealed:
             assert isinstance(interval, sealed.SealedInterval)
             for r in interval.postings().to_pylist():
-                found.setdefault(r["conv_id"], []).append((r["segment"], r["first"], r["last"]))
+                found.setdefault(r["conv_id"], []).append((r["place"], r["first"], r["last"]))
         for conv, head in self.model.heads.items():
             index = state.conversations.index(conv)
             spans = state.frozen_postings.spans(index, 1, head) + state.postings.spans(index, 1, head)
@@ -266,7 +261,7 @@ class ShardMachine(RuleBasedStateMachine):
 def test_random_lives_of_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small fan-out and caches, so that sealing, merging and eviction happen often."""
     monkeypatch.setattr(sealed, "MERGE_FANOUT", 3)
-    monkeypatch.setattr(recovery.Confirmer, "SEGMENTS_MAX", 2)
+    monkeypatch.setattr(confirm.Confirmer, "SEGMENTS_MAX", 2)
     profile = settings(
         max_examples=_EXAMPLES,
         stateful_step_count=30,

@@ -55,8 +55,8 @@ def test_candidates_say_segment_and_row(tmp_path: Path) -> None:
         interval.forget()
         assert interval.candidates(fps[:1]) == [(0, 11, 0)]
     rows = read_postings(store, made.interval).to_pylist()
-    assert [(r["conv_id"], r["segment"]) for r in rows] == [(c, s) for c in ("ant", "zebra") for s in range(11, 16)]
-    assert rows[1] == {"conv_id": "ant", "segment": 12, "first": 1, "last": 1}
+    assert [(r["conv_id"], r["place"]) for r in rows] == [(c, s) for c in ("ant", "zebra") for s in range(11, 16)]
+    assert rows[1] == {"conv_id": "ant", "place": 12, "first": 1, "last": 1}
 
 
 def test_no_ids(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_merged_equals_its_parts(tmp_path: Path) -> None:
         assert sorted(merged.candidates(fps)) == sorted(part.candidates(fps))
         assert merged.maybe(fps).all()  # type: ignore[union-attr]
     parts = pa.concat_tables([m.postings() for m, _ in made]).sort_by(
-        [("conv_id", "ascending"), ("segment", "ascending")]
+        [("conv_id", "ascending"), ("first", "ascending")]
     )
     assert merged.postings().equals(parts)
     again = merge(store, [m for m, _ in made])

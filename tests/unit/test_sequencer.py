@@ -59,7 +59,7 @@ def test_duplicates_and_conflicts_get_the_first_numbers() -> None:
     assert planned.new_rows is not None
     assert planned.new_rows.tolist() == [0, 3]
     assert planned.row_in_segment.tolist() == [0, 1, 0, 1, 0, 0]
-    assert planned.segment is not None
+    assert planned.place is not None
     assert planned.place.tolist() == [-1, 1, 1, -1, -1, -1]
     assert planned.epoch is not None
     assert planned.epoch[[1, 2]].tolist() == [3, 3]
@@ -79,7 +79,7 @@ def test_old_ids_come_from_files() -> None:
     planned = plan(state, rows, locate(state, rows), {0: first, 1: first})
     assert planned.status.tolist() == [DUPLICATE, CONFLICT, NEW]
     assert planned.seq.tolist() == [7, 7, 1]
-    assert planned.segment is not None
+    assert planned.place is not None
     assert planned.place.tolist() == [3, 3, -1]
 
 
@@ -124,7 +124,7 @@ def test_apply_refuses_what_does_not_follow(segment: int, epoch: int) -> None:
     rows = rows_of([_m("a", 2)])
     planned = plan(state, rows, locate(state, rows), {})
     with pytest.raises(InvalidError, match="cannot follow"):
-        apply(state, commit_of(planned, rows, segment, epoch, 0, bytes(16)))
+        apply(state, commit_of(planned, rows, segment, epoch, 0), bytes(16))
 
 
 def _read_back(state: ShardState, seq: list[int], *messages: Msg, voids: tuple = ()) -> None:  # type: ignore[type-arg]
@@ -147,7 +147,7 @@ def test_read_back_equals_live() -> None:
     live, back = ShardState(SEED), ShardState(SEED)
     _commit(live, _m("a", 1), _m("b", 1), _m("a", 2))
     _read_back(back, [1, 1, 2], _m("a", 1), _m("b", 1), _m("a", 2))
-    for name in ("fps", "conv", "seq", "payload", "segment", "row"):
+    for name in ("fps", "conv", "seq", "payload", "place", "row"):
         assert np.array_equal(getattr(live.recent, name)[:3], getattr(back.recent, name)[:3])
     assert live.postings.spans(0, 1, 9) == back.postings.spans(0, 1, 9) == [(1, 1, 2)]
 

@@ -1,0 +1,125 @@
+"""A home shard and its sub-topics in this process, wired without Ray: what tests of hot groups send through."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from imray.cluster.home import Home
+from imray.cluster.owner import Owner
+from imray.cluster.replies import Appended, Refusal, Refused
+from imray.cluster.subtopic import SubTopic
+from imray.core.blocks import Declined, Granted, Report
+from imray.core.columns import Rows
+from imray.core.routing import slot_for
+from imray.log.store import LocalStore
+from imray.settings import Settings
+from tests.unit.batches import SEED, Msg, Row, answers_of, ipc_of
+
+_LOST = Refusal(Refused.UNAVAILABLE, "the call was lost")
+
+
+class Link:
+    """From a sub-topic to its home shard; calls and answers can be lost or held."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self.cut = False
+        self.lose_answers = 0
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        hot = self._group.home.hot
+        if self.cut or hot is None or self._group.home.state != "serving":
+            await asyncio.sleep(0.01)
+            return _LOST
+        answer = await getattr(hot, method)(*args)
+        if self.lose_answers:
+            self.lose_answers -= 1
+            return _LOST
+        return answer
+
+    async def register(self, slot: int, epoch: int, segment: int) -> bool | Refusal:
+        """As HomeLink."""
+        return await self._call("register", slot, epoch, segment)
+
+    async def ask(
+        self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
+    ) -> Granted | Declined | Refusal:
+        """As HomeLink."""
+        return await self._call("ask", slot, epoch, ask, rows, reports)
+
+    async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
+        """As HomeLink."""
+        return await self._call("report", slot, epoch, reports)
+
+
+class Group:
+    """One home shard, sub-topics as they are wanted."""
+
+    def __init__(self, root: Path | LocalStore, **settings: Any) -> None:
+        self.store = root if isinstance(root, LocalStore) else LocalStore(root)
+        self.settings = Settings(**({"grant_timeout_s": 0.3, "reopen_delay_s_max": 0.05} | settings))
+        self.home = self._new_home()
+        self.topics: dict[int, SubTopic] = {}
+        self.links: dict[int, Link] = {}
+        self._owners: list[Owner] = []
+
+    def _new_home(self) -> Home:
+        return Home(self.store, 0, SEED, self.settings, start_topics=self._start_topics)
+
+    async def __aenter__(self) -> Group:
+        await self._start(self.home)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for owner in reversed(self._owners):
+            await owner.stop()
+
+    async def _start(self, owner: Owner) -> None:
+        self._owners.append(owner)
+        await owner.start()
+
+    async def _start_topics(self, topics: int) -> None:
+        for slot in range(1, topics + 1):
+            if slot not in self.topics:
+                self.new_topic(slot)
+
+    def new_topic(self, slot: int) -> SubTopic:
+        """A new incarnation of a sub-topic; an old one is left as it is."""
+        self.links[slot] = Link(self)
+        topic = self.topics[slot] = SubTopic(self.store, 0, slot, SEED, self.settings, self.links[slot])
+        self._owners.append(topic)
+        topic.starting = asyncio.create_task(topic.start())  # type: ignore[attr-defined]
+        return topic
+
+    async def new_home(self) -> None:
+        """A new incarnation of the home shard; the old one is left as it is."""
+        self.home = self._new_home()
+        await self._start(self.home)
+
+    async def send(self, slot: int, *messages: Msg) -> list[Row] | Refusal:
+        """Through one sub-topic (0: the home shard), again while the outcome is unknown, as a gateway's client does."""
+        for _ in range(100):
+            answer = await self.try_send(slot, *messages)
+            if not isinstance(answer, Refusal) or answer.why is not Refused.UNAVAILABLE:
+                return answer
+            await asyncio.sleep(0.01)
+        return answer
+
+    async def try_send(self, slot: int, *messages: Msg) -> list[Row] | Refusal:
+        """Once."""
+        owner: Owner = self.topics[slot] if slot else self.home
+        answer = await owner.append(ipc_of(messages))
+        return answers_of(answer) if isinstance(answer, Appended) else answer
+
+    async def deliver(self, *messages: Msg, topics: int | None = None) -> list[Row]:
+        """As a gateway: by the way of the first message's key, then by the home shard, until there is an answer."""
+        for attempt in range(400):
+            slot = slot_for(messages[0].topic or messages[0].sender, topics) if topics and attempt % 2 == 0 else 0
+            answer = await self.try_send(slot, *messages)
+            if not isinstance(answer, Refusal):
+                return answer
+            await asyncio.sleep(0.01)
+        raise TimeoutError(str(answer))
