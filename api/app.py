@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from api import docs, health, history, messages
+from api import docs, groups, health, history, messages
 from api.auth import Authenticator
 from api.door import Door
 from api.problems import ProblemError, on_http_error, on_problem
@@ -29,7 +29,7 @@ def create_app(backend: Backend, config: GatewayConfig) -> ASGIApp:
     app.add_exception_handler(ProblemError, on_problem)
     app.add_exception_handler(HTTPException, on_http_error)
     router, send = messages.routes(backend, auth)
-    for routes in (router, history.routes(backend, auth), health.routes(backend, auth)):
+    for routes in (router, history.routes(backend, auth), groups.routes(backend, auth), health.routes(backend, auth)):
         app.include_router(routes)
     docs.install(app)
     return Door(app, send)

@@ -9,9 +9,9 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from api.problems import PROBLEM_TYPE
-from api.schemas import BatchMessage, BatchRequest, Problem, SendRequest
+from api.schemas import BatchMessage, BatchRequest, Problem, SendRequest, TopicsRequest
 
-_HAND_READ: tuple[type[BaseModel], ...] = (SendRequest, BatchMessage, BatchRequest)
+_HAND_READ: tuple[type[BaseModel], ...] = (SendRequest, BatchMessage, BatchRequest, TopicsRequest)
 _REF = "#/components/schemas/{model}"
 
 

@@ -130,6 +130,20 @@ class HeadResponse(BaseModel):
     shard: int
 
 
+class TopicsRequest(BaseModel):
+    """How a conversation is to be spread."""
+
+    model_config = ConfigDict(extra="forbid")
+    topics: int = Field(ge=0, le=99, description="Sub-topics that take its sends; 0: its home shard alone.")
+
+
+class TopicsResponse(BaseModel):
+    """How a conversation is spread now."""
+
+    conv_id: str
+    topics: int
+
+
 class VersionResponse(BaseModel):
     """Which imray this is."""
 

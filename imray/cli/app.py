@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import imray
-from imray.cli import inspect, messages, replay, up
+from imray.cli import groups, inspect, messages, replay, up
 from imray.core.errors import InvalidError
 
 app = typer.Typer(
@@ -64,6 +64,8 @@ for _command in (
     messages.send,
     messages.tail,
     replay.replay,
+    groups.hot,
+    groups.cold,
     inspect.audit,
     inspect.sql,
 ):

@@ -17,6 +17,20 @@ from imray.core.errors import InvalidError, UnavailableError
 _TIMEOUT_S = 10.0
 _COLUMNS = ("shard", "state", "epoch", "segment", "conversations", "recent_ids", "sealed_ids", "bytes", "pid")
 
+_HOT_COLUMNS = (
+    "conv_id",
+    "topics",
+    "by_rate",
+    "rate_per_s",
+    "head",
+    "stable_seq",
+    "lag",
+    "grants",
+    "oldest_grant_age_s",
+    "oldest_grant_slot",
+    "voids",
+)
+
 
 def status(
     url: Url = None,
@@ -25,7 +39,7 @@ def status(
     as_json: Json = False,
     timeout: Timeout = _TIMEOUT_S,
 ) -> None:
-    """Show every shard. Exit code 1: one does not serve.
+    """Show every shard, and the hot groups. Exit code 1: one does not serve.
 
     Example:
 
@@ -39,6 +53,10 @@ def status(
     else:
         shards = answer["shards"]
         typer.echo(table(_COLUMNS, [[shard.get(name) for name in _COLUMNS] for shard in shards]))
+        hot = [group for shard in shards for group in shard.get("hot", ())]
+        if hot:
+            typer.echo("\nhot groups:")
+            typer.echo(table(_HOT_COLUMNS, [[group.get(name) for name in _HOT_COLUMNS] for group in hot]))
     if any(shard.get("state") != "serving" for shard in answer["shards"]):
         raise typer.Exit(1)
 

@@ -138,6 +138,14 @@ class Calls:
         reply = yield from attempts.ask("GET", conversation_path(conv_id))
         return self._read_ok(attempts, reply, Head)
 
+    def set_topics(self, conv_id: str, topics: int) -> Call[int]:
+        attempts = Attempts(self._env)
+        path = conversation_path(conv_id) + "/topics"
+        reply = yield from attempts.ask("PUT", path, content=encode_json({"topics": topics}), headers=_JSON)
+        if reply.status != 200:
+            attempts.refuse(reply)
+        return attempts.read(reply, lambda answer: int(answer["topics"]))
+
     def version(self) -> Call[Version]:
         attempts = Attempts(self._env)
         reply = yield from attempts.ask("GET", "/v1/version")

@@ -115,6 +115,12 @@ class AsyncClient:
         """Where a conversation stands."""
         return await self._run(self._calls.head(conv_id))
 
+    async def set_topics(self, conv_id: str, topics: int) -> int:
+        """Spread a conversation over `topics` sub-topics (0: its home shard alone writes it); how many it has now.
+
+        Needs a token with the role `service`."""
+        return await self._run(self._calls.set_topics(conv_id, topics))
+
     async def ready(self) -> Ready:
         """Whether every shard answers now; asked once, not retried. UnavailableError: no server is there."""
         return await self._run(self._calls.ready())
@@ -230,6 +236,10 @@ class Client:
     def head(self, conv_id: str) -> Head:
         """See `AsyncClient.head`."""
         return self._run(self._calls.head(conv_id))
+
+    def set_topics(self, conv_id: str, topics: int) -> int:
+        """See `AsyncClient.set_topics`."""
+        return self._run(self._calls.set_topics(conv_id, topics))
 
     def ready(self) -> Ready:
         """See `AsyncClient.ready`."""

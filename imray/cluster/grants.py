@@ -5,6 +5,7 @@ Everything here is called from the one thread that touches the shard's state.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from imray.cluster.committer import Committer, Records
@@ -40,6 +41,8 @@ class Grants:
         self.ceilings_wanted: set[int] = set()
         """Conversations whose next ceiling should be logged."""
         self._block_max: dict[int, int] = {}
+        self.voids: Counter[str] = Counter()
+        """Numbers that became void in this incarnation, by conversation."""
 
     @classmethod
     def open(cls, committer: Committer) -> Grants:
@@ -55,6 +58,8 @@ class Grants:
                 voids = [_void(state, *lost, reason) for lost in unexplained(state)]
                 return voids + [grants._hot_record(state, conv, voids) for conv in sorted(state.hot)]
 
+            for conv, first, last in unexplained(state):
+                grants.voids[state.conversations.name(conv)] += last - first + 1
             job = committer.record(records)
             committer.put(job)
             committer.settle(job)
@@ -151,6 +156,12 @@ class Grants:
             ]
 
         return records
+
+    def voided(self, blocks: Sequence[Block]) -> None:
+        """That is durable now."""
+        self.blocks.voided(blocks)
+        for conv, first, last in ranges_of(blocks):
+            self.voids[self.committer.state.conversations.name(conv)] += last - first + 1
 
     def ceilings(self) -> Records:
         """Records with the ceilings that are wanted now."""

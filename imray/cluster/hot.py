@@ -172,6 +172,7 @@ class HotGroups:
                     "oldest_grant_age_s": round(now - oldest.asked_at, 3) if oldest else None,
                     "oldest_grant_slot": oldest.slot if oldest else None,
                     "rate_per_s": round(committer.heat.rates.get(conv, 0.0)),
+                    "voids": self.grants.voids[conversations.name(conv)],
                     "by_rate": group.by_rate,
                 }
             )
@@ -203,7 +204,7 @@ class HotGroups:
     async def _void(self, lost: list[Block]) -> None:
         """Log that some grants will never be used; then their ids are free and `stable_seq` passes them."""
         if lost and await self._shard.record(self.grants.void(lost)) is None:
-            await self._shard.on_state(self.grants.blocks.voided, lost)
+            await self._shard.on_state(self.grants.voided, lost)
             self._settled()
 
     async def _log(self, records: Records) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from imray.cluster.replies import Refusal
+from tests.faults.owners import until_async
 from tests.hot.groups import Group
 from tests.unit.batches import Msg, Row, msg_id
 
@@ -22,10 +23,8 @@ def _rows(answer: list[Row] | Refusal) -> list[tuple[str, int]]:
 async def _hot(group: Group, topics: int = 2) -> None:
     assert await group.home.hot.heat("room", topics) is None
     for slot in range(1, topics + 1):
-        for _ in range(500):
-            if group.topics[slot].state == "serving":
-                break
-            await asyncio.sleep(0.01)
+        topic = group.topics[slot]
+        await until_async(lambda: topic.state == "serving", "the sub-topic serves")  # noqa: B023
 
 
 async def _stable(group: Group, at_least: int) -> int:
@@ -66,8 +65,8 @@ async def test_a_dead_sub_topic(tmp_path: Path) -> None:
         await _hot(group)
         group.links[1].lose_answers = 10**6
         lost = asyncio.create_task(group.try_send(1, _m(1), _m(2)))
-        while not group.home.hot.grants.blocks.outstanding:
-            await asyncio.sleep(0.01)
+        blocks = group.home.hot.grants.blocks
+        await until_async(lambda: blocks.outstanding, "a grant is outstanding")
         assert _rows(await group.deliver(_m(3))) == [("new", 3)]
         assert await _stable(group, 3) == 3  # 1 and 2 are void: its log was fenced
         group.links[1].lose_answers = 0
