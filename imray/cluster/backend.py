@@ -11,8 +11,9 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from imray.cluster import names
 from imray.cluster.batcher import Batcher, Outcome, Send
-from imray.cluster.links import ShardClient
+from imray.cluster.links import ActorClient, ShardClient
 from imray.cluster.replies import Appended, Located, Refusal, Refused
 from imray.cluster.ways import Ways
 from imray.core.errors import CorruptError
@@ -53,9 +54,9 @@ class Backend:
         """For each conversation in a batch's dictionary the log that its messages should go to: all of them one way, so
         that the order inside a request is kept."""
         conv = batch.column("conv_id")
-        names = conv.dictionary.to_pylist()
-        logs = np.fromiter(map(self.shard_of, names), np.int64, len(names))
-        for i, name in enumerate(names):
+        found = conv.dictionary.to_pylist()
+        logs = np.fromiter(map(self.shard_of, found), np.int64, len(found))
+        for i, name in enumerate(found):
             if name in self._ways.hot:
                 row = int(np.argmax(conv.indices.to_numpy() == i))
                 key = batch.column("topic")[row].as_py() or batch.column("sender")[row].as_py()
@@ -112,8 +113,15 @@ class Backend:
                 await asyncio.sleep(self.settings.retry_delay_s_min)
 
     async def status(self) -> list[dict[str, Any]]:
-        """Each shard's figures; one that does not answer has the reason as its `state`."""
-        return list(await asyncio.gather(*(c.ping(_READY_TIMEOUT_S) for c in self._clients)))
+        """Each shard's figures; one that does not answer has the reason as its `state`. One with hot groups has those
+        of its sub-topics under `topics`."""
+        shards = list(await asyncio.gather(*(c.ping(_READY_TIMEOUT_S) for c in self._clients)))
+        for home, figures in enumerate(shards):
+            slots = range(1, 1 + max((group["topics"] for group in figures.get("hot", ())), default=0))
+            if slots:
+                clients = [ActorClient(self._namespace, names.topic(home, slot), self.settings) for slot in slots]
+                figures["topics"] = list(await asyncio.gather(*(c.ping(_READY_TIMEOUT_S) for c in clients)))
+        return shards
 
     def _client(self, conv_id: str) -> ShardClient:
         return self._clients[self.shard_of(conv_id)]
