@@ -21,6 +21,7 @@ from benchmarks.harness import ROOT, Figure, Options, say
 NAMES = (
     "hot_group",
     "many_conversations",
+    "hot_group_scaling",
     "http_single",
     "http_batch",
     "ack_latency",

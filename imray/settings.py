@@ -75,6 +75,9 @@ class Settings:
     topic_pause_s: float = 5.0
     """How long a sub-topic that gave no answer is left out."""
 
+    store_put_delay_s: float = 0.0
+    """For experiments: every put takes so much longer, as over an object store."""
+
     shard_num_cpus: float = 0.1
     topic_num_cpus: float = 0.1
     gateway_num_cpus: float = 0.1

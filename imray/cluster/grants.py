@@ -30,7 +30,7 @@ from imray.log.recovery import fence_log
 from imray.log.schema import KIND_COLD, KIND_HOT, KIND_VOID, Record
 from imray.log.segment import Segment
 
-_CEILING_MIN = 1 << 14
+_CEILING_MIN = 1 << 16
 
 
 class Grants:
@@ -40,6 +40,8 @@ class Grants:
         self.committer, self.blocks = committer, blocks
         self.ceilings_wanted: set[int] = set()
         """Conversations whose next ceiling should be logged."""
+        self._ceilings_asked: dict[int, int] = {}
+        """The ceiling that stood when the next one was asked for: asked once, not with every block."""
         self._block_max: dict[int, int] = {}
         self.voids: Counter[str] = Counter()
         """Numbers that became void in this incarnation, by conversation."""
@@ -90,8 +92,10 @@ class Grants:
         if group is None:
             return
         head = int(self.committer.state.conversations.heads[conv])
-        if next_ceiling(group, head, self._block_max.get(conv, 0)) is not None:
-            self.ceilings_wanted.add(conv)
+        if group.ceiling > self._ceilings_asked.get(conv, 0) or conv not in self._ceilings_asked:
+            if next_ceiling(group, head, self._block_max.get(conv, 0)) is not None:
+                self._ceilings_asked[conv] = group.ceiling
+                self.ceilings_wanted.add(conv)
 
     def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> None:
         """A sub-topic's segments are durable. In order; what is known already is skipped."""

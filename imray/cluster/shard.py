@@ -87,9 +87,8 @@ class Shard(OwnerActor[Home]):
 
     def _make(self) -> Home:
         _, data, shard, seed, settings = self._args
-        return Home(
-            LocalStore(data), shard, seed, settings, on_fenced=self._end, start_topics=self._start_topics
-        )  # fmt: skip
+        store = LocalStore(data, settings.store_put_delay_s)
+        return Home(store, shard, seed, settings, on_fenced=self._end, start_topics=self._start_topics)
 
     async def locate(self, conv_id: str, low: int, high: int) -> Located | Refusal:
         """As `Home.locate`."""
@@ -142,7 +141,8 @@ class Topic(OwnerActor[SubTopic]):
     def _make(self) -> SubTopic:
         namespace, data, home, slot, seed, settings = self._args
         link = RayHome(namespace, home, settings)
-        return SubTopic(LocalStore(data), home, slot, seed, settings, link, on_fenced=self._end)
+        store = LocalStore(data, settings.store_put_delay_s)
+        return SubTopic(store, home, slot, seed, settings, link, on_fenced=self._end)
 
 
 def _not_ready(owner: Owner) -> Refusal:

@@ -23,8 +23,8 @@ OUTSTANDING_MAX = 4
 """Grants of one sub-topic that are not known to be settled: one being written, one asked beside it, and reports on
 their way. Past it the sub-topic waits."""
 _ANSWERS_KEPT = 4
-_STEP_MIN = 1 << 14
-_STEP_BLOCKS = 16
+_STEP_MIN = 1 << 16
+_STEP_BLOCKS = 64
 """A ceiling is logged so far ahead: seldom enough to cost nothing, near enough that a restart voids little."""
 
 

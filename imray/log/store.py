@@ -10,6 +10,7 @@ import errno
 import itertools
 import os
 import secrets
+import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,8 +44,10 @@ class LocalStore:
     link(2) fails with EEXIST where the name is taken, and the file has all its bytes on disk before it has a name:
     a published file is never torn. Needs hard links and an fsync that reaches the disk."""
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, put_delay_s: float = 0.0) -> None:
+        """`put_delay_s` makes every put take longer: to see how a system would do over a slower store."""
         self.root = Path(root)
+        self._put_delay_s = put_delay_s
         self._folders: dict[Path, int] = {}
         """Folders known to be there, with a descriptor to sync each: opening costs a tenth of a small commit."""
         weakref.finalize(self, _close_all, self._folders)
@@ -59,6 +62,8 @@ class LocalStore:
             self._make_folder(temporary.parent)
             try:
                 self._write(temporary, parts)
+                if self._put_delay_s:
+                    time.sleep(self._put_delay_s)
                 if not self._link(temporary, path):
                     return False
                 self._sync_folder(path.parent)

@@ -1,0 +1,126 @@
+"""What does a hot group cost, and what does it give? K sub-topics beside the single writer.
+
+On one machine the sum cannot grow beyond its cores, so the figures that decide at scale stand beside the rates: what a
+block and an id in it cost the home shard, and what a message costs all writers together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from benchmarks.engine import cluster
+from benchmarks.harness import Figure, Options, Sample, column, in_turns, ratios
+from benchmarks.spread import saturate, spreaders
+from imray.settings import Settings
+
+QUESTION = "one conversation on K sub-topics: rates, latencies, and whose CPU, beside the single writer"
+_TOPICS = (1, 2, 4, 8)
+_ROWS = 10_000
+_BLOCK_ROWS = (1_000, 10_000)
+_BLOCK_TOPICS = 4
+_SLOW_PUT_S = 0.02
+_SLOW_TOPICS = (1, 8)
+TARGET_BLOCK_US, TARGET_ID_US = 200.0, 0.15
+TARGET_CPU_RATIO = 1.25
+_WINDOW_SLOW = 16
+"""Batches in flight for each producer: over a slow store more of them are under way."""
+
+
+def run(options: Options) -> list[Figure]:
+    """In turns: the single writer and K = 1, 2, 4, 8; then blocks of two sizes; then a store that takes 20 ms a put."""
+    plain = Settings()
+    without_checkpoints = replace(plain, checkpoint_ids_max=1 << 28, checkpoint_segments_max=1 << 28)
+    slow = replace(plain, store_put_delay_s=_SLOW_PUT_S)
+    with cluster(), spreaders(options.producers, _ROWS) as senders:
+        sides: dict[str, Callable[[], Sample]] = {
+            f"K={k}" if k else "single": partial(saturate, options, senders, k, plain, options.window)
+            for k in (0, *_TOPICS)
+        }
+        turns = in_turns(sides, options.repeat)
+        sides = {
+            f"slow K={k}" if k else "slow single": partial(saturate, options, senders, k, slow, _WINDOW_SLOW)
+            for k in (0, *_SLOW_TOPICS)
+        }
+        turns |= in_turns(sides, options.repeat)
+        with spreaders(options.producers, _BLOCK_ROWS[0]) as small:
+            # as many batches in flight as sub-topics: every block is one batch
+            window = max(1, _BLOCK_TOPICS // options.producers)
+            sides = {
+                f"blocks {rows}": partial(saturate, options, who, _BLOCK_TOPICS, without_checkpoints, window)
+                for rows, who in zip(_BLOCK_ROWS, (small, senders), strict=True)
+            }
+            turns |= in_turns(sides, options.repeat)
+    return [*_rates(turns, ("single", *(f"K={k}" for k in _TOPICS))), *_home(turns), *_slow(turns)]
+
+
+def _rates(turns: dict[str, list[Sample]], sides: Sequence[str]) -> list[Figure]:
+    figures = []
+    single = turns["single"]
+    total = {side: [float(s["home_cpu_s"] + s["topics_cpu_s"]) for s in turns[side]] for side in sides}
+    for side in sides:
+        found = turns[side]
+        figures += [
+            Figure(f"{side}: rate", "messages/s", column(found, "per_second")),
+            Figure(f"{side}: ack p50", "ms", column(found, "p50_ms")),
+            Figure(f"{side}: ack p99", "ms", column(found, "p99_ms")),
+            Figure(f"{side}: home shard", "CPU s/million", column(found, "home_cpu_s")),
+        ]
+        if side != "single":
+            figures += [
+                Figure(f"{side}: sub-topics", "CPU s/million", column(found, "topics_cpu_s")),
+                Figure(f"{side}: rate / single writer", "ratio", ratios(*_pair(found, single, "per_second"))),
+                Figure(
+                    f"{side}: writers' CPU a message / single writer",
+                    "ratio",
+                    ratios(total[side], total["single"]),
+                    TARGET_CPU_RATIO,
+                    more_is_better=False,
+                ),
+            ]
+    return figures
+
+
+def _pair(of: Sequence[Sample], to: Sequence[Sample], key: str) -> tuple[list[float], list[float]]:
+    return column(of, key), column(to, key)
+
+
+def _home(turns: dict[str, list[Sample]]) -> list[Figure]:
+    """The home shard's CPU as a price for a block and one for an id in it: two sizes of blocks, two equations."""
+    small, large = (turns[f"blocks {rows}"] for rows in _BLOCK_ROWS)
+    per_block, per_id = [], []
+    for a, b in zip(small, large, strict=True):
+        determinant = a["blocks"] * b["rows"] - b["blocks"] * a["rows"]
+        per_block.append(1e6 * (a["home_used_s"] * b["rows"] - b["home_used_s"] * a["rows"]) / determinant)
+        per_id.append(1e6 * (a["blocks"] * b["home_used_s"] - b["blocks"] * a["home_used_s"]) / determinant)
+    note = f"from blocks of {_BLOCK_ROWS[0]:,} and {_BLOCK_ROWS[1]:,}, without checkpoints"
+    sizes = [[s["rows"] / s["blocks"] for s in found] for found in (small, large)]
+    carries = [
+        [1e6 / (block / rows + each) for block, each in zip(per_block, per_id, strict=True)] for rows in _BLOCK_ROWS
+    ]
+    return [
+        Figure("home shard: CPU a block", "us", per_block, TARGET_BLOCK_US, more_is_better=False, note=note),
+        Figure("home shard: CPU an id", "us", per_id, TARGET_ID_US, more_is_better=False, note=note),
+        *(
+            Figure(f"one sequencer's core carries, blocks of {rows:,}", "messages/s", found)
+            for rows, found in zip(_BLOCK_ROWS, carries, strict=True)
+        ),
+        *(
+            Figure(f"mean block, batches of {rows:,}", "messages", found)
+            for rows, found in zip(_BLOCK_ROWS, sizes, strict=True)
+        ),
+    ]
+
+
+def _slow(turns: dict[str, list[Sample]]) -> list[Figure]:
+    figures = []
+    for k in (0, *_SLOW_TOPICS):
+        found = turns[f"slow K={k}" if k else "slow single"]
+        name = f"puts 20 ms slower, {f'K={k}' if k else 'single writer'}"
+        figures += [
+            Figure(f"{name}: rate", "messages/s", column(found, "per_second")),
+            Figure(f"{name}: ack p50", "ms", column(found, "p50_ms")),
+            Figure(f"{name}: ack p99", "ms", column(found, "p99_ms")),
+        ]
+    return figures
