@@ -92,10 +92,10 @@ class Grants:
         if group is None:
             return
         head = int(self.committer.state.conversations.heads[conv])
-        if group.ceiling > self._ceilings_asked.get(conv, 0) or conv not in self._ceilings_asked:
-            if next_ceiling(group, head, self._block_max.get(conv, 0)) is not None:
-                self._ceilings_asked[conv] = group.ceiling
-                self.ceilings_wanted.add(conv)
+        asked_at = self._ceilings_asked.get(conv)
+        if asked_at != group.ceiling and next_ceiling(group, head, self._block_max.get(conv, 0)) is not None:
+            self._ceilings_asked[conv] = group.ceiling
+            self.ceilings_wanted.add(conv)
 
     def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> None:
         """A sub-topic's segments are durable. In order; what is known already is skipped."""

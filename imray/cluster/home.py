@@ -6,6 +6,7 @@ Owns the shard's incarnations and the thread that touches their state. Shard act
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -36,26 +37,35 @@ class Home(Owner):
         clock_ms: Callable[[], int] = now_ms,
         on_fenced: Callable[[], None] = lambda: None,
         start_topics: StartTopics | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
+        """`host`: the address at which sub-topics reach this process."""
         super().__init__(f"shard {shard}", seed, settings, on_fenced)
         self._store, self.shard, self._clock_ms, self._start_topics = store, shard, clock_ms, start_topics
+        self._host = host
         self._thread = ThreadPoolExecutor(1, f"commit-{shard}")
+        self._lock = threading.Lock()
         self._committer: Committer | None = None
         self._upkeep: Upkeep | None = None
         self.hot: HotGroups | None = None
 
     async def on_state(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Call something in the thread that touches the state."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+        """Call something that touches the state, in the order of these calls."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.locked, call, *args)
+
+    def locked(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Call something that touches the state, in this thread: one at a time."""
+        with self._lock:
+            return call(*args)
 
     async def _become_writer(self) -> None:
         args = (self._store, self.shard, self._seed, self._settings, self._clock_ms)
         committer: Committer = await self.on_state(Committer.open, *args)
         grants: Grants = await self.on_state(Grants.open, committer)
         self._committer = committer
-        self.hot = HotGroups(self, grants, self._settings, self._start_topics)
+        self.hot = HotGroups(self, grants, self._settings, self._start_topics, self._host)
         self._upkeep = Upkeep(
-            committer, self._thread, self._settings, self._when_quiet, self.hot.until_settled, self.fail
+            committer, self.on_state, self._settings, self._when_quiet, self.hot.until_settled, self.fail
         )  # fmt: skip
         self.hot.start()
 
@@ -77,7 +87,7 @@ class Home(Owner):
 
     def _settle(self, job: Job) -> None:
         assert self._committer is not None
-        settled = asyncio.get_running_loop().run_in_executor(self._thread, self._committer.settle, job)
+        settled = asyncio.get_running_loop().run_in_executor(self._thread, self.locked, self._committer.settle, job)
         settled.add_done_callback(self._settled)
 
     def _settled(self, settled: asyncio.Future[None]) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
+from imray.cluster.asks import AskServer, Door
 from imray.cluster.committer import Records
 from imray.cluster.grants import Grants
 from imray.cluster.replies import Refusal, Refused
@@ -33,7 +34,10 @@ class Shard(Protocol):
     """What hot groups need of their shard."""
 
     async def on_state(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Call something in the thread that touches the state."""
+        """Call something that touches the state."""
+
+    def locked(self, call: Callable[..., Any], *args: Any) -> Any:
+        """The same in this thread."""
 
     async def record(self, records: Records) -> Refusal | None:
         """Make records durable."""
@@ -51,8 +55,11 @@ class HotGroups:
         grants: Grants,
         settings: Settings,
         start_topics: Callable[[int], Awaitable[None]] | None,
+        host: str,
     ) -> None:
         self._shard, self.grants, self._settings, self._start_topics = shard, grants, settings, start_topics
+        self._loop = asyncio.get_running_loop()
+        self._server = AskServer(host, self.ask)
         self._tasks: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
         self._waiting: list[asyncio.Future[None]] = []
@@ -65,7 +72,8 @@ class HotGroups:
             self._spawn(self._restart_topics())
 
     async def end(self) -> None:
-        """Stop watching."""
+        """Answer no more asks, and stop watching."""
+        await asyncio.to_thread(self._server.end)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -81,15 +89,24 @@ class HotGroups:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._shard.fail(error)
 
-    async def ask(self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]) -> Granted | Declined:
-        """As `Grants.ask`. If the call fails its outcome is unknown: the same `ask` is sent again."""
-        answer: Granted | Declined = await self._shard.on_state(
+    @property
+    def door(self) -> Door:
+        """Where sub-topics ask."""
+        return self._server.door
+
+    def ask(self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]) -> Granted | Declined:
+        """As `Grants.ask`, in any thread. If the call fails its outcome is unknown: the same `ask` is sent again."""
+        answer: Granted | Declined = self._shard.locked(
             self.grants.ask, slot, epoch, ask, rows, reports, time.monotonic()
         )
+        if self._waiting or self.grants.ceilings_wanted:
+            self._loop.call_soon_threadsafe(self._after_ask)
+        return answer
+
+    def _after_ask(self) -> None:
         self._settled()
         if self.grants.ceilings_wanted:
-            self._spawn(self._log(self.grants.ceilings()))
-        return answer
+            self._spawn(self._log_ceilings())
 
     async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
         """A sub-topic's segments are durable. None: heard."""
@@ -207,8 +224,8 @@ class HotGroups:
             await self._shard.on_state(self.grants.voided, lost)
             self._settled()
 
-    async def _log(self, records: Records) -> None:
-        await self._shard.record(records)
+    async def _log_ceilings(self) -> None:
+        await self._shard.record(await self._shard.on_state(self.grants.ceilings))
 
     async def _tick(self, now: float) -> None:
         committer = self.grants.committer

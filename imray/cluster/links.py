@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from imray.cluster import names
+from imray.cluster.asks import AskClient, Door, NoAnswerError
 from imray.cluster.replies import Appended, Located, Refusal, Refused
 from imray.core.blocks import Declined, Granted, Report
 from imray.core.columns import Rows
@@ -96,20 +97,39 @@ class ShardClient(ActorClient):
 
 
 class RayHome(ActorClient):
-    """A home shard, for its sub-topics: `imray.cluster.subtopic.HomeLink`."""
+    """A home shard, for one of its sub-topics: `imray.cluster.subtopic.HomeLink`."""
 
     def __init__(self, namespace: str, shard: int, settings: Settings) -> None:
         super().__init__(namespace, names.shard(shard), settings)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._asks: AskClient | None = None
 
     async def register(self, slot: int, epoch: int, segment: int) -> bool | Refusal:
         """As `HotGroups.register`."""
+        self._loop = asyncio.get_running_loop()
         return await self._call("register", (slot, epoch, segment), self._settings.call_timeout_s)
 
-    async def ask(
+    def ask(
         self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
     ) -> Granted | Declined | Refusal:
-        """As `HotGroups.ask`."""
-        return await self._call("ask", (slot, epoch, ask, rows, reports), self._settings.topic_deadline_s)
+        """As `HotGroups.ask`, over a connection of its own."""
+        timeout_s = self._settings.topic_deadline_s
+        try:
+            if self._asks is None:
+                self._asks = AskClient(self._door(timeout_s))
+            return self._asks.ask(timeout_s, slot, epoch, ask, rows, reports)
+        except NoAnswerError as e:
+            self._asks = None
+            return self._unavailable(str(e))
+
+    def _door(self, timeout_s: float) -> Door:
+        assert self._loop is not None, "register first"
+        call = asyncio.run_coroutine_threadsafe(self._call("door", (), timeout_s), self._loop)
+        found = call.result(2 * timeout_s)
+        if isinstance(found, Refusal):
+            raise NoAnswerError(found.detail)
+        assert isinstance(found, Door)
+        return found
 
     async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
         """As `HotGroups.report`."""

@@ -11,14 +11,14 @@ import ray
 from ray.exceptions import RayError
 
 from imray.cluster import names
+from imray.cluster.asks import Door
 from imray.cluster.home import Home
 from imray.cluster.links import RayHome
 from imray.cluster.owner import Owner
 from imray.cluster.process import settle
 from imray.cluster.replies import Appended, Located, Refusal, Refused
 from imray.cluster.subtopic import SubTopic
-from imray.core.blocks import Declined, Granted, Report
-from imray.core.columns import Rows
+from imray.core.blocks import Report
 from imray.core.errors import UnavailableError
 from imray.log.store import LocalStore
 from imray.settings import Settings
@@ -88,7 +88,15 @@ class Shard(OwnerActor[Home]):
     def _make(self) -> Home:
         _, data, shard, seed, settings = self._args
         store = LocalStore(data, settings.store_put_delay_s)
-        return Home(store, shard, seed, settings, on_fenced=self._end, start_topics=self._start_topics)
+        return Home(
+            store,
+            shard,
+            seed,
+            settings,
+            on_fenced=self._end,
+            start_topics=self._start_topics,
+            host=ray.util.get_node_ip_address(),
+        )
 
     async def locate(self, conv_id: str, low: int, high: int) -> Located | Refusal:
         """As `Home.locate`."""
@@ -106,12 +114,10 @@ class Shard(OwnerActor[Home]):
         owner = await self._started()
         return _not_ready(owner) if owner.hot is None else await owner.hot.register(slot, epoch, segment)
 
-    async def ask(
-        self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
-    ) -> Granted | Declined | Refusal:
-        """As `HotGroups.ask`."""
+    async def door(self) -> Door | Refusal:
+        """Where this incarnation takes asks."""
         owner = await self._started()
-        return _not_ready(owner) if owner.hot is None else await owner.hot.ask(slot, epoch, ask, rows, reports)
+        return _not_ready(owner) if owner.hot is None else owner.hot.door
 
     async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
         """As `HotGroups.report`."""

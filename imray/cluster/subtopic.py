@@ -7,6 +7,7 @@ before it writes, so that a message sent after an ack has the higher number whic
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,7 @@ from imray.settings import Settings
 
 _WAIT_S = 0.003
 """Before an ask that was told to wait comes again: about one commit of the home shard."""
-_REPORT_S = 0.005
+_REPORT_S = 0.02
 """A report waits so long for an ask that carries it."""
 _REPORT_AGAIN_S = 0.2
 
@@ -46,10 +47,10 @@ class HomeLink(Protocol):
     async def register(self, slot: int, epoch: int, segment: int) -> bool | Refusal:
         """As `HotGroups.register`."""
 
-    async def ask(
+    def ask(
         self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
     ) -> Granted | Declined | Refusal:
-        """As `HotGroups.ask`."""
+        """As `HotGroups.ask`. Blocks: called in the sub-topic's own thread."""
 
     async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
         """As `HotGroups.report`."""
@@ -84,7 +85,8 @@ class SubTopic(Owner):
         self._asks = 0
         self._reports: list[Report] = []
         """Of durable segments, until the home shard has heard of them."""
-        self._asking = False
+        self._reports_lock = threading.Lock()
+        self._ended = threading.Event()
         self._flushing: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -101,36 +103,34 @@ class SubTopic(Owner):
             raise UnavailableError(f"the home shard does not know {self.label}, or knows a newer writer")
 
     async def _plan(self, requests: list[Prepared]) -> Job:
-        table, rows = await self._off_loop(gather, requests)
-        granted = await self._ask(rows)
-        if isinstance(granted, Declined):
-            moved = Refusal(Refused.MOVED, f"{self.label}: a conversation is not hot any more, its home shard has it")
-            return TopicJob([moved] * len(requests), None, None)
-        return await self._off_loop(self._encode, requests, table, rows, granted)
+        return await self._off_loop(self._number, requests)
 
-    async def _ask(self, rows: Rows) -> Granted | Declined:
+    def _number(self, requests: list[Prepared]) -> Job:
+        table, rows = gather(requests)
+        granted = self._ask(rows)
+        if isinstance(granted, Granted):
+            return self._encode(requests, table, rows, granted)
+        moved = Refusal(Refused.MOVED, f"{self.label}: a conversation is not hot any more, its home shard has it")
+        return TopicJob([moved] * len(requests), None, None)
+
+    def _ask(self, rows: Rows) -> Granted | Declined:
         assert self._writer is not None
         self._asks += 1
         deadline = time.monotonic() + self._settings.call_timeout_s
-        self._asking = True
-        try:
-            while True:
-                reports = list(self._reports)
-                answer = await self._link.ask(self.slot, self._writer.epoch, self._asks, rows, reports)
-                if isinstance(answer, Refusal):
-                    detail = answer.detail
-                elif isinstance(answer, Declined) and answer.why == "fenced":
-                    raise FencedError(f"{self.label}: its home shard wants its log opened anew", by_home=True)
-                else:
-                    self._heard(reports)
-                    if isinstance(answer, Granted) or answer.why == "moved":
-                        return answer
-                    detail = "its home shard has no numbers for it now"
-                if time.monotonic() > deadline:
-                    raise UnavailableError(f"{self.label}: {detail}")
-                await asyncio.sleep(_WAIT_S)
-        finally:
-            self._asking = False
+        while True:
+            reports = list(self._reports)
+            answer = self._link.ask(self.slot, self._writer.epoch, self._asks, rows, reports)
+            if isinstance(answer, Refusal):
+                detail = answer.detail
+            elif isinstance(answer, Declined) and answer.why == "fenced":
+                raise FencedError(f"{self.label}: its home shard wants its log opened anew", by_home=True)
+            else:
+                self._heard(reports)
+                if isinstance(answer, Granted) or answer.why == "moved":
+                    return answer
+                detail = "its home shard has no numbers for it now"
+            if time.monotonic() > deadline or self._ended.wait(_WAIT_S):
+                raise UnavailableError(f"{self.label}: {detail}")
 
     def _encode(self, requests: list[Prepared], table: pa.Table, rows: Rows, granted: Granted) -> Job:
         assert self._writer is not None
@@ -162,7 +162,8 @@ class SubTopic(Owner):
     def _settle(self, job: Job) -> None:
         assert isinstance(job, TopicJob)
         if job.report is not None:
-            self._reports.append(job.report)
+            with self._reports_lock:
+                self._reports.append(job.report)
             self._flush_in(_REPORT_S)
 
     def _flush_in(self, delay_s: float) -> None:
@@ -171,7 +172,7 @@ class SubTopic(Owner):
 
     def _flush(self) -> None:
         self._flushing = None
-        if self._reports and not self._asking and self._refusal is None:
+        if self._reports and not self._planning and self._refusal is None:
             task = asyncio.create_task(self._report())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -188,8 +189,9 @@ class SubTopic(Owner):
             self._flush_in(_REPORT_AGAIN_S)
 
     def _heard(self, reports: list[Report]) -> None:
-        known = reports[-1].segment if reports else 0
-        self._reports = [r for r in self._reports if r.segment > known]
+        if reports:
+            with self._reports_lock:
+                self._reports = [r for r in self._reports if r.segment > reports[-1].segment]
 
     async def _end_incarnation(self) -> None:
         if self._flushing is not None:
@@ -202,6 +204,7 @@ class SubTopic(Owner):
             self._writer.close()
 
     async def stop(self) -> None:
+        self._ended.set()
         await super().stop()
         self._thread.shutdown(wait=True)
 

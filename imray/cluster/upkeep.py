@@ -9,7 +9,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from imray.cluster.committer import Committer
 from imray.core.errors import CorruptError, StorageError
@@ -25,16 +26,16 @@ class Upkeep:
     def __init__(
         self,
         committer: Committer,
-        thread: Executor,
+        on_state: Callable[..., Awaitable[Any]],
         settings: Settings,
         when_quiet: Callable[[Callable[[], Awaitable[None]]], None],
         until_settled: Callable[[Callable[[], bool]], Awaitable[None]],
         fail: Callable[[BaseException], None],
     ) -> None:
-        """`thread` is the one that touches the state; `when_quiet` has something done while no commit is in flight;
+        """`on_state` calls what touches the state; `when_quiet` has something done while no commit is in flight;
         `until_settled` waits for grants to be settled until a condition of the state holds."""
         self._until_settled = until_settled
-        self._committer, self._thread, self._settings = committer, thread, settings
+        self._committer, self._on_state, self._settings = committer, on_state, settings
         self._when_quiet, self._fail = when_quiet, fail
         name = f"{committer.shard}"
         self._sealing, self._merging = (
@@ -70,7 +71,7 @@ class Upkeep:
 
             async def freeze() -> None:
                 if not frozen.cancelled():
-                    frozen.set_result(await loop.run_in_executor(self._thread, committer.freeze))
+                    frozen.set_result(await self._on_state(committer.freeze))
 
             self._when_quiet(freeze)
             snap = await frozen
@@ -79,7 +80,7 @@ class Upkeep:
             files = await loop.run_in_executor(
                 self._sealing, checkpoint.write, committer.store, snap, list(committer.intervals)
             )
-            await loop.run_in_executor(self._thread, committer.sealed, files)
+            await self._on_state(committer.sealed, files)
             if self._merge_task is None or self._merge_task.done():
                 self._merge_task = asyncio.create_task(self._merge())
         except StorageError as e:
@@ -97,14 +98,14 @@ class Upkeep:
         try:
             table = await loop.run_in_executor(self._merging, committer.clear_used)
             if table is not None:
-                await loop.run_in_executor(self._thread, committer.recycle, table)
+                await self._on_state(committer.recycle, table)
             while not self._ended:
                 step = await loop.run_in_executor(
                     self._merging, checkpoint.merge_step, store, list(committer.intervals)
                 )
                 if step is None:
                     break
-                await loop.run_in_executor(self._thread, committer.merged, *step)
+                await self._on_state(committer.merged, *step)
             in_use = list(committer.intervals)
             await loop.run_in_executor(self._merging, checkpoint.collect, store, committer.shard, in_use)
         except StorageError as e:

@@ -34,7 +34,9 @@ class Link:
         if self.cut or hot is None or self._group.home.state != "serving":
             await asyncio.sleep(0.01)
             return _LOST
-        answer = await getattr(hot, method)(*args)
+        answer = getattr(hot, method)(*args)
+        if asyncio.iscoroutine(answer):
+            answer = await answer
         if self.lose_answers:
             self.lose_answers -= 1
             return _LOST
@@ -44,11 +46,12 @@ class Link:
         """As HomeLink."""
         return await self._call("register", slot, epoch, segment)
 
-    async def ask(
+    def ask(
         self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
     ) -> Granted | Declined | Refusal:
         """As HomeLink."""
-        return await self._call("ask", slot, epoch, ask, rows, reports)
+        call = self._call("ask", slot, epoch, ask, rows, reports)
+        return asyncio.run_coroutine_threadsafe(call, self._group.loop).result(10)  # type: ignore[no-any-return]
 
     async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
         """As HomeLink."""
@@ -70,6 +73,7 @@ class Group:
         return Home(self.store, 0, SEED, self.settings, start_topics=self._start_topics)
 
     async def __aenter__(self) -> Group:
+        self.loop = asyncio.get_running_loop()
         await self._start(self.home)
         return self
 
