@@ -23,7 +23,7 @@ from imray.cluster.replies import Appended
 from imray.settings import Settings
 
 BATCH_ROWS = 20_000
-WARMUP_S = 1.5
+WARMUP_S = 5.0
 _START_TIMEOUT_S = 60.0
 _GRACE_S = 60.0
 

@@ -31,7 +31,6 @@ _WINDOW_SLOW = 16
 def run(options: Options) -> list[Figure]:
     """In turns: the single writer and K = 1, 2, 4, 8; then blocks of two sizes; then a store that takes 20 ms a put."""
     plain = Settings()
-    without_checkpoints = replace(plain, checkpoint_ids_max=1 << 28, checkpoint_segments_max=1 << 28)
     slow = replace(plain, store_put_delay_s=_SLOW_PUT_S)
     with cluster(), spreaders(options.producers, _ROWS) as senders:
         sides: dict[str, Callable[[], Sample]] = {
@@ -48,7 +47,7 @@ def run(options: Options) -> list[Figure]:
             # as many batches in flight as sub-topics: every block is one batch
             window = max(1, _BLOCK_TOPICS // options.producers)
             sides = {
-                f"blocks {rows}": partial(saturate, options, who, _BLOCK_TOPICS, without_checkpoints, window)
+                f"blocks {rows}": partial(saturate, options, who, _BLOCK_TOPICS, plain, window)
                 for rows, who in zip(_BLOCK_ROWS, (small, senders), strict=True)
             }
             turns |= in_turns(sides, options.repeat)
@@ -91,26 +90,24 @@ def _home(turns: dict[str, list[Sample]]) -> list[Figure]:
     small, large = (turns[f"blocks {rows}"] for rows in _BLOCK_ROWS)
     per_block, per_id = [], []
     for a, b in zip(small, large, strict=True):
-        determinant = a["blocks"] * b["rows"] - b["blocks"] * a["rows"]
-        per_block.append(1e6 * (a["home_used_s"] * b["rows"] - b["home_used_s"] * a["rows"]) / determinant)
-        per_id.append(1e6 * (a["blocks"] * b["home_used_s"] - b["blocks"] * a["home_used_s"]) / determinant)
-    note = f"from blocks of {_BLOCK_ROWS[0]:,} and {_BLOCK_ROWS[1]:,}, without checkpoints"
-    sizes = [[s["rows"] / s["blocks"] for s in found] for found in (small, large)]
-    carries = [
-        [1e6 / (block / rows + each) for block, each in zip(per_block, per_id, strict=True)] for rows in _BLOCK_ROWS
-    ]
-    return [
+        determinant = a["asks"] * b["rows"] - b["asks"] * a["rows"]
+        per_block.append(1e6 * (a["asks_cpu_s"] * b["rows"] - b["asks_cpu_s"] * a["rows"]) / determinant)
+        per_id.append(1e6 * (a["asks"] * b["asks_cpu_s"] - b["asks"] * a["asks_cpu_s"]) / determinant)
+    note = f"answering threads, from blocks of {_BLOCK_ROWS[0]:,} and {_BLOCK_ROWS[1]:,}"
+    figures = [
         Figure("home shard: CPU a block", "us", per_block, TARGET_BLOCK_US, more_is_better=False, note=note),
         Figure("home shard: CPU an id", "us", per_id, TARGET_ID_US, more_is_better=False, note=note),
-        *(
-            Figure(f"one sequencer's core carries, blocks of {rows:,}", "messages/s", found)
-            for rows, found in zip(_BLOCK_ROWS, carries, strict=True)
-        ),
-        *(
-            Figure(f"mean block, batches of {rows:,}", "messages", found)
-            for rows, found in zip(_BLOCK_ROWS, sizes, strict=True)
-        ),
     ]
+    for rows, found in zip(_BLOCK_ROWS, (small, large), strict=True):
+        carries = [1e6 / (block / rows + each) for block, each in zip(per_block, per_id, strict=True)]
+        sizes = [s["rows"] / max(1, s["asks"]) for s in found]
+        whole = [1e6 * s["home_cpu_s"] / 1e6 * (s["rows"] / max(1, s["asks"])) for s in found]
+        figures += [
+            Figure(f"one sequencer's core carries, blocks of {rows:,}", "messages/s", carries),
+            Figure(f"batches of {rows:,}: mean block", "messages", sizes),
+            Figure(f"batches of {rows:,}: home process, all it does, a block", "CPU us", whole),
+        ]
+    return figures
 
 
 def _slow(turns: dict[str, list[Sample]]) -> list[Figure]:

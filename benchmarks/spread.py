@@ -134,7 +134,8 @@ def saturate(options: Options, senders: Sequence[Any], topics: int, settings: Se
         "topics_cpu_s": sum(used[1:]) / rows * 1e6,
         "rows": rows,
         "blocks": segments,
-        "home_used_s": used[0],
+        "asks": at_end["asks"] - at_begin["asks"],
+        "asks_cpu_s": at_end["asks_cpu_s"] - at_begin["asks_cpu_s"],
     }
 
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
+import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import AuthenticationError
@@ -44,6 +47,9 @@ class AskServer:
         self._connections: set[Connection] = set()
         self._lock = threading.Lock()
         self._ended = False
+        self.answered = 0
+        self.cpu_s = 0.0
+        """What the answering threads have used, from the first byte of an ask to the last of its answer."""
         threading.Thread(target=self._accept, name="asks", daemon=True).start()
 
     def _accept(self) -> None:
@@ -56,6 +62,7 @@ class AskServer:
                 if not self._ended:
                     log.error("asks are taken no more: %s", e)
                 return
+            _at_once(connection)
             with self._lock:
                 if self._ended:
                     connection.close()
@@ -66,7 +73,12 @@ class AskServer:
     def _serve(self, connection: Connection) -> None:
         try:
             while True:
+                before = time.thread_time()
                 connection.send(self._answer(*connection.recv()))
+                used = time.thread_time() - before
+                with self._lock:
+                    self.answered += 1
+                    self.cpu_s += used
         except (EOFError, OSError):
             pass  # the sub-topic is gone, or we are; it asks again
         finally:
@@ -87,6 +99,12 @@ class AskServer:
                     connection.close()
 
 
+def _at_once(connection: Connection) -> None:
+    """A frame is two writes: without this the second waits for the first's acknowledgement (Nagle), up to 40 ms."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as same:
+        same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 class NoAnswerError(Exception):
     """The connection broke, or nothing came in time: whether the ask was looked at is unknown."""
 
@@ -100,6 +118,7 @@ class AskClient:
             self._connection = Client((door.host, door.port), authkey=door.key)
         except (OSError, EOFError, AuthenticationError) as e:
             raise NoAnswerError(f"no connection: {e}") from e
+        _at_once(self._connection)
 
     def ask(self, timeout_s: float, *what: Any) -> Any:
         """The answer. After NoAnswerError the connection is closed: a late answer must not be taken for the next."""

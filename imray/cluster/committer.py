@@ -16,7 +16,7 @@ from imray.cluster.replies import Appended, Located, Refusal
 from imray.core.blocks import Blocks
 from imray.core.columns import Commit, Plan
 from imray.core.dedup import IdTable
-from imray.core.fold import commit_read_back, freeze, reserve, sealed, settle
+from imray.core.fold import are_hot, commit_read_back, freeze, reserve, sealed, settle
 from imray.core.heat import Heat
 from imray.core.routing import place_of
 from imray.core.sequencer import NEW, commit_of, locate, plan
@@ -112,7 +112,7 @@ class Committer:
         conversations = self.state.conversations
         stable = conversations.heads[planned.conv]
         if self.state.hot:
-            is_hot = np.isin(planned.conv, list(self.state.hot))
+            is_hot = are_hot(self.state, planned.conv)
             stable[is_hot] = conversations.stable[planned.conv[is_hot]]
         return stable
 

@@ -127,5 +127,5 @@ class Home(Owner):
         figures: dict[str, object] = {"shard": self.shard, "state": self.state, "queued_rows": self._queued_rows}
         if self._committer is not None and self.hot is not None:
             figures |= await self.on_state(self._committer.figures)
-            figures |= {"hot": await self.hot.figures()}
+            figures |= {"hot": await self.hot.figures(), **self.hot.asked()}
         return figures

@@ -166,6 +166,10 @@ class HotGroups:
                 return
             await waiting
 
+    def asked(self) -> dict[str, object]:
+        """How many asks were answered, and the CPU that took."""
+        return {"asks": self._server.answered, "asks_cpu_s": round(self._server.cpu_s, 6)}
+
     async def figures(self) -> list[dict[str, object]]:
         """Of each hot group, for operators."""
         return await self._shard.on_state(self._figures)

@@ -13,6 +13,7 @@ import numpy as np
 
 from imray.core.columns import Commit, First, Located, Plan, Rows
 from imray.core.dedup import IdTable
+from imray.core.errors import FencedError, InvalidError
 from imray.core.fold import reserve, settle
 from imray.core.hashing import I32, I64
 from imray.core.routing import place_of
@@ -197,6 +198,23 @@ class Blocks:
         position = self._state.topics[slot]
         position.advance(segment, epoch, digest)
         position.sequencer = max(position.sequencer, self.sequencer)
+
+    def follow(self, slot: int, epoch: int, sequencer: int, found: Report) -> None:
+        """One more segment of a sub-topic's log, read: it uses a grant, or is a fence where `found.grant` is 0.
+
+        FencedError: a newer incarnation of the home shard has been there, this one is over. InvalidError: it uses a
+        grant that is not outstanding."""
+        if sequencer > self.sequencer:
+            raise FencedError(f"epoch {sequencer} of the home shard has fenced sub-topic {slot}: {self.sequencer} stops")
+        position = self._state.topics[slot]
+        if not found.grant:
+            position.advance(found.segment, epoch, found.digest)
+            position.sequencer = max(position.sequencer, sequencer)
+            return
+        if sequencer == self.sequencer:
+            self.committed(slot, epoch, found)
+        if position.segment != found.segment:
+            raise InvalidError(f"grant {found.grant} of epoch {sequencer} is not outstanding")
 
     def lost(self, slot: int, epoch: int) -> list[Block]:
         """The grants that writers before `epoch` will never use: its log was fenced and read, and has them not.

@@ -72,6 +72,11 @@ def check(paths: Iterable[Path]) -> Report:
     seen: dict[str, Conversation] = {}
     for path in paths:
         read_events(path, seen)
+    return judge(seen)
+
+
+def judge(seen: dict[str, Conversation]) -> Report:
+    """The same for what is in memory, by conversation."""
     kinds = Counter(a.kind for c in seen.values() for a in c.answers)
     if not kinds["ack"]:
         raise MalformedError("nothing to check: no ack in these files")

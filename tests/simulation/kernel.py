@@ -118,6 +118,9 @@ class Process:
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> Task:
         """Begin a task."""
         task = Task(self, coroutine)
+        if not self.alive:
+            task.cancel()
+            return task
         self.tasks[task] = None
         self.post(task.step)
         return task

@@ -1,0 +1,380 @@
+"""The home shard: the real Grants and Blocks, driven as `imray.cluster.{home,committer,hot,upkeep}` drive them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from imray.cluster.answers import Written, answers_of
+from imray.cluster.committer import Committer
+from imray.cluster.grants import Grants, _void
+from imray.cluster.replies import Located, Refusal
+from imray.core.blocks import Block, Blocks, Declined, Granted, Report, unexplained
+from imray.core.columns import Rows
+from imray.core.errors import CorruptError, InvalidError, UnavailableError
+from imray.core.fold import commit_read_back, freeze, reserve, sealed, settle
+from imray.core.heat import Heat
+from imray.core.routing import log_of, place_of
+from imray.core.sequencer import NEW, commit_of, locate, plan
+from imray.core.state import ShardState
+from imray.log.checkpoint import Snapshot, snapshot
+from imray.log.schema import Record
+from tests.simulation.disk import Confirmer, Disk, Writer, rows_of
+from tests.simulation.kernel import MS, Future, Process, Task
+from tests.simulation.owner import Job, Owner, Records, Request
+from tests.simulation.recovery import Interval, become_writer, fence_log, write_checkpoint
+
+GRANT_TIMEOUT_US = 60 * MS
+
+
+class SimCommitter:
+    """One incarnation's state and writer: what Grants needs of a Committer, over logs in memory."""
+
+    def __init__(self, disk: Disk, state: ShardState, writer: Writer, ids_max: int) -> None:
+        self.disk, self.state, self.writer = disk, state, writer
+        self.blocks: Blocks | None = None
+        self.confirmer, self.shard = Confirmer(disk), 0
+        self.heat = Heat(0.0, 0.0, 1)
+        self.intervals: list[Interval] = list(state.sealed)  # type: ignore[arg-type]
+        self._ids_max = ids_max
+        self._snapshot: Snapshot | None = None
+
+    def plan(self, requests: Sequence[Request]) -> Job:
+        """As `Committer.plan`."""
+        messages = [m for r in requests for m in r]
+        rows, state = rows_of(messages), self.state
+        located = locate(state, rows)
+        old = self.confirmer.confirm(rows, located) if located.maybe else {}
+        planned = plan(state, rows, located, old)
+        now, segment, epoch = self.disk.sim.now, self.writer.segment, self.writer.epoch
+        commit = encoded = None
+        if len(planned.touched):
+            new, seq = messages, planned.seq
+            if planned.new_rows is not None:
+                new, seq = [messages[i] for i in np.flatnonzero(planned.status == NEW)], planned.seq[planned.new_rows]
+            encoded = self.writer.encode(new, seq)
+            segment = encoded.meta.segment
+            commit = commit_of(planned, rows, place_of(0, segment), epoch, now)
+            reserve(state, commit)
+        hot = {state.conversations.name(c): state.hot[c].topics for c in self._hot_of(planned)}
+        stables = Committer._stables(cast("Committer", self), planned)
+        written = Written(epoch, place_of(0, segment), now, stables, hot)
+        return Job(answers_of(requests, planned, written), commit, encoded)  # type: ignore[arg-type]
+
+    _hot_of = Committer._hot_of
+
+    def record(self, records: Records) -> Job:
+        """As `Committer.record`."""
+        made = records(self.state)
+        if not made:
+            return Job([], None, None)
+        encoded = self.writer.encode([], np.empty(0, np.int64), made)
+        meta = encoded.meta
+        commit = commit_read_back(self.state, place_of(0, meta.segment), meta.epoch, meta.server_ts, encoded.back)
+        reserve(self.state, commit)
+        return Job([], commit, encoded)
+
+    async def put(self, job: Job) -> None:
+        """As `Committer.put`."""
+        self.writer.check()
+        if job.encoded is not None:
+            await self.writer.put(job.encoded)
+
+    def settle(self, job: Job) -> None:
+        """As `Committer.settle`."""
+        if job.commit is not None and job.encoded is not None:
+            settle(self.state, job.commit, job.encoded.digest)
+
+    def located(self, conv_id: str, low: int, high: int) -> tuple[Located, list[tuple[int, int, int]]]:
+        """As `Committer.locate`; and what the sealed intervals say."""
+        state = self.state
+        index = state.conversations.index(conv_id)
+        head = int(state.conversations.stable[index]) if index >= 0 else 0
+        spans: list[tuple[int, int, int]] = []
+        if index >= 0 and low <= min(high, head):
+            spans = state.frozen_postings.spans(index, low, high) + state.postings.spans(index, low, high)
+        old = [p[1:] for i in self.intervals for p in i.postings if p[0] == conv_id and p[2] <= high and p[3] >= low]
+        return Located(head, head, state.log.epoch, 0, [], spans), old
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """As `Committer.checkpoint_due`, by ids."""
+        covered = self.intervals[-1].last if self.intervals else 0
+        return self.state.log.segment > covered and self.state.recent.count >= self._ids_max
+
+    def freeze(self) -> Snapshot:
+        """As `Committer.freeze`."""
+        if self._snapshot is None:
+            freeze(self.state)
+            self._snapshot = snapshot(self.state, 0)
+        return self._snapshot
+
+    def sealed(self, files: list[Interval]) -> None:
+        """As `Committer.sealed`."""
+        sealed(self.state, list(files))
+        self.intervals, self._snapshot = files, None
+
+
+class SimGrants(Grants):
+    """Reads logs in memory."""
+
+    committer: Any
+
+    def fence(self, slot: int) -> list[Block]:
+        """Takes time here: `fenced`."""
+        raise NotImplementedError
+
+    async def fenced(self, process: Process, slot: int) -> list[Block]:
+        """As `Grants.fence`."""
+        disk, position = self.committer.disk, self.committer.state.topics[slot]
+        sequencer = self.blocks.sequencer
+        writer = await fence_log(
+            disk, process, log_of(0, slot), position, sequencer, lambda: self._read_tail(slot), by_home=True
+        )
+        writer.close()
+        self.blocks.register(slot, writer.epoch)
+        return self.blocks.lost(slot, writer.epoch)
+
+    def _read_tail(self, slot: int, last: int | None = None) -> None:
+        position = self.committer.state.topics[slot]
+        disk: Disk = self.committer.disk
+        for segment in disk.read_log(log_of(0, slot), position.segment, position.digest, last):
+            meta = segment.meta
+            grant = meta.grants[0].grant if meta.grants else 0
+            found = Report(grant, meta.segment, meta.server_ts, segment.digest)
+            try:
+                self.blocks.follow(slot, meta.epoch, meta.sequencer, found)
+            except InvalidError as e:
+                raise CorruptError(segment.name, "grants", str(e)) from e
+
+
+class SimHome(Owner):
+    """One home shard, for as long as this process has it."""
+
+    def __init__(
+        self, disk: Disk, process: Process, ahead: int, ids_max: int, on_fenced: Callable[[], None],
+        start_topics: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        super().__init__("home", disk, process, ahead, on_fenced)
+        self._ids_max, self._start_topics = ids_max, start_topics
+        self.committer: SimCommitter | None = None
+        self.grants: SimGrants | None = None
+        self._tasks: set[Task] = set()
+        self._waiting: list[Future] = []
+        self._locked: Future | None = None
+        self._checkpointing = False
+
+    async def _become_writer(self) -> None:
+        self.committer, self.grants = await self.thread.submit(self._opened)
+        if self.committer.state.hot:
+            self._start_topics(max(g.topics for g in self.committer.state.hot.values()))
+        self._waiting, self._locked, self._checkpointing = [], None, False
+        self.watch(self._watch(), self._tasks)
+
+    async def _opened(self) -> tuple[SimCommitter, SimGrants]:
+        """As `Committer.open`, then `Grants.open`."""
+        state, writer = await become_writer(self.disk, self.process)
+        committer = SimCommitter(self.disk, state, writer, self._ids_max)
+        blocks = committer.blocks = Blocks(state, state.log.epoch)
+        grants = SimGrants(cast("Committer", committer), blocks)
+        if state.hot:
+
+            def records(state: ShardState) -> list[Record]:
+                voids = [_void(state, *lost, "never written") for lost in unexplained(state)]
+                return voids + [grants._hot_record(state, conv, voids) for conv in sorted(state.hot)]
+
+            job = committer.record(records)
+            await committer.put(job)
+            committer.settle(job)
+        return committer, grants
+
+    async def _plan(self, requests: list[Request]) -> Job:
+        assert self.committer is not None
+        return await self.thread.submit(self.committer.plan, requests)
+
+    async def _record(self, records: Records) -> Job:
+        assert self.committer is not None
+        return await self.thread.submit(self.committer.record, records)
+
+    async def _put(self, job: Job) -> None:
+        assert self.committer is not None
+        await self.committer.put(job)
+
+    def _settle(self, job: Job) -> None:
+        assert self.committer is not None
+        settled = self.thread.submit(self.committer.settle, job)
+
+        def done() -> None:
+            if settled.error is not None:
+                self.fail(settled.error)
+            else:
+                self.start_checkpoint()
+
+        settled.then(done)
+
+    async def _end_incarnation(self) -> None:
+        self._between.clear()
+        for task in list(self._tasks):
+            task.cancel()
+        if self.committer is not None:
+            self.committer.writer.close()
+
+    # what sub-topics ask: `imray.cluster.hot.HotGroups`
+
+    def _current(self) -> SimGrants | None:
+        return self.grants  # as `Shard.ask`: an owner that was ready once answers, whatever its state
+
+    async def ask(
+        self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
+    ) -> Granted | Declined | Refusal | str:
+        """As `HotGroups.ask`."""
+        grants = self._current()
+        if grants is None:
+            return "lost"
+        answer = await self.thread.submit(grants.ask, slot, epoch, ask, rows, reports, self.sim.now / 1e6)
+        self._settled()
+        if grants.ceilings_wanted:
+            self.watch(self._log(grants.ceilings()), self._tasks)
+        return answer
+
+    async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | str | None:
+        """As `HotGroups.report`."""
+        grants = self._current()
+        if grants is None:
+            return "lost"
+        await self.thread.submit(grants.report, slot, epoch, reports)
+        self._settled()
+        return None
+
+    async def register(self, slot: int, epoch: int, segment: int) -> bool | str:
+        """As `HotGroups.register`."""
+        grants = self._current()
+        if grants is None:
+            return "lost"
+        lost = await self.thread.submit(grants.register, slot, epoch, segment)
+        self._settled()
+        if lost:
+            self.watch(self._void(grants, lost), self._tasks)
+        return lost is not None
+
+    def _settled(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            one.set()
+
+    async def _log(self, records: Records) -> None:
+        await self.record(records)
+
+    async def _lock(self) -> None:
+        while self._locked is not None:
+            await self._locked
+        self._locked = Future()
+
+    def _unlock(self) -> None:
+        locked, self._locked = self._locked, None
+        if locked is not None:
+            locked.set()
+
+    async def heat(self, conv_id: str, topics: int) -> Any:
+        """As `HotGroups.heat`."""
+        grants = self._current()
+        if grants is None:
+            return "lost"
+        await self._lock()
+        try:
+            self._start_topics(topics)
+            return await self.record(grants.heat(conv_id, topics))
+        finally:
+            self._unlock()
+
+    async def cool(self, conv_id: str) -> Any:
+        """As `HotGroups.cool`."""
+        grants = self._current()
+        if grants is None:
+            return "lost"
+        blocks, state = grants.blocks, grants.committer.state
+        await self._lock()
+        conv = -1
+        try:
+            conv = await self.thread.submit(state.conversations.index, conv_id)
+            if conv not in state.hot:
+                return None
+            blocks.cooling.add(conv)
+            if not await self.until_settled(lambda: not blocks.in_flight(conv), 2 * GRANT_TIMEOUT_US):
+                return "lost"
+            return await self.record(grants.cool(conv_id))
+        finally:
+            blocks.cooling.discard(conv)
+            self._unlock()
+
+    async def until_settled(self, condition: Callable[[], bool], timeout_us: int = 1 << 60) -> bool:
+        """As `HotGroups.until_settled`, with its time-out."""
+        deadline = self.sim.now + timeout_us
+        while True:
+            waiting = Future()
+            self._waiting.append(waiting)
+            if await self.thread.submit(condition):
+                return True
+            if self.sim.now > deadline:
+                return False
+            if timeout_us < 1 << 60:
+                self.sim.after(timeout_us, waiting.set)
+            await waiting
+
+    async def _watch(self) -> None:
+        grants = self.grants
+        assert grants is not None
+        while True:
+            await self.process.sleep(15 * MS)
+            oldest = await self.thread.submit(grants.blocks.oldest)
+            if oldest is not None and self.sim.now / 1e6 - oldest.asked_at > GRANT_TIMEOUT_US / 1e6:
+                self.sim.trace("stuck", self.process.name, f"slot {oldest.slot} grant {oldest.number}")
+                await self._void(grants, await self.thread.submit(self.fence, grants, oldest.slot))
+
+    async def fence(self, grants: SimGrants, slot: int) -> list[Block]:
+        """As `Grants.fence`."""
+        return await grants.fenced(self.process, slot)
+
+    async def _void(self, grants: SimGrants, lost: list[Block]) -> None:
+        if lost and await self.record(grants.void(lost)) is None:
+            await self.thread.submit(grants.voided, lost)
+            self._settled()
+
+    # reading and checkpoints
+
+    async def locate(self, conv_id: str, low: int, high: int) -> Any:
+        """As `Home.locate`."""
+        if self.committer is None:
+            return "lost"
+        return await self.thread.submit(self.committer.located, conv_id, low, high)
+
+    def start_checkpoint(self) -> None:
+        """As `Upkeep.start_checkpoint`."""
+        if not self._checkpointing and self.committer is not None and self.committer.checkpoint_due:
+            self._checkpointing = True
+            self.watch(self._checkpoint(self.committer), self._tasks)
+
+    async def _checkpoint(self, committer: SimCommitter) -> None:
+        frozen = Future()
+
+        async def at_rest() -> None:
+            frozen.set(await self.thread.submit(committer.freeze))
+
+        self._when_quiet(at_rest)
+        snap = await frozen
+        blocks = committer.blocks
+        assert blocks is not None
+        await self.until_settled(lambda: not blocks.frozen_in_flight)
+        await self.process.sleep(self.sim.delay())
+        files = write_checkpoint(self.disk, snap, list(committer.intervals))
+        await self.thread.submit(committer.sealed, files)
+        self._checkpointing = False
+
+    def _when_quiet(self, do: Callable[[], Awaitable[None]]) -> None:
+        self._between.append(do)
+        self._woken()
+
+
+__all__ = ["SimHome", "UnavailableError"]

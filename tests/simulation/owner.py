@@ -1,0 +1,247 @@
+"""The write loop: `imray.cluster.owner.Owner` step by step, over simulated processes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from imray.cluster.replies import Appended, Refusal, Refused
+from imray.core.columns import Commit
+from imray.core.errors import CorruptError, FencedError, ImrayError, StorageError
+from imray.log.schema import Record
+from tests.simulation.disk import Disk, Msg, Segment
+from tests.simulation.kernel import MS, Future, Process, Task, Thread
+
+Request = tuple[Msg, ...]
+Records = Callable[[Any], list[Record]]
+
+
+class BugError(AssertionError):
+    """Code under test raised what it never should."""
+
+
+@dataclass
+class Job:
+    """What was planned and encoded."""
+
+    answers: Sequence[Any]
+    commit: Commit | None
+    encoded: Segment | None
+    report: Any = None
+
+
+@dataclass
+class _Waiting:
+    what: Request | Records
+    rows: int
+    answer: Future
+
+
+def unavailable(detail: str) -> Refusal:
+    """Outcome unknown."""
+    return Refusal(Refused.UNAVAILABLE, detail)
+
+
+class Owner:
+    """One incarnation after another of a log's writer, in one process."""
+
+    def __init__(self, label: str, disk: Disk, process: Process, ahead: int, on_fenced: Callable[[], None]) -> None:
+        self.label, self.disk, self.process, self.sim = label, disk, process, disk.sim
+        process.serves = self
+        self.thread, self._putting = Thread(process), Thread(process)
+        self._ahead, self._on_fenced = ahead, on_fenced
+        self._queue: deque[_Waiting] = deque()
+        self._wake = Future()
+        self.refusal: Refusal | None = unavailable("recovering")
+        self._planning: list[_Waiting] = []
+        self._in_air: tuple[Job, list[_Waiting]] | None = None
+        self._failure: BaseException | None = None
+        self._between: deque[Callable[[], Awaitable[None]]] = deque()
+        self.fenced = False
+        self.bug: BaseException | None = None
+
+    async def _become_writer(self) -> None:
+        raise NotImplementedError
+
+    async def _plan(self, requests: list[Request]) -> Job:
+        raise NotImplementedError
+
+    async def _record(self, records: Records) -> Job:
+        raise NotImplementedError
+
+    async def _put(self, job: Job) -> None:
+        raise NotImplementedError
+
+    def _settle(self, job: Job) -> None:
+        raise NotImplementedError
+
+    async def _end_incarnation(self) -> None:
+        raise NotImplementedError
+
+    def start(self) -> Task:
+        """Become the writer, then write."""
+        return self.process.spawn(self._live())
+
+    async def _live(self) -> None:
+        await self._open()
+        await self._run()
+
+    async def append(self, request: Request) -> Appended | Refusal:
+        """Number a request and make it durable."""
+        if self.refusal is not None:
+            return self.refusal
+        return await self._enqueue(request, len(request))
+
+    async def record(self, records: Records) -> Refusal | None:
+        """Make records durable, in the log's order; None: they are."""
+        return self.refusal or await self._enqueue(records, 0)
+
+    def _enqueue(self, what: Request | Records, rows: int) -> Future:
+        answer = Future()
+        self._queue.append(_Waiting(what, rows, answer))
+        self._woken()
+        return answer
+
+    def _woken(self) -> None:
+        self._wake.set()
+
+    async def _wait(self) -> None:
+        await self._wake
+        self._wake = Future()
+
+    async def _open(self) -> None:
+        while True:
+            try:
+                await self._become_writer()
+            except CorruptError as e:
+                self.bug = e
+                self.refusal = Refusal(Refused.CORRUPT, str(e))
+                return
+            except ImrayError as e:
+                self.sim.trace("no writer", self.process.name, e)
+                await self.process.sleep(5 * MS)
+            else:
+                self.sim.trace("serving", self.process.name)
+                self.refusal = None
+                return
+
+    async def _run(self) -> None:
+        while self.refusal is None:
+            try:
+                await self._pipeline()
+            except FencedError as e:
+                await self._air()
+                self.sim.trace("fenced", self.process.name, e)
+                self._refuse(unavailable("fenced"))
+                if not e.by_home:
+                    self.fenced = True
+                    self._on_fenced()
+                    return
+            except (StorageError, ImrayError) as e:
+                await self._air()
+                self.sim.trace("fails", self.process.name, e)
+                if not isinstance(e, StorageError) and isinstance(e, CorruptError):
+                    self.bug = e
+                    return
+                self._refuse(unavailable("unknown whether it landed"))
+            except Exception as e:
+                self.bug = e
+                self._refuse(unavailable("a bug"))
+                raise
+            await self._end_incarnation()
+            self._failure = None
+            await self._open()
+
+    async def _pipeline(self) -> None:
+        while True:
+            await self._work()
+            taken = self._planning = self._take()
+            first = taken[0].what
+            if isinstance(first, tuple):
+                job = await self._plan([w.what for w in taken])  # type: ignore[misc]
+            else:
+                job = await self._record(first)
+            await self._until(lambda: self._in_air is None)
+            self._planning = []
+            self._in_air = job, taken
+            put = self._putting.submit(self._put, job)
+            put.then(lambda put=put: self._land(put))  # type: ignore[misc]
+
+    async def _work(self) -> None:
+        def worth() -> bool:
+            if self._between:
+                return self._in_air is None
+            rows = sum(w.rows for w in self._queue)
+            return bool(self._queue) and (self._in_air is None or rows >= self._ahead)
+
+        while True:
+            await self._until(worth)
+            if not self._between:
+                return
+            await self._between.popleft()()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            if self._failure is not None:
+                raise self._failure
+            await self._wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _air(self) -> None:
+        while self._in_air is not None and self._failure is None:
+            await self._wait()
+
+    def _land(self, put: Future) -> None:
+        self._woken()
+        if self._in_air is None:
+            return
+        if put.error is not None:
+            self._failure = put.error
+            return
+        job, taken = self._in_air
+        self._in_air = None
+        self._settle(job)
+        for waiting, answer in zip(taken, list(job.answers) or [None] * len(taken), strict=True):
+            waiting.answer.set(answer)
+
+    def _take(self) -> list[_Waiting]:
+        taken: list[_Waiting] = []
+        while self._queue:
+            if taken and not isinstance(self._queue[0].what, tuple):
+                break
+            taken.append(self._queue.popleft())
+            if not isinstance(taken[0].what, tuple):
+                break
+        return taken
+
+    def fail(self, error: BaseException) -> None:
+        """End the incarnation: something beside the write loop found that it cannot go on."""
+        self._failure = error
+        self._woken()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self.refusal = refusal
+        waiting = [*self._planning, *self._queue]
+        if self._failure is not None and self._in_air is not None:
+            waiting = [*self._in_air[1], *waiting]
+            self._in_air = None
+        self._planning = []
+        self._queue.clear()
+        for w in waiting:
+            w.answer.set(refusal)
+
+    def watch(self, coroutine: Coroutine[Any, Any, None], tasks: set[Task]) -> Task:
+        """A task beside the loop: its error ends the incarnation."""
+        task = self.process.spawn(coroutine)
+        tasks.add(task)
+
+        def done() -> None:
+            tasks.discard(task)
+            if task.done.error is not None:
+                self.fail(task.done.error)
+
+        task.done.then(done)
+        return task
