@@ -87,6 +87,8 @@ class Block:
     entries: tuple[int, int]
     asked_at: float
     """By the caller's clock: for operators, and to choose whom to fence."""
+    lost: bool = False
+    """It will never be written: a record that says so is on its way."""
 
 
 @dataclass
@@ -219,8 +221,12 @@ class Blocks:
     def lost(self, slot: int, epoch: int) -> list[Block]:
         """The grants that writers before `epoch` will never use: its log was fenced and read, and has them not.
 
-        They stay outstanding until `voided`."""
-        return [b for b in self.outstanding.values() if b.slot == slot and b.epoch < epoch]
+        They stay outstanding until `voided`. Each is returned once: a second void record of the same numbers would
+        make the log unreadable."""
+        found = [b for b in self.outstanding.values() if b.slot == slot and b.epoch < epoch and not b.lost]
+        for block in found:
+            block.lost = True
+        return found
 
     def voided(self, blocks: Sequence[Block]) -> None:
         """That they are void is durable: their ids are free again. Their numbers are settled by the record itself."""
@@ -239,8 +245,9 @@ class Blocks:
         return frozen is not None and any(b.table is frozen for b in self.outstanding.values())
 
     def oldest(self) -> Block | None:
-        """The grant that waits longest."""
-        return min(self.outstanding.values(), key=lambda b: b.asked_at, default=None)
+        """The grant that waits longest for its writer."""
+        waiting = (b for b in self.outstanding.values() if not b.lost)
+        return min(waiting, key=lambda b: b.asked_at, default=None)
 
 
 def conversations_of(rows: Rows, conv: I32) -> list[int]:

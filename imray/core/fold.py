@@ -14,7 +14,7 @@ import numpy as np
 from imray.core.columns import Commit, Control, Rows
 from imray.core.conversations import assign_new
 from imray.core.dedup import IdTable, SealedIds
-from imray.core.errors import InvalidError
+from imray.core.errors import FencedError, InvalidError
 from imray.core.hashing import I32, I64
 from imray.core.postings import Postings
 from imray.core.routing import segment_of, slot_of
@@ -66,6 +66,22 @@ def commit_read_back(state: ShardState, place: int, epoch: int, server_ts: int, 
         place, epoch, server_ts, rows, conv, fresh, found.seq, found.row, touched, first, last, controls,
         found.sequencer,
     )  # fmt: skip
+
+
+def check_sequencer(state: ShardState, slot: int, sequencer: int) -> None:
+    """Whether a segment of a sub-topic's log may name this epoch of its home shard, whose own log was read before.
+
+    InvalidError: it may not, wherever it was read. FencedError: the epoch is newer than the home shard's log as it was
+    read, so that another writer took over meanwhile."""
+    if sequencer < state.topics[slot].sequencer:
+        raise InvalidError(
+            f"its grants are of epoch {sequencer} of the home shard, but the log before it names "
+            f"epoch {state.topics[slot].sequencer}"
+        )
+    if sequencer > state.log.epoch:
+        raise FencedError(f"epoch {sequencer} of the home shard took over from epoch {state.log.epoch}")
+    if sequencer and not any(epoch == sequencer for _, epoch in state.log.epoch_starts):
+        raise InvalidError(f"its home shard has no epoch {sequencer}: no valid grant")
 
 
 def _check_numbers(state: ShardState, conv: I32, seq: I64, row: np.ndarray, with_voids: bool) -> tuple[I32, I64, I64]:

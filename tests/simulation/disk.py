@@ -11,9 +11,9 @@ import numpy as np
 
 from imray.core.columns import Commit, Control, First, Located, Rows
 from imray.core.errors import CorruptError, FencedError, InvalidError, StorageError
-from imray.core.fold import ReadBack, commit_read_back
+from imray.core.fold import ReadBack, check_sequencer, commit_read_back
 from imray.core.hashing import I64, hash_rows, id_fingerprints
-from imray.core.routing import home_of, place_of, segment_of, slot_of
+from imray.core.routing import home_of, log_of, place_of, segment_of, slot_of
 from imray.core.state import ShardState
 from imray.log.schema import KIND_VOID, Record
 from imray.log.segment import GrantNote, SegmentMeta
@@ -118,20 +118,13 @@ def read_commit(state: ShardState, segment: Segment) -> Commit:
     _, slot = home_of(meta.shard)
     try:
         if slot:
-            _check_sequencer(state, meta, slot)
+            check_sequencer(state, slot, meta.sequencer)
             convs = list(dict.fromkeys(m.conv for m in segment.messages))
             grants = tuple((convs.index(CONVS.index(g.conv_id)), g.first, g.count) for g in meta.grants)
             back = ReadBack(back.rows, back.seq, back.row, back.voids, back.controls, grants, meta.sequencer)
         return commit_read_back(state, place_of(slot, meta.segment), meta.epoch, meta.server_ts, back)
     except InvalidError as e:
         raise CorruptError(segment.name, "numbers", str(e)) from e
-
-
-def _check_sequencer(state: ShardState, meta: SegmentMeta, slot: int) -> None:
-    if meta.sequencer < state.topics[slot].sequencer:
-        raise InvalidError(f"grants of epoch {meta.sequencer}, after epoch {state.topics[slot].sequencer} was named")
-    if not any(epoch == meta.sequencer for _, epoch in state.log.epoch_starts) and (meta.grants or meta.sequencer):
-        raise InvalidError(f"no epoch {meta.sequencer}: no valid grant")
 
 
 @dataclass
@@ -270,6 +263,4 @@ class Confirmer:
 
 def log_at(place: int) -> int:
     """The log of a place; the home shard is shard 0."""
-    from imray.core.routing import log_of
-
     return log_of(0, slot_of(place))

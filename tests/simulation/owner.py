@@ -112,6 +112,7 @@ class Owner:
         self._wake = Future()
 
     async def _open(self) -> None:
+        delay_us = 5 * MS
         while True:
             try:
                 await self._become_writer()
@@ -121,7 +122,8 @@ class Owner:
                 return
             except ImrayError as e:
                 self.sim.trace("no writer", self.process.name, e)
-                await self.process.sleep(5 * MS)
+                await self.process.sleep(delay_us)
+                delay_us = min(2 * delay_us, 100 * MS)
             else:
                 self.sim.trace("serving", self.process.name)
                 self.refusal = None

@@ -221,7 +221,7 @@ class World:
             return "the home shard does not serve"
         for slot, process in self.directory.items():
             owner = process.serves
-            if owner.refusal is not None:
+            if owner.refusal is not None and (slot == HOME or slot in committer.state.topics):
                 return f"slot {slot} does not serve"
         if home.grants.blocks.outstanding:
             return "grants are outstanding"
