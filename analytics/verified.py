@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +17,9 @@ from threading import Lock
 from typing import Generic, TypeVar
 
 from imray.core.errors import CorruptError, InvalidError
+from imray.core.routing import TOPIC_LOGS_FROM, home_of, log_of
 from imray.log import digest as digests
-from imray.log.checkpoint import newest_intervals
+from imray.log.checkpoint import CheckpointMeta
 from imray.log.manifest import Manifest, read
 from imray.log.sealed import Interval
 from imray.log.segment import (
@@ -86,13 +87,13 @@ class Verifier:
             raise InvalidError(f"{self.data} is no data folder of imray: it has no imray.json")
         return manifest
 
-    def segment(self, shard: int, number: int) -> VerifiedSegment:
-        """One segment; CorruptError where it is missing, changed, or another one in its place."""
-        return self._verified(segment_name(shard, number), partial(_check_segment, shard, number))
+    def segment(self, log: int, number: int) -> VerifiedSegment:
+        """One segment of a log; CorruptError where it is missing, changed, or another one in its place."""
+        return self._verified(segment_name(log, number), partial(_check_segment, log, number))
 
-    def segments(self, shard: int, numbers: Iterable[int]) -> list[VerifiedSegment]:
+    def segments(self, log: int, numbers: Iterable[int]) -> list[VerifiedSegment]:
         """Several segments, ascending; where two follow one another, their chain too."""
-        found, faults = self._survey_segments(shard, numbers)
+        found, faults = self._survey_segments(log, numbers)
         if faults:
             raise faults[0]
         return found
@@ -108,31 +109,56 @@ class Verifier:
             if self._identity(file.name) != file.identity:
                 raise CorruptError(file.name, "the whole file", "it was changed while it was being read")
 
+    def logs(self) -> Iterator[int]:
+        """The numbers of all logs: each shard's own, and then those of sub-topics.
+
+        Sub-topics' are looked for when the others have been taken: what a home shard's log says of theirs (a void, a
+        turn to cold) is written after they were read, so it is there."""
+        yield from range(self.manifest().shards)
+        yield from self.topic_logs()
+
+    def topic_logs(self) -> list[int]:
+        """The logs of sub-topics that are there now, or that a checkpoint covers. Other folders are none of ours."""
+        shards = self.manifest().shards
+        found = {log for name in self.store.list("wal/") if (log := _topic_log(name)) and home_of(log)[0] < shards}
+        for home in range(shards):
+            try:
+                covered = self._checkpoint(home)
+            except CorruptError:
+                continue  # the survey of the home shard's log says it
+            found.update(log_of(home, topic.slot) for topic in (covered.topics if covered else ()))
+        return sorted(found)
+
     def log(self) -> list[VerifiedSegment]:
-        """Every segment that is there now, of every shard. CorruptError at the first fault."""
+        """Every segment that is there now, of every log. CorruptError at the first fault."""
         found: list[VerifiedSegment] = []
-        for shard in range(self.manifest().shards):
-            part, faults = self.survey(shard)
+        for log in self.logs():
+            part, faults = self.survey(log)
             if faults:
                 raise faults[0]
             found += part
         return found
 
-    def survey(self, shard: int) -> tuple[list[VerifiedSegment], list[CorruptError]]:
-        """The segments of one shard up to its first fault, and all its faults."""
-        numbers, faults = self._numbers(shard)
-        found, more = self._survey_segments(shard, numbers)
+    def survey(self, log: int) -> tuple[list[VerifiedSegment], list[CorruptError]]:
+        """The segments of one log up to its first fault, and all its faults."""
+        numbers, faults = self._numbers(log)
+        found, more = self._survey_segments(log, numbers)
         faults += more
         wrong = {fault.file for fault in faults}
         at_fault = (i for i, s in enumerate(found) if s.meta.segment != i + 1 or s.name in wrong)
         sound = found[: next(at_fault, len(found))]
-        return sound, [*faults, *self._survey_derived(shard, numbers[-1] if numbers else 0)]
+        return sound, [*faults, *self._survey_derived(log, found, numbers[-1] if numbers else 0)]
 
-    def _numbers(self, shard: int) -> tuple[list[int], list[CorruptError]]:
+    def last(self, log: int) -> int:
+        """The number of the last segment that a log has now, verified or not."""
+        numbers, _ = self._numbers(log)
+        return numbers[-1] if numbers else 0
+
+    def _numbers(self, log: int) -> tuple[list[int], list[CorruptError]]:
         """The numbers of the segments that are there, ascending, and what is wrong with the listing."""
         numbers: list[int] = []
         faults: list[CorruptError] = []
-        for name in self.store.list(segment_prefix(shard)):
+        for name in self.store.list(segment_prefix(log)):
             try:
                 numbers.append(segment_number(name))
             except CorruptError as e:
@@ -141,20 +167,20 @@ class Verifier:
         for before, after in pairwise([0, *numbers]):
             # a folder that grows while it is listed may show a later file without an earlier one
             gap = range(before + 1, min(after, before + 1 + _LISTING_RACE_MAX))
-            there = {n for n in gap if self._identity(segment_name(shard, n)) is not None}
+            there = {n for n in gap if self._identity(segment_name(log, n)) is not None}
             late += there
             missing = after - before - 1 - len(there)
             if missing:
                 first = next((n for n in gap if n not in there), gap.stop)
                 text = "the log goes on after it, but it is not there"
                 more = f" (nor are {missing - 1} more up to {after - 1})" if missing > 1 else ""
-                faults.append(CorruptError(segment_name(shard, first), "the whole file", text + more))
+                faults.append(CorruptError(segment_name(log, first), "the whole file", text + more))
         return sorted([*numbers, *late]), faults
 
-    def _survey_segments(self, shard: int, numbers: Iterable[int]) -> tuple[list[VerifiedSegment], list[CorruptError]]:
+    def _survey_segments(self, log: int, numbers: Iterable[int]) -> tuple[list[VerifiedSegment], list[CorruptError]]:
         found: list[VerifiedSegment] = []
         faults: list[CorruptError] = []
-        for result in self._each(partial(self._try_segment, shard), shard, sorted(set(numbers))):
+        for result in self._each(partial(self._try_segment, log), log, sorted(set(numbers))):
             if isinstance(result, CorruptError):
                 faults.append(result)
                 continue
@@ -164,17 +190,17 @@ class Verifier:
             found.append(result)
         return found, faults
 
-    def _try_segment(self, shard: int, number: int) -> VerifiedSegment | CorruptError:
+    def _try_segment(self, log: int, number: int) -> VerifiedSegment | CorruptError:
         try:
-            return self.segment(shard, number)
+            return self.segment(log, number)
         except CorruptError as e:
             return e
 
     def _each(
-        self, check: Callable[[int], VerifiedSegment | CorruptError], shard: int, numbers: Sequence[int]
+        self, check: Callable[[int], VerifiedSegment | CorruptError], log: int, numbers: Sequence[int]
     ) -> list[VerifiedSegment | CorruptError]:
         """`check` of every number, in order; large files side by side."""
-        large = [n for n in numbers if self._is_large_and_new(segment_name(shard, n))]
+        large = [n for n in numbers if self._is_large_and_new(segment_name(log, n))]
         done: dict[int, VerifiedSegment | CorruptError] = {}
         if len(large) > 1:
             with ThreadPoolExecutor(os.cpu_count() or 1, "verify") as pool:
@@ -185,17 +211,34 @@ class Verifier:
         identity = self._identity(name)
         return identity is not None and identity[1] >= _LARGE_BYTES and name not in self._known
 
-    def _survey_derived(self, shard: int, last: int) -> list[CorruptError]:
-        """The faults of the newest checkpoint and of the sealed files that it names."""
+    def _survey_derived(self, log: int, found: Sequence[VerifiedSegment], last: int) -> list[CorruptError]:
+        """The faults of the newest checkpoint, as far as it is about this log, and of the sealed files it names."""
+        home, slot = home_of(log)
         try:
-            covered, intervals = newest_intervals(self.store, shard)
+            checkpoint = self._checkpoint(home)
         except CorruptError as e:
-            return [e]
-        faults = []
-        if covered > last:
+            return [] if slot else [e]
+        if checkpoint is None:
+            return []
+        covered = {topic.slot: (topic.segment, topic.digest) for topic in checkpoint.topics}
+        covered[0] = (checkpoint.segment, checkpoint.digest)
+        faults = self._survey_covered(log, found, last, *covered[slot]) if slot in covered else []
+        return faults if slot else faults + self._survey_sealed(checkpoint)
+
+    def _survey_covered(
+        self, log: int, found: Sequence[VerifiedSegment], last: int, covered: int, digest: str
+    ) -> list[CorruptError]:
+        name = segment_name(log, covered)
+        if covered > last and self._identity(name) is None:
             text = f"a checkpoint covers it, but the log ends with segment {last}"
-            faults.append(CorruptError(segment_name(shard, covered), "the whole file", text))
-        for interval in intervals:
+            return [CorruptError(name, "the whole file", text)]
+        if any(s.meta.segment == covered and s.digest.hex() != digest for s in found):
+            return [CorruptError(name, "the whole file", "a checkpoint covers another file there")]
+        return []
+
+    def _survey_sealed(self, checkpoint: CheckpointMeta) -> list[CorruptError]:
+        faults = []
+        for interval in checkpoint.intervals:
             try:
                 self.postings(interval)
                 self._verified(interval.name("ids"), _check_digest)
@@ -203,7 +246,17 @@ class Verifier:
             except CorruptError as e:
                 faults.append(e)
         # files that are gone because a newer checkpoint replaced them are no fault
-        return faults if not faults or newest_intervals(self.store, shard) == (covered, intervals) else []
+        return faults if not faults or self._checkpoint(checkpoint.shard) == checkpoint else []
+
+    def _checkpoint(self, home: int) -> CheckpointMeta | None:
+        """What a shard's newest checkpoint says; None where there is none."""
+        while names := self.store.list(f"checkpoint/shard={home:04d}/"):
+            try:
+                return self._verified(names[-1], partial(_check_checkpoint, home)).meta
+            except CorruptError:
+                if os.path.lexists(self.data / names[-1]):
+                    raise  # else newer ones took its place meanwhile
+        return None
 
     def _verified(self, name: str, check: Callable[[memoryview, str], tuple[bytes, T]]) -> Verified[T]:
         known = self._known.get(name)
@@ -243,6 +296,21 @@ def _check_segment(shard: int, number: int, data: memoryview, name: str) -> tupl
     if (segment.meta.shard, segment.meta.segment) != (shard, number):
         raise CorruptError(name, "metadata", f"it is segment {segment.meta.segment} of shard {segment.meta.shard}")
     return segment.digest, segment.meta
+
+
+def _topic_log(folder: str) -> int | None:
+    """The number of the sub-topic's log whose folder that is; None: another folder."""
+    number = folder.removeprefix("wal/shard=")
+    log = int(number) if number.isascii() and number.isdecimal() else 0
+    return log if log >= TOPIC_LOGS_FROM and home_of(log)[1] and segment_prefix(log) == f"{folder}/" else None
+
+
+def _check_checkpoint(home: int, data: memoryview, name: str) -> tuple[bytes, CheckpointMeta]:
+    digest = digests.verify(data, name)
+    meta = read_meta(data, name, META_KEY, CheckpointMeta)
+    if meta.shard != home:
+        raise CorruptError(name, "metadata", f"it is a checkpoint of shard {meta.shard}")
+    return digest, meta
 
 
 def _check_postings(interval: Interval, data: memoryview, name: str) -> tuple[bytes, Interval]:

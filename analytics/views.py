@@ -1,4 +1,4 @@
-"""The views `messages`, `voids` and `segments` over a verified snapshot of a log.
+"""The views `messages`, `voids`, `hot_groups`, `blocks` and `segments` over a verified snapshot of a log.
 
 Owns the DuckDB connection and its limits: it may read the verified files and nothing else. Does not own which SQL may
 run: DuckDB lets `COPY ... TO` overwrite a file that it may read, so SQL of others goes through `analytics.sql`.
@@ -8,31 +8,45 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
+from analytics.gaps import GAPS
 from analytics.verified import VerifiedSegment, Verifier
-from imray.core.routing import shard_of
-from imray.log.schema import SEGMENT_SCHEMA
+from imray.core.routing import TOPIC_LOGS_FROM, TOPICS_MAX, home_of, shard_of
+from imray.log.schema import KIND_COLD, KIND_HOT, KIND_MESSAGE, KIND_VOID, MS, SEGMENT_SCHEMA
 from imray.settings import Settings
 
-_VIEWS = """
+_VIEWS = f"""
+CREATE MACRO home_of(log) AS
+    CASE WHEN log < {TOPIC_LOGS_FROM} THEN log ELSE (log - {TOPIC_LOGS_FROM}) // {TOPICS_MAX + 1} END;
+CREATE MACRO slot_of(log) AS
+    CASE WHEN log < {TOPIC_LOGS_FROM} THEN 0 ELSE (log - {TOPIC_LOGS_FROM}) % {TOPICS_MAX + 1} END;
 CREATE VIEW segments AS SELECT * FROM segment_files;
-CREATE {kind} records AS
+CREATE VIEW blocks AS SELECT * FROM segment_blocks;
+CREATE {{kind}} log_rows AS
     SELECT s.shard, s.segment, r.file_row_number AS "row", s.epoch, r.conv_id, r.conv_seq, r.kind, r.client_msg_id,
-           r.sender, r.topic, r.content_type, r.client_ts, r.server_ts, octet_length(r.body) AS bytes, {body} AS body
+           r.sender, r.topic, r.content_type, r.client_ts, r.server_ts, octet_length(r.body) AS bytes, {{body}} AS body
     FROM all_rows r JOIN segment_files s ON s.path = r.filename;
+CREATE VIEW records AS SELECT shard, home_of(shard) AS home, * EXCLUDE (shard) FROM log_rows;
 CREATE VIEW messages AS
-    SELECT shard, segment, "row", epoch, conv_id, conv_seq, CAST(client_msg_id AS UUID) AS client_msg_id, sender,
+    SELECT shard, home, segment, "row", epoch, conv_id, conv_seq, CAST(client_msg_id AS UUID) AS client_msg_id, sender,
            topic, content_type, client_ts, server_ts, bytes, TRY(decode(body)) AS body, body AS body_bytes
-    FROM records WHERE kind = 0;
+    FROM records WHERE kind = {KIND_MESSAGE};
 CREATE VIEW voids AS
     SELECT conv_id, conv_seq AS first_seq, TRY(CAST(decode(body)::JSON ->> 'last' AS BIGINT)) AS last_seq,
            TRY(decode(body)::JSON ->> 'reason') AS reason, shard, segment, "row"
-    FROM records WHERE kind = 1;
+    FROM records WHERE kind = {KIND_VOID};
+CREATE VIEW hot_groups AS
+    SELECT conv_id, conv_seq AS at_seq,
+           CASE WHEN kind = {KIND_COLD} THEN 0 ELSE TRY(CAST(decode(body)::JSON ->> 'topics' AS BIGINT)) END AS topics,
+           TRY(CAST(decode(body)::JSON ->> 'ceiling' AS BIGINT)) AS ceiling,
+           TRY(CAST(decode(body)::JSON ->> 'by_rate' AS BOOLEAN)) AS by_rate,
+           shard, segment, "row", epoch, server_ts
+    FROM records WHERE kind IN ({KIND_HOT}, {KIND_COLD});
 """
 
 
@@ -67,24 +81,35 @@ def views_over(found: Sequence[VerifiedSegment], settings: Settings) -> duckdb.D
     return connection
 
 
-def audit_views(found: Sequence[VerifiedSegment], shards: int, settings: Settings) -> duckdb.DuckDBPyConnection:
+def audit_views(
+    found: Sequence[VerifiedSegment],
+    shards: int,
+    settings: Settings,
+    unsure: Collection[tuple[int, int]] = (),
+) -> duckdb.DuckDBPyConnection:
     """As `views_over` without bodies of messages, the files read once: for many questions about numbers and ids.
 
-    One table more: `conversation_shards` (conv_id, shard that owns it)."""
+    Tables more: `conversation_shards` (conv_id, shard that owns it), `gaps` (`analytics.gaps`), and
+    `unsure_segments` (shard, segment): `unsure`, those that may rest on others that are not in `found`."""
     connection = connect(settings)
-    _create(connection, found, "TABLE", "CASE WHEN r.kind = 0 THEN NULL ELSE r.body END")
+    _create(connection, found, "TABLE", f"CASE WHEN r.kind = {KIND_MESSAGE} THEN NULL ELSE r.body END")
     names = connection.sql("SELECT DISTINCT conv_id FROM records").to_arrow_table()["conv_id"].to_pylist()
     owners = {"conv_id": pa.array(names, pa.string()), "shard": pa.array([shard_of(n, shards) for n in names])}
     connection.register("conversation_shards", pa.table(owners).cast(_OWNERS))
+    places = [{"shard": log, "segment": segment} for log, segment in unsure]
+    connection.register("unsure_segments", pa.Table.from_pylist(places, schema=_PLACES))
+    connection.execute(GAPS)
     _lock(connection)
     return connection
 
 
 _OWNERS = pa.schema([("conv_id", pa.string()), ("shard", pa.int64())])
+_PLACES = pa.schema([("shard", pa.int64()), ("segment", pa.int64())])
 
 
 def _create(connection: duckdb.DuckDBPyConnection, found: Sequence[VerifiedSegment], kind: str, body: str) -> None:
     connection.register("segment_files", _segment_table(found))
+    connection.register("segment_blocks", _block_table(found))
     filled = [str(s.path) for s in found if s.meta.rows]
     if filled:
         connection.execute("SET allowed_paths = $paths", {"paths": filled})
@@ -105,17 +130,42 @@ def _lock(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("SET enable_external_access = false; SET lock_configuration = true")
 
 
+_SEGMENTS = pa.schema(
+    [
+        *((name, pa.int64()) for name in ("shard", "home", "slot", "segment", "epoch")),
+        *(("nonce", pa.string()), ("rows", pa.int64()), ("bytes", pa.int64()), ("server_ts", MS)),
+        *(("sequencer", pa.int64()), ("by_home", pa.bool_())),
+        *((name, pa.string()) for name in ("digest", "previous", "path")),
+    ]
+)
+_BLOCKS = pa.schema(
+    [
+        *(("conv_id", pa.string()), ("sequencer", pa.int64()), ("grant", pa.int64())),
+        *((name, pa.int64()) for name in ("first_seq", "last_seq", "home", "slot", "shard", "segment", "epoch")),
+        ("server_ts", MS),
+    ]
+)
+
+
 def _segment_table(found: Sequence[VerifiedSegment]) -> pa.Table:
-    columns = {
-        "shard": pa.array([s.meta.shard for s in found], pa.int64()),
-        "segment": pa.array([s.meta.segment for s in found], pa.int64()),
-        "epoch": pa.array([s.meta.epoch for s in found], pa.int64()),
-        "nonce": pa.array([s.meta.nonce for s in found], pa.string()),
-        "rows": pa.array([s.meta.rows for s in found], pa.int64()),
-        "bytes": pa.array([s.bytes for s in found], pa.int64()),
-        "server_ts": pa.array([s.meta.server_ts for s in found], pa.int64()).cast(pa.timestamp("ms", "UTC")),
-        "digest": pa.array([s.digest.hex() for s in found], pa.string()),
-        "previous": pa.array([s.meta.previous for s in found], pa.string()),
-        "path": pa.array([str(s.path) for s in found], pa.string()),
-    }
-    return pa.table(columns)
+    rows = [
+        (s.meta.shard, *home_of(s.meta.shard), s.meta.segment, s.meta.epoch, s.meta.nonce, s.meta.rows, s.bytes,
+         s.meta.server_ts, s.meta.sequencer, s.meta.by_home, s.digest.hex(), s.meta.previous, str(s.path))
+        for s in found
+    ]  # fmt: skip
+    return _table(rows, _SEGMENTS)
+
+
+def _block_table(found: Sequence[VerifiedSegment]) -> pa.Table:
+    rows = [
+        (g.conv_id, s.meta.sequencer, g.grant, g.first, g.first + g.count - 1, *home_of(s.meta.shard), s.meta.shard,
+         s.meta.segment, s.meta.epoch, s.meta.server_ts)
+        for s in found
+        for g in s.meta.grants
+    ]  # fmt: skip
+    return _table(rows, _BLOCKS)
+
+
+def _table(rows: list[tuple[object, ...]], schema: pa.Schema) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)

@@ -28,6 +28,7 @@ _QUERY = [
     ("before", "integer", "Only numbers below it (default: no bound)."),
     ("limit", "integer", "At most so many messages (default 100, at most 10000)."),
     ("order", "string", "asc (default) or desc."),
+    ("topic", "string", "Only messages of this topic; `next` still leads through the whole conversation."),
 ]
 
 
@@ -58,7 +59,7 @@ def routes(backend: Backend, auth: Authenticator) -> APIRouter:
         auth.caller(request.headers.get("authorization"))
         _check(conv_id)
         after, before, limit, descending = _query(request, settings.history_limit_default, settings.history_limit_max)
-        found = await backend.history(conv_id, after, before, limit, descending)
+        found = await backend.history(conv_id, after, before, limit, descending, request.query_params.get("topic"))
         if isinstance(found, Refusal):
             raise refused(found)
         located, page = found
@@ -107,7 +108,7 @@ def _check(conv_id: str) -> None:
 def _query(request: Request, limit_default: int, limit_max: int) -> tuple[int, int | None, int, bool]:
     query = request.query_params
     if unknown := set(query) - {name for name, _, _ in _QUERY}:
-        raise invalid(f"unknown parameters {sorted(unknown)}: known are after, before, limit, order")
+        raise invalid(f"unknown parameters {sorted(unknown)}: known are after, before, limit, order, topic")
     order = query.get("order", "asc")
     if order not in ("asc", "desc"):
         raise invalid(f"order={order!r}: asc or desc")

@@ -1,4 +1,4 @@
--- title: numbers that do not ascend in the order of the log
+-- title: numbers that do not ascend in the order of their log
 -- kind: violation
 -- row: a message that stands behind one with a higher number (a second message of a number is another question)
 WITH firsts AS (

@@ -145,6 +145,7 @@ def tail(
     conv: Conv,
     after: Annotated[int | None, typer.Option(min=0, help="Only numbers above it.")] = None,
     last: Annotated[int | None, typer.Option(min=0, help=f"So many of the last; default {_TAIL_MESSAGES}.")] = None,
+    topic: Annotated[str | None, typer.Option("--topic", help="Show only messages of this topic.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes; Ctrl-C ends it.")] = False,
     url: Url = None,
     token: Token = None,
@@ -169,15 +170,23 @@ def tail(
         raise InvalidError("--after and --last exclude one another: leave one out")
     target = find_target(url, token, data)
     with speaking_to(target):
-        asyncio.run(_tail(target, conv, after, _TAIL_MESSAGES if last is None else last, follow, as_json, timeout))
+        count = _TAIL_MESSAGES if last is None else last
+        asyncio.run(_tail(target, conv, after, count, topic, follow, as_json, timeout))
 
 
 async def _tail(
-    target: Target, conv: str, after: int | None, last: int, follow: bool, as_json: bool, timeout: float
+    target: Target,
+    conv: str,
+    after: int | None,
+    last: int,
+    topic: str | None,
+    follow: bool,
+    as_json: bool,
+    timeout: float,
 ) -> None:
     import asyncio
 
-    from imray.client import AsyncClient, ConversationFollower
+    from imray.client import AsyncClient, ConversationFollower, Hole
 
     async with AsyncClient(target.url, target.token, timeout_s=timeout) as client:
         stable = (await client.head(conv)).stable_seq
@@ -190,7 +199,8 @@ async def _tail(
             # the follower itself waits for a server for ever
             async with asyncio.timeout(None if follow else timeout) as patience:
                 async for item in follower:
-                    (_say_item_json if as_json else _say_item)(item)
+                    if topic is None or (not isinstance(item, Hole) and item.topic == topic):
+                        (_say_item_json if as_json else _say_item)(item)
                     if not follow and follower.last_shown >= stable:
                         return
                     if not follow:

@@ -125,8 +125,12 @@ class Calls:
         yield from self._until_done(batch)
         return batch.outcomes()
 
-    def history(self, conv_id: str, after: int, before: int | None, limit: int, order: Order) -> Call[HistoryPage]:
+    def history(
+        self, conv_id: str, after: int, before: int | None, limit: int, order: Order, topic: str | None = None
+    ) -> Call[HistoryPage]:
         params: dict[str, str | int] = {"after": after, "limit": limit, "order": order}
+        if topic is not None:
+            params["topic"] = topic
         if before is not None:
             params["before"] = before
         attempts = Attempts(self._env)

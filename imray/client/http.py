@@ -92,9 +92,11 @@ class AsyncClient:
         before: int | None = None,
         limit: int = PAGE_MESSAGES,
         order: Order = "asc",
+        topic: str | None = None,
     ) -> HistoryPage:
-        """One page of the messages with after < conv_seq < before (None: to the end), final ones only."""
-        return await self._run(self._calls.history(conv_id, after, before, limit, order))
+        """One page of the messages with after < conv_seq < before (None: to the end), final ones only; of one topic
+        where `topic` is given: then a page may have fewer messages than `limit` and still a `next`."""
+        return await self._run(self._calls.history(conv_id, after, before, limit, order, topic))
 
     async def iter_history(
         self,
@@ -103,11 +105,12 @@ class AsyncClient:
         before: int | None = None,
         limit: int = PAGE_MESSAGES,
         order: Order = "asc",
+        topic: str | None = None,
     ) -> AsyncIterator[HistoryPage]:
         """The pages of `history`, one after the other, `limit` messages each."""
         at: tuple[int, int | None] | None = (after, before)
         while at is not None:
-            page = await self.history(conv_id, *at, limit, order)
+            page = await self.history(conv_id, *at, limit, order, topic)
             yield page
             at = next_range(page, *at, order)
 
@@ -214,9 +217,10 @@ class Client:
         before: int | None = None,
         limit: int = PAGE_MESSAGES,
         order: Order = "asc",
+        topic: str | None = None,
     ) -> HistoryPage:
         """See `AsyncClient.history`."""
-        return self._run(self._calls.history(conv_id, after, before, limit, order))
+        return self._run(self._calls.history(conv_id, after, before, limit, order, topic))
 
     def iter_history(
         self,
@@ -225,11 +229,12 @@ class Client:
         before: int | None = None,
         limit: int = PAGE_MESSAGES,
         order: Order = "asc",
+        topic: str | None = None,
     ) -> Iterator[HistoryPage]:
         """See `AsyncClient.iter_history`."""
         at: tuple[int, int | None] | None = (after, before)
         while at is not None:
-            page = self.history(conv_id, *at, limit, order)
+            page = self.history(conv_id, *at, limit, order, topic)
             yield page
             at = next_range(page, *at, order)
 

@@ -88,9 +88,10 @@ class Backend:
         return await self._client(conv_id).locate(conv_id, 1, 0, self._deadline())
 
     async def history(
-        self, conv_id: str, after: int, before: int | None, limit: int, descending: bool
+        self, conv_id: str, after: int, before: int | None, limit: int, descending: bool, topic: str | None = None
     ) -> tuple[Located, Any] | Refusal:
-        """One page (`analytics.history.HistoryPage`) of the numbers between `after` and `before`."""
+        """One page (`analytics.history.HistoryPage`) of the numbers between `after` and `before`, of one topic's
+        messages where `topic` is given."""
         deadline = self._deadline()
         high = _SEQ_MAX if before is None else before - 1
         while True:
@@ -99,7 +100,9 @@ class Backend:
                 return located
             try:
                 actor = ray.get_actor("history", self._namespace)
-                ref = actor.read.remote(self.shard_of(conv_id), conv_id, located, after, before, limit, descending)
+                ref = actor.read.remote(
+                    self.shard_of(conv_id), conv_id, located, after, before, limit, descending, topic
+                )  # fmt: skip
                 return located, await asyncio.wait_for(ref, max(0.05, deadline - time.monotonic()))
             except TimeoutError:
                 return Refusal(Refused.UNAVAILABLE, "the history reader gave no answer in time: ask again")

@@ -24,11 +24,10 @@ from imray.core.columns import Rows
 from imray.core.errors import CorruptError, InvalidError
 from imray.core.routing import log_of
 from imray.core.sequencer import locate
-from imray.core.state import Position, ShardState
+from imray.core.state import ShardState
 from imray.log.reader import read_log
 from imray.log.recovery import fence_log
 from imray.log.schema import KIND_COLD, KIND_HOT, KIND_VOID, Record
-from imray.log.segment import Segment
 
 _CEILING_MIN = 1 << 16
 
@@ -134,20 +133,13 @@ class Grants:
         for segment in read_log(
             committer.store, log_of(committer.shard, slot), position.segment, position.digest, last
         ):
+            meta = segment.meta
+            grant = meta.grants[0].grant if meta.grants else 0
+            found = Report(grant, meta.segment, meta.server_ts, segment.digest)
             try:
-                self._follow(slot, position, segment)
+                self.blocks.follow(slot, meta.epoch, meta.sequencer, found)
             except InvalidError as e:
                 raise CorruptError(segment.name, "grants", str(e)) from e
-
-    def _follow(self, slot: int, position: Position, segment: Segment) -> None:
-        meta = segment.meta
-        if not meta.grants:
-            self.blocks.fenced(slot, meta.segment, meta.epoch, segment.digest)
-            return
-        grant = meta.grants[0].grant
-        self.blocks.committed(slot, meta.epoch, Report(grant, meta.segment, meta.server_ts, segment.digest))
-        if position.segment != meta.segment:
-            raise InvalidError(f"grant {grant} of epoch {meta.sequencer} is not outstanding")
 
     def void(self, blocks: Sequence[Block]) -> Records:
         """Records that say of each range of some grants: never to be a message."""

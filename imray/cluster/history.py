@@ -31,7 +31,15 @@ class History:
         """Ready."""
 
     async def read(
-        self, shard: int, conv_id: str, located: Located, after: int, before: int | None, limit: int, descending: bool
+        self,
+        shard: int,
+        conv_id: str,
+        located: Located,
+        after: int,
+        before: int | None,
+        limit: int,
+        descending: bool,
+        topic: str | None = None,
     ) -> Any:
         """One page (`analytics.history.HistoryPage`)."""
         return await asyncio.get_running_loop().run_in_executor(
@@ -46,6 +54,7 @@ class History:
                 before=before,
                 limit=limit,
                 descending=descending,
+                topic=topic,
             ),
         )
 

@@ -17,7 +17,7 @@ from imray.cluster.grants import Grants
 from imray.cluster.replies import Refusal, Refused
 from imray.core.blocks import Block, Declined, Granted, Report
 from imray.core.columns import Rows
-from imray.core.errors import UnavailableError
+from imray.core.errors import CorruptError, FencedError, UnavailableError
 from imray.core.routing import TOPICS_MAX
 from imray.settings import Settings
 
@@ -116,7 +116,11 @@ class HotGroups:
 
     async def register(self, slot: int, epoch: int, segment: int) -> bool:
         """A sub-topic's new writer has fenced its log. False: it is not the newest."""
-        lost: list[Block] | None = await self._shard.on_state(self.grants.register, slot, epoch, segment)
+        try:
+            lost: list[Block] | None = await self._shard.on_state(self.grants.register, slot, epoch, segment)
+        except (FencedError, CorruptError) as e:
+            self._shard.fail(e)
+            return False
         self._settled()
         if lost:
             self._spawn(self._void(lost))

@@ -207,7 +207,9 @@ class Blocks:
         FencedError: a newer incarnation of the home shard has been there, this one is over. InvalidError: it uses a
         grant that is not outstanding."""
         if sequencer > self.sequencer:
-            raise FencedError(f"epoch {sequencer} of the home shard has fenced sub-topic {slot}: {self.sequencer} stops")
+            raise FencedError(
+                f"epoch {sequencer} of the home shard has fenced sub-topic {slot}: {self.sequencer} stops"
+            )
         position = self._state.topics[slot]
         if not found.grant:
             position.advance(found.segment, epoch, found.digest)

@@ -21,7 +21,6 @@ from imray.core.routing import segment_of, slot_of
 from imray.core.sequencer import number
 from imray.core.state import HotGroup, Position, ShardState
 
-
 _FEW = 16
 """Up to so many a loop is faster than numpy's set functions (60 us a call, and a block has one conversation)."""
 
@@ -169,6 +168,8 @@ def settle(state: ShardState, commit: Commit, digest: bytes, frozen: bool = Fals
     if len(commit.touched):
         postings = state.frozen_postings if frozen else state.postings
         postings.add(commit.place, commit.touched, commit.touched_first, commit.touched_last)
+        if state.hot and np.isin(commit.touched, list(state.hot)).any():
+            postings.ascending = False  # a void record comes after higher numbers
 
 
 def settle_numbers(state: ShardState, conv: I32, first: I64, last: I64) -> None:

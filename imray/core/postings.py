@@ -25,13 +25,13 @@ class Postings:
     """The postings since a checkpoint, in the order of settlement; as long as segments between two checkpoints."""
 
     entries: list[Posting] = field(default_factory=list)
-    one_log: bool = True
-    """Whether all are of the shard's own log: then a conversation's numbers ascend from entry to entry."""
+    ascending: bool = True
+    """Whether a conversation's numbers ascend from entry to entry: not over several logs, nor in a hot group."""
 
     def add(self, place: int, conv: I32, first: I64, last: I64) -> None:
         """Record one commit's numbers."""
         order = np.argsort(conv, kind="stable")
-        self.one_log &= slot_of(place) == 0
+        self.ascending &= slot_of(place) == 0
         self.entries.append(Posting(place, conv[order], first[order], last[order]))
 
     def spans(self, conv: int, low: int, high: int) -> list[tuple[int, int, int]]:
@@ -44,6 +44,6 @@ class Postings:
                 if first <= high and last >= low:
                     found.append((entry.place, first, last))
                 at += 1
-            if self.one_log and found and found[-1][1] <= low:
+            if self.ascending and found and found[-1][1] <= low:
                 break
         return sorted(found, key=lambda span: span[1])

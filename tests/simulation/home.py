@@ -23,7 +23,7 @@ from imray.log.checkpoint import Snapshot, snapshot
 from imray.log.schema import Record
 from tests.simulation.disk import Confirmer, Disk, Writer, rows_of
 from tests.simulation.kernel import MS, Future, Process, Task
-from tests.simulation.owner import Job, Owner, Records, Request
+from tests.simulation.owner import Job, Owner, Records, Request, unavailable
 from tests.simulation.recovery import Interval, become_writer, fence_log, write_checkpoint
 
 GRANT_TIMEOUT_US = 60 * MS
@@ -236,7 +236,7 @@ class SimHome(Owner):
         answer = await self.thread.submit(grants.ask, slot, epoch, ask, rows, reports, self.sim.now / 1e6)
         self._settled()
         if grants.ceilings_wanted:
-            self.watch(self._log(grants.ceilings()), self._tasks)
+            self.watch(self._log(grants, grants.ceilings()), self._tasks)
         return answer
 
     async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | str | None:
@@ -264,8 +264,14 @@ class SimHome(Owner):
         for one in waiting:
             one.set()
 
-    async def _log(self, records: Records) -> None:
-        await self.record(records)
+    async def _log(self, grants: SimGrants, records: Records) -> None:
+        await self.record_for(grants, records)
+
+    async def record_for(self, grants: SimGrants, records: Records) -> Refusal | None:
+        """Records of one incarnation: a later one of this process must not write them."""
+        if grants is not self.grants:
+            return unavailable("that incarnation is over")
+        return await self.record(records)
 
     async def _lock(self) -> None:
         while self._locked is not None:
@@ -285,7 +291,7 @@ class SimHome(Owner):
         await self._lock()
         try:
             self._start_topics(topics)
-            return await self.record(grants.heat(conv_id, topics))
+            return await self.record_for(grants, grants.heat(conv_id, topics))
         finally:
             self._unlock()
 
@@ -304,7 +310,7 @@ class SimHome(Owner):
             blocks.cooling.add(conv)
             if not await self.until_settled(lambda: not blocks.in_flight(conv), 2 * GRANT_TIMEOUT_US):
                 return "lost"
-            return await self.record(grants.cool(conv_id))
+            return await self.record_for(grants, grants.cool(conv_id))
         finally:
             blocks.cooling.discard(conv)
             self._unlock()
@@ -338,7 +344,7 @@ class SimHome(Owner):
         return await grants.fenced(self.process, slot)
 
     async def _void(self, grants: SimGrants, lost: list[Block]) -> None:
-        if lost and await self.record(grants.void(lost)) is None:
+        if lost and await self.record_for(grants, grants.void(lost)) is None:
             await self.thread.submit(grants.voided, lost)
             self._settled()
 
