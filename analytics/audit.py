@@ -15,10 +15,13 @@ import duckdb
 from analytics.verified import VerifiedSegment, Verifier
 from analytics.views import audit_views
 from imray.core.errors import CorruptError, InvalidError
+from imray.core.routing import home_of
+from imray.log.segment import segment_prefix
 from imray.settings import Settings
 
 _ROWS_SHOWN_MAX = 20
 _KINDS = ("violation", "report")
+_HEAD = ("title", "kind", "row")
 _CORRUPT_TITLE = "files that are missing, changed, or not in their place"
 
 
@@ -113,8 +116,9 @@ def questions() -> list[Question]:
 
 
 def _read_question(name: str, sql: str) -> Question:
-    head = dict(line[3:].split(": ", 1) for line in sql.splitlines() if line.startswith("-- "))
-    if set(head) != {"title", "kind", "row"} or head["kind"] not in _KINDS:
+    lines = sql.splitlines()[: len(_HEAD)]
+    head = dict(line[3:].split(": ", 1) for line in lines if line.startswith("-- ") and ": " in line)
+    if tuple(head) != _HEAD or head["kind"] not in _KINDS:
         raise InvalidError(f"audit {name}: its first lines must be title, kind (violation or report) and row")
     return Question(name, head["title"], head["kind"], head["row"], sql)
 
@@ -122,17 +126,12 @@ def _read_question(name: str, sql: str) -> Question:
 def run(data: Path | str, settings: Settings | None = None) -> AuditReport:
     """Ask every question of a data folder. InvalidError where it is none.
 
-    A log that does not verify is itself a violation, `corrupt`; the other audits then cover each shard's log up to
-    its first fault."""
+    A log that does not verify is itself a violation, `corrupt`; the other audits then cover each log up to its first
+    fault."""
     verifier = Verifier(data)
     shards = verifier.manifest().shards
-    found: list[VerifiedSegment] = []
-    faults: list[CorruptError] = []
-    for shard in range(shards):
-        sound, more = verifier.survey(shard)
-        found += sound
-        faults += more
-    with audit_views(found, shards, settings or Settings.from_env()) as connection:
+    found, faults, unsure = _survey(verifier)
+    with audit_views(found, shards, settings or Settings.from_env(), unsure) as connection:
         findings = [_ask(connection, q) for q in questions()]
     try:
         verifier.unchanged(found)
@@ -141,6 +140,35 @@ def run(data: Path | str, settings: Settings | None = None) -> AuditReport:
     rows = [[e.file, e.place, e.check] for e in faults[:_ROWS_SHOWN_MAX]]
     corrupt = Finding("corrupt", _CORRUPT_TITLE, "violation", len(faults), ["file", "place", "check"], rows)
     return AuditReport(len(found), [corrupt, *findings])
+
+
+def _survey(verifier: Verifier) -> tuple[list[VerifiedSegment], list[CorruptError], set[tuple[int, int]]]:
+    """The sound segments of all logs, all faults, and (log, segment) of what may rest on segments that are not here.
+
+    A system that runs writes on meanwhile. Sub-topics' logs are read after their home shard's, so what that says of
+    theirs is here; but what they wrote since it was read may rest on what it says later. Where one of the logs is not
+    whole, the others may rest on what is missing."""
+    before = {log: verifier.last(log) for log in verifier.topic_logs()}
+    found: list[VerifiedSegment] = []
+    faults: list[CorruptError] = []
+    several: set[int] = set()
+    torn: set[int] = set()
+    for log in verifier.logs():
+        home, slot = home_of(log)
+        sound, more = verifier.survey(log)
+        found += sound
+        faults += more
+        if slot:
+            several.add(home)
+        if any(fault.file.startswith(segment_prefix(log)) for fault in more):
+            torn.add(home)
+    unsure = set()
+    for s in found:
+        home, slot = home_of(s.meta.shard)
+        late = slot and s.meta.segment > before.get(s.meta.shard, 0)
+        if late or home in torn & several:
+            unsure.add((s.meta.shard, s.meta.segment))
+    return found, faults, unsure
 
 
 def _ask(connection: duckdb.DuckDBPyConnection, question: Question) -> Finding:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analytics.spans import FILES_MAX, Span, Window, choose, mirrored
+from analytics.spans import FILES_MAX, Span, Window, choose, covered, mirrored
 from analytics.verified import Verified, Verifier
 from analytics.views import connect
 from imray.core.errors import CorruptError, UnavailableError
@@ -44,13 +44,24 @@ MESSAGES_SCHEMA = pa.schema(
 _IN_RANGE = "conv_id = $conv_id AND conv_seq <= $high AND (conv_seq >= $low OR kind = 1)"
 """Messages of the range, and void ranges that may reach into it from below."""
 _FILES = "read_parquet($files, hive_partitioning = false)"
-_ROWS = f"SELECT kind, {', '.join(MESSAGES_SCHEMA.names)} FROM {_FILES} WHERE {_IN_RANGE} ORDER BY conv_seq"
-_SIZES = f"SELECT conv_seq, octet_length(body) AS bytes FROM {_FILES} WHERE {_IN_RANGE} AND kind = 0 ORDER BY conv_seq"
+_ASKED = "(kind = 1 OR (kind = 0 AND ($topic IS NULL OR topic = $topic)))"
+"""Voids, and messages of the topic that was asked for; no records of hot groups."""
+_COLUMNS = ", ".join(MESSAGES_SCHEMA.names)
+_ROWS = f"SELECT kind, {_COLUMNS} FROM {_FILES} WHERE {_IN_RANGE} AND {_ASKED} ORDER BY conv_seq"
+_SIZES = f"""
+SELECT conv_seq, octet_length(body) AS bytes FROM {_FILES}
+WHERE {_IN_RANGE} AND {_ASKED} AND kind = 0 ORDER BY conv_seq
+"""
+_NUMBERS = f"SELECT conv_seq FROM {_FILES} WHERE {_IN_RANGE} AND kind = 0"
 _SPANS = f"""
 SELECT place, "first", "last" FROM {_FILES}
 WHERE conv_id = $conv_id AND "first" <= $high AND "last" >= $low ORDER BY {{edge}} LIMIT {FILES_MAX + 1}
 """
 
+TOPIC_NUMBERS_MAX = 50_000
+"""Numbers that are looked through for one page of a topic: about as long as a page of all topics takes at most. A topic
+without messages there gives an empty page, and `next` leads on."""
+_TOPIC_NUMBERS_MIN = 1000
 
 _NONE = np.empty(0, np.int64)
 
@@ -63,7 +74,8 @@ class MovedError(UnavailableError):
 class HistoryPage:
     """Messages in the asked order, the void ranges between them, and where the next page begins.
 
-    Every number from `low` to `high` is a message of the page or in one of its holes; an empty page has high < low.
+    Every number from `low` to `high` is a message of the page or in one of its holes, or a message of another topic if
+    one topic was asked for; an empty range has high < low.
     `next` goes into `after` (`before`, if descending) of the next call; None: the asked range is exhausted."""
 
     messages: pa.Table
@@ -79,11 +91,36 @@ class _Page:
 
     room: int
     """Bytes of bodies that it may still take."""
+    limit: int
+    topic: str | None
     tables: list[pa.Table] = field(default_factory=list)
     holes: list[tuple[int, int, str]] = field(default_factory=list)
     rows: int = 0
     files: int = 0
+    looked: int = 0
+    """Numbers that were looked through."""
     full: bool = False
+
+    @property
+    def left(self) -> int:
+        """Messages that it may still take."""
+        return self.limit - self.rows
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers to look through next; each may be a message of the page, or few of them are."""
+        if self.topic is None:
+            return self.left
+        return min(max(_TOPIC_NUMBERS_MIN, self.left, self.looked), TOPIC_NUMBERS_MAX - self.looked)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it takes no more; without a topic not before it has a message."""
+        if self.full or self.left <= 0:
+            return True
+        if self.topic is None:
+            return self.files >= FILES_MAX and self.rows > 0
+        return self.files >= FILES_MAX or self.looked >= TOPIC_NUMBERS_MAX
 
 
 class HistoryReader:
@@ -107,22 +144,24 @@ class HistoryReader:
         before: int | None,
         limit: int,
         descending: bool,
+        topic: str | None = None,
     ) -> HistoryPage:
-        """The messages with after < conv_seq < before, none above `stable`, at most `limit`, nearest the asked end.
+        """The messages with after < conv_seq < before, none above `stable`, at most `limit`, nearest the asked end;
+        with `topic` those of this topic only (then a page may have fewer or none, and `next` leads on all the same).
 
         `spans` are (place, first, last number) since the last checkpoint, `intervals` (first segment, last segment,
         ids) lead to those before. Ends early where the bodies would pass `history_bytes_max`, but not before one
         message. CorruptError: a file does not verify, or a number is no message and no void. MovedError: ask the
         shard where the numbers are, and again."""
         low, high = after + 1, stable if before is None else min(stable, before - 1)
-        page = _Page(self._settings.history_bytes_max)
+        page = _Page(self._settings.history_bytes_max, limit, topic)
         # mirrored, the descending case is the ascending one: from `begin` up to `end`, of numbers with the other sign
         begin, end = mirrored(low, high, descending)
         at = begin
-        while at <= end and page.rows < limit and not page.full and (page.files < FILES_MAX or not page.rows):
-            now = mirrored(at, end, descending)
-            found, horizon = self._find(shard, conv_id, intervals, spans, now, limit - page.rows, descending)
-            window = choose(found, now, limit - page.rows, horizon, descending)
+        while at <= end and not page.ended:
+            now, numbers = mirrored(at, end, descending), page.numbers
+            found, horizon = self._find(shard, conv_id, intervals, spans, now, numbers, descending)
+            window = choose(found, now, numbers, horizon, descending)
             reached = self._fill(page, shard, conv_id, window, descending)
             at = min(end, reached) + 1
         low, high = mirrored(begin, at - 1, descending)
@@ -138,14 +177,17 @@ class HistoryReader:
         intervals: Sequence[tuple[int, int, int]],
         spans: Sequence[Span],
         asked: tuple[int, int],
-        rows: int,
+        numbers: int,
         descending: bool,
     ) -> tuple[list[Span], int | None]:
-        """The spans for the next `rows` numbers, and up to which number they are all there (None: all asked)."""
+        """The spans for the next `numbers` numbers, and up to which number they are all there (None: all asked).
+
+        Recent ones may lie between sealed ones: a block that was lost is made void after others above it were
+        sealed."""
         low, high = asked
         recent = [s for s in spans if s[1] <= high and s[2] >= low]
-        first = max(low, high - rows + 1) if descending else low
-        if not intervals or (recent and min(s[1] for s in recent) <= first):
+        wanted = (max(low, high - numbers + 1), high) if descending else (low, min(high, low + numbers - 1))
+        if not intervals or covered(recent, *wanted):
             return recent, None
         found = self._sealed(shard, conv_id, intervals, asked, descending)
         old = list(zip(*(found[name].to_pylist() for name in ("place", "first", "last")), strict=True))
@@ -174,15 +216,17 @@ class HistoryReader:
         if not files:
             _check_explained(_NONE, [], *window.range, segment_name(shard, 1), conv_id)
         page.files += len(files)
-        if window.numbers * self._settings.body_bytes_max > page.room:
+        if page.topic is not None or window.numbers * self._settings.body_bytes_max > page.room:
             fitting = self._fit(files, conv_id, window, page, descending)
             page.full, window = fitting != window, fitting
+        page.looked += window.numbers
         low, high = window.range
         begins = segment_name(*offset_of(shard, window.first))
-        rows = self._query(_ROWS, files, conv_id, low, high)
+        rows = self._query(_ROWS, files, conv_id, low, high, topic=page.topic)
         messages = rows.filter(pc.equal(rows["kind"], KIND_MESSAGE)).select(MESSAGES_SCHEMA.names)
         voids = _voids(rows.filter(pc.equal(rows["kind"], KIND_VOID)), low, high)
-        _check_explained(messages["conv_seq"].to_numpy(), voids, low, high, begins, conv_id)
+        there = messages if page.topic is None else self._query(_NUMBERS, files, conv_id, low, high)
+        _check_explained(there["conv_seq"].to_numpy(), voids, low, high, begins, conv_id)
         page.rows += messages.num_rows
         page.room -= pc.sum(pc.binary_length(messages["body"])).as_py() or 0
         page.full |= page.room <= 0 and page.rows > 0
@@ -200,18 +244,20 @@ class HistoryReader:
         return [file for log, segments in by_log.items() for file in self._verifier.segments(log, segments)]
 
     def _fit(self, files: list[Verified[Any]], conv_id: str, window: Window, page: _Page, descending: bool) -> Window:
-        """The part of a window, from the asked end, whose bodies fit into the page; one message fits into any."""
-        sizes = _ordered(self._query(_SIZES, files, conv_id, *window.range), descending)
+        """The part of a window, from the asked end, whose messages fit into the page; one fits into any."""
+        sizes = _ordered(self._query(_SIZES, files, conv_id, *window.range, topic=page.topic), descending)
         fitting = int((np.cumsum(sizes["bytes"].to_numpy().astype(np.int64)) <= page.room).sum())
-        fitting = max(fitting, 0 if page.rows else 1)
+        fitting = max(min(fitting, page.left), 0 if page.rows else 1)
         if fitting >= sizes.num_rows:
             return window
         low, high = window.range
         beyond = sizes["conv_seq"][fitting].as_py()
         return window.cut((beyond + 1, high) if descending else (low, beyond - 1))
 
-    def _query(self, sql: str, files: list[Verified[Any]], conv_id: str, low: int, high: int) -> pa.Table:
-        params = {"files": [str(f.path) for f in files], "conv_id": conv_id, "low": low, "high": high}
+    def _query(
+        self, sql: str, files: list[Verified[Any]], conv_id: str, low: int, high: int, **more: str | None
+    ) -> pa.Table:
+        params = {"files": [str(f.path) for f in files], "conv_id": conv_id, "low": low, "high": high, **more}
         try:
             return self._connection.sql(sql, params=params).to_arrow_table()
         except duckdb.Error as e:
@@ -245,4 +291,4 @@ def _check_explained(
     missing = np.setdiff1d(np.arange(low, high + 1), there)
     number = int(missing[0]) if len(missing) else int(there[:-1][np.diff(there) == 0][0])
     what = "is neither a message nor void" if len(missing) else "stands in the log twice"
-    raise CorruptError(file, f"this segment or a later one, {conv_id!r}", f"number {number} {what}")
+    raise CorruptError(file, f"this segment, a later one, or a sub-topic's, {conv_id!r}", f"number {number} {what}")

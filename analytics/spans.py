@@ -1,4 +1,4 @@
-"""Which segments a page of history needs: pure arithmetic over (segment, first, last number).
+"""Which segments a page of history needs: pure arithmetic over (place, first, last number).
 
 Owns no files and no reading (`analytics.history`).
 """
@@ -40,6 +40,16 @@ class Window:
 def mirrored(low: int, high: int, descending: bool) -> tuple[int, int]:
     """A range of numbers as the reader walks it: for descending with the other sign, so that both walk upwards."""
     return (-high, -low) if descending else (low, high)
+
+
+def covered(spans: Sequence[Span], low: int, high: int) -> bool:
+    """Whether each of the numbers low..high is in one of the spans."""
+    at = low
+    for _, first, last in sorted(spans, key=lambda span: span[1]):
+        if at > high or first > at:
+            break
+        at = max(at, last + 1)
+    return at > high
 
 
 def choose(

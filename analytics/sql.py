@@ -14,7 +14,7 @@ from imray.settings import Settings
 
 
 def query(data: Path | str, sql: str, settings: Settings | None = None) -> pa.Table:
-    """The result of one SELECT (or DESCRIBE, SUMMARIZE, SHOW) over `messages`, `voids` and `segments`.
+    """The result of one SELECT (or DESCRIBE, SUMMARIZE, SHOW) over the views of `analytics.views`.
 
     InvalidError (one line) where DuckDB refuses it; CorruptError where the log does not verify."""
     verifier = Verifier(data)

@@ -16,22 +16,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Generic, TypeVar
 
+from analytics.checks import check_chain, check_checkpoint, check_digest, check_postings, check_segment
 from imray.core.errors import CorruptError, InvalidError
 from imray.core.routing import TOPIC_LOGS_FROM, home_of, log_of
-from imray.log import digest as digests
 from imray.log.checkpoint import CheckpointMeta
 from imray.log.manifest import Manifest, read
 from imray.log.sealed import Interval
-from imray.log.segment import (
-    FIRST_PREVIOUS,
-    META_KEY,
-    SegmentMeta,
-    open_segment,
-    read_meta,
-    segment_name,
-    segment_number,
-    segment_prefix,
-)
+from imray.log.segment import SegmentMeta, segment_name, segment_number, segment_prefix
 from imray.log.store import LocalStore
 
 T = TypeVar("T")
@@ -89,7 +80,7 @@ class Verifier:
 
     def segment(self, log: int, number: int) -> VerifiedSegment:
         """One segment of a log; CorruptError where it is missing, changed, or another one in its place."""
-        return self._verified(segment_name(log, number), partial(_check_segment, log, number))
+        return self._verified(segment_name(log, number), partial(check_segment, log, number))
 
     def segments(self, log: int, numbers: Iterable[int]) -> list[VerifiedSegment]:
         """Several segments, ascending; where two follow one another, their chain too."""
@@ -101,7 +92,7 @@ class Verifier:
     def postings(self, interval: Interval) -> Verified[Interval]:
         """The postings of a sealed interval; CorruptError as `segment`."""
         name = interval.name("postings")
-        return self._verified(name, partial(_check_postings, interval))
+        return self._verified(name, partial(check_postings, interval))
 
     def unchanged(self, files: Iterable[Verified]) -> None:
         """CorruptError where a file is not the one that was verified: what was read between may be wrong."""
@@ -184,7 +175,8 @@ class Verifier:
             if isinstance(result, CorruptError):
                 faults.append(result)
                 continue
-            fault = _check_chain(found[-1] if found else None, result)
+            before = found[-1] if found else None
+            fault = check_chain(before.meta if before else None, before.digest if before else b"", result.meta)
             if fault is not None:
                 faults.append(fault)
             found.append(result)
@@ -241,8 +233,8 @@ class Verifier:
         for interval in checkpoint.intervals:
             try:
                 self.postings(interval)
-                self._verified(interval.name("ids"), _check_digest)
-                self._verified(interval.name("bloom"), _check_digest)
+                self._verified(interval.name("ids"), check_digest)
+                self._verified(interval.name("bloom"), check_digest)
             except CorruptError as e:
                 faults.append(e)
         # files that are gone because a newer checkpoint replaced them are no fault
@@ -252,7 +244,7 @@ class Verifier:
         """What a shard's newest checkpoint says; None where there is none."""
         while names := self.store.list(f"checkpoint/shard={home:04d}/"):
             try:
-                return self._verified(names[-1], partial(_check_checkpoint, home)).meta
+                return self._verified(names[-1], partial(check_checkpoint, home)).meta
             except CorruptError:
                 if os.path.lexists(self.data / names[-1]):
                     raise  # else newer ones took its place meanwhile
@@ -291,52 +283,8 @@ def _identity_of(stat: os.stat_result) -> Identity:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def _check_segment(shard: int, number: int, data: memoryview, name: str) -> tuple[bytes, SegmentMeta]:
-    segment = open_segment(data, name)
-    if (segment.meta.shard, segment.meta.segment) != (shard, number):
-        raise CorruptError(name, "metadata", f"it is segment {segment.meta.segment} of shard {segment.meta.shard}")
-    return segment.digest, segment.meta
-
-
 def _topic_log(folder: str) -> int | None:
     """The number of the sub-topic's log whose folder that is; None: another folder."""
     number = folder.removeprefix("wal/shard=")
     log = int(number) if number.isascii() and number.isdecimal() else 0
     return log if log >= TOPIC_LOGS_FROM and home_of(log)[1] and segment_prefix(log) == f"{folder}/" else None
-
-
-def _check_checkpoint(home: int, data: memoryview, name: str) -> tuple[bytes, CheckpointMeta]:
-    digest = digests.verify(data, name)
-    meta = read_meta(data, name, META_KEY, CheckpointMeta)
-    if meta.shard != home:
-        raise CorruptError(name, "metadata", f"it is a checkpoint of shard {meta.shard}")
-    return digest, meta
-
-
-def _check_postings(interval: Interval, data: memoryview, name: str) -> tuple[bytes, Interval]:
-    digest = digests.verify(data, name)
-    if read_meta(data, name, META_KEY, Interval) != interval:
-        raise CorruptError(name, "metadata", "it is another interval's file")
-    return digest, interval
-
-
-def _check_digest(data: memoryview, name: str) -> tuple[bytes, None]:
-    return digests.verify(data, name), None
-
-
-def _check_chain(before: VerifiedSegment | None, segment: VerifiedSegment) -> CorruptError | None:
-    """What is wrong between a segment and the one before it (None: unknown, or not the one just before)."""
-    meta = segment.meta
-    if meta.segment == 1:
-        previous = FIRST_PREVIOUS
-    elif before is None or before.meta.segment != meta.segment - 1:
-        return None
-    else:
-        previous = before.digest.hex()
-        if meta.epoch < before.meta.epoch:
-            text = f"epoch {meta.epoch} after epoch {before.meta.epoch}"
-            return CorruptError(segment.name, "metadata", text)
-    if meta.previous != previous:
-        text = f"it follows a segment with digest {meta.previous}, but the one before it has {previous}"
-        return CorruptError(segment.name, "metadata", f"{text}: one of the two was changed or put in another's place")
-    return None

@@ -90,18 +90,23 @@ class AskServer:
         """Close every connection: who asked has no answer."""
         self._ended = True
         # accept() does not notice that its socket was closed: a connection wakes it
-        with contextlib.suppress(OSError, AuthenticationError, EOFError):
-            Client((self.door.host, self.door.port), authkey=self.door.key).close()
+        with contextlib.suppress(OSError):
+            socket.create_connection((self.door.host, self.door.port), timeout=1).close()
         self._listener.close()
         with self._lock:
             for connection in self._connections:
-                with contextlib.suppress(OSError):
-                    connection.close()
+                # its thread sees the end and closes it: closing it here would pull it away under a read
+                with contextlib.suppress(OSError), _socket(connection) as same:
+                    same.shutdown(socket.SHUT_RDWR)
+
+
+def _socket(connection: Connection) -> socket.socket:
+    return socket.socket(fileno=os.dup(connection.fileno()))
 
 
 def _at_once(connection: Connection) -> None:
     """A frame is two writes: without this the second waits for the first's acknowledgement (Nagle), up to 40 ms."""
-    with socket.socket(fileno=os.dup(connection.fileno())) as same:
+    with _socket(connection) as same:
         same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 

@@ -60,11 +60,16 @@ class HotGroup:
     """What an operator turned hot, only an operator turns cold."""
     done: list[tuple[int, int]] = field(default_factory=list)
     """Settled ranges above `stable`, ascending; as many as grants are outstanding."""
+    floor: int = field(init=False)
+    """Where this began: what lies below was settled before, by a checkpoint or when it was hot the last time."""
+
+    def __post_init__(self) -> None:
+        self.floor = self.stable
 
     def settle(self, first: int, last: int) -> None:
         """Numbers first..last are durable or void. InvalidError where some of them are settled already."""
-        if last <= self.stable:
-            return  # a checkpoint covers it
+        if last <= self.floor:
+            return
         at = bisect_left(self.done, (first, last))
         if (
             first <= self.stable

@@ -13,7 +13,7 @@ from imray.cluster.grants import Grants, _void
 from imray.cluster.replies import Located, Refusal
 from imray.core.blocks import Block, Blocks, Declined, Granted, Report, unexplained
 from imray.core.columns import Rows
-from imray.core.errors import CorruptError, InvalidError, UnavailableError
+from imray.core.errors import CorruptError, FencedError, InvalidError
 from imray.core.fold import commit_read_back, freeze, reserve, sealed, settle
 from imray.core.heat import Heat
 from imray.core.routing import log_of, place_of
@@ -253,7 +253,12 @@ class SimHome(Owner):
         grants = self._current()
         if grants is None:
             return "lost"
-        lost = await self.thread.submit(grants.register, slot, epoch, segment)
+        try:
+            lost = await self.thread.submit(grants.register, slot, epoch, segment)
+        except FencedError as e:
+            if grants is self.grants:
+                self.fail(e)
+            raise
         self._settled()
         if lost:
             self.watch(self._void(grants, lost), self._tasks)
@@ -337,7 +342,9 @@ class SimHome(Owner):
             oldest = await self.thread.submit(grants.blocks.oldest)
             if oldest is not None and self.sim.now / 1e6 - oldest.asked_at > GRANT_TIMEOUT_US / 1e6:
                 self.sim.trace("stuck", self.process.name, f"slot {oldest.slot} grant {oldest.number}")
-                await self._void(grants, await self.thread.submit(self.fence, grants, oldest.slot))
+                lost = await self.thread.submit(self.fence, grants, oldest.slot)
+                self._settled()  # what was found in its log
+                await self._void(grants, lost)
 
     async def fence(self, grants: SimGrants, slot: int) -> list[Block]:
         """As `Grants.fence`."""
@@ -381,6 +388,3 @@ class SimHome(Owner):
     def _when_quiet(self, do: Callable[[], Awaitable[None]]) -> None:
         self._between.append(do)
         self._woken()
-
-
-__all__ = ["SimHome", "UnavailableError"]

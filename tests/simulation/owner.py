@@ -59,7 +59,8 @@ class Owner:
         self._in_air: tuple[Job, list[_Waiting]] | None = None
         self._failure: BaseException | None = None
         self._between: deque[Callable[[], Awaitable[None]]] = deque()
-        self.fenced = False
+        self.slot = 0
+        self.replaced: Callable[[], bool] = lambda: False
         self.bug: BaseException | None = None
 
     async def _become_writer(self) -> None:
@@ -87,6 +88,10 @@ class Owner:
     async def _live(self) -> None:
         await self._open()
         await self._run()
+
+    def usurps(self) -> bool:
+        """Whether this process became the writer though another one was put in its place."""
+        return self.replaced()
 
     async def append(self, request: Request) -> Appended | Refusal:
         """Number a request and make it durable."""
@@ -116,6 +121,10 @@ class Owner:
         while True:
             try:
                 await self._become_writer()
+                if self.usurps():
+                    # taken for granted here: who was replaced learns it before he serves again
+                    self.process.kill()
+                    await Future()
             except CorruptError as e:
                 self.bug = e
                 self.refusal = Refusal(Refused.CORRUPT, str(e))
@@ -138,7 +147,6 @@ class Owner:
                 self.sim.trace("fenced", self.process.name, e)
                 self._refuse(unavailable("fenced"))
                 if not e.by_home:
-                    self.fenced = True
                     self._on_fenced()
                     return
             except (StorageError, ImrayError) as e:

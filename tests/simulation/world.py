@@ -77,6 +77,7 @@ class World:
         else:
             home: Callable[[], Process | None] = lambda: self.directory.get(HOME)  # noqa: E731
             owner = self.parts.topic(self.disk, process, slot, home, self._ahead, on_fenced)
+        owner.slot, owner.replaced = slot, lambda: self.directory.get(slot) is not process
         self.owners.append(owner)
         self.sim.trace("start", process.name)
         owner.start()
@@ -182,11 +183,14 @@ class World:
         self._heal()
         if not sim.run(sim.now + HEAL_US, lambda: self._bugs() or all(t.done.done for t in tasks)):
             raise LivenessError("a send has no answer")
-        if not sim.run(sim.now + HEAL_US, lambda: self._bugs() or self._quiet()):
-            raise LivenessError(f"not settled: {self._unsettled()}")
         for task in tasks:
             if task.done.error is not None:
                 raise task.done.error
+        self._reap()
+        # a home shard that another one fenced finds out when it writes
+        self.ask(self.clients[0].deliver(self.gateways, (Msg(2, len({k.id for k in self._known})),)))
+        if not sim.run(sim.now + HEAL_US, lambda: self._bugs() or self._quiet()):
+            raise LivenessError(f"not settled: {self._unsettled()}")
 
     def _heal(self) -> None:
         self.sim.trace("healed")
@@ -198,6 +202,14 @@ class World:
         for slot, process in list(self.directory.items()):
             if not process.alive:
                 self.new_owner(slot)
+
+    def _reap(self) -> None:
+        """Those that were replaced have their last say, then they are ended."""
+        old = [o for o in self.owners if o.process.alive and self.directory.get(o.slot) is not o.process]
+        if old:
+            self.sim.run(self.sim.now + 100 * MS, lambda: False)
+        for owner in old:
+            owner.process.kill()
 
     def _bugs(self) -> bool:
         for owner in self.owners:

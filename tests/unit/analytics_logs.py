@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-from batches import SEED, Msg, commit, msg_id
+from batches import SEED, Msg, commit, msg_id, prepared
 
-from imray.cluster.committer import Committer
+from imray.cluster.committer import Committer, Records
+from imray.cluster.grants import Grants
+from imray.core.blocks import Granted, Report
 from imray.core.routing import shard_of
 from imray.log import checkpoint
 from imray.log.manifest import create_or_open
-from imray.log.recovery import become_writer
-from imray.log.schema import KIND_MESSAGE, SEGMENT_SCHEMA, TEXT, void_table
+from imray.log.recovery import become_topic_writer, become_writer
+from imray.log.rows import gather
+from imray.log.schema import KIND_MESSAGE, SEGMENT_SCHEMA, TEXT, segment_table, void_table
+from imray.log.segment import GrantNote
 from imray.log.store import LocalStore
 from imray.log.writer import Writer
 from imray.settings import Settings
@@ -87,3 +91,117 @@ def craft(rows: Sequence[dict[str, object]], server_ts: int) -> pa.Table:
 def writer_of(root: Path, shard: int) -> Writer:
     """A writer that numbers nothing: what is appended stands as it is."""
     return become_writer(FastStore(root), shard, SEED, lambda: 80_000)[1]
+
+
+class HotLog:
+    """A home shard and its sub-topics, driven by hand: what they write is what they write in life."""
+
+    def __init__(self, root: Path, shard: int = 0, clock_ms: int = 60_000) -> None:
+        self.root, self.shard, self.now = root, shard, clock_ms
+        self.slots: dict[int, Writer] = {}
+        self._asks = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """A new incarnation of the home shard: it fences and reads all logs, and settles what was in flight."""
+        store = FastStore(self.root)
+        self.committer = Committer.open(store, self.shard, SEED, Settings(), lambda: self.now)
+        self.grants = Grants.open(self.committer)
+        for slot in self.slots:
+            self.open_topic(slot)
+
+    def record(self, records: Records) -> None:
+        """Records of the home shard."""
+        job = self.committer.record(records)
+        self.committer.put(job)
+        self.committer.settle(job)
+
+    def heat(self, conv: str, topics: int) -> None:
+        """Turn a conversation hot, or change its sub-topics."""
+        self.record(self.grants.heat(conv, topics))
+        for slot in range(1, topics + 1):
+            if slot not in self.slots:
+                self.open_topic(slot)
+
+    def cool(self, conv: str) -> None:
+        """Turn it cold."""
+        self.record(self.grants.cool(conv))
+
+    def open_topic(self, slot: int) -> None:
+        """A new writer of a sub-topic; what the one before did not write becomes void."""
+        _, writer = become_topic_writer(FastStore(self.root), self.shard, slot, lambda: self.now)
+        lost = self.grants.register(slot, writer.epoch, writer.segment)
+        assert lost is not None
+        self.slots[slot] = writer
+        if lost:
+            self.record(self.grants.void(lost))
+            self.grants.voided(lost)
+
+    def ask(self, slot: int, *messages: Msg) -> tuple[pa.Table, Granted, list[GrantNote], int]:
+        """A grant for new messages: what `write` makes durable; if it is not called the block is in flight."""
+        table, rows = gather([prepared(messages)])
+        self._asks += 1
+        granted = self.grants.ask(slot, self.slots[slot].epoch, self._asks, rows, (), 0.0)
+        assert isinstance(granted, Granted)
+        assert granted.grant
+        commit, name = self.grants.blocks.outstanding[granted.grant].commit, self.committer.state.conversations.name
+        notes = [
+            GrantNote(granted.grant, name(int(c)), int(a), int(b - a + 1))
+            for c, a, b in zip(commit.touched, commit.touched_first, commit.touched_last, strict=True)
+        ]
+        return table, granted, notes, slot
+
+    def write(self, table: pa.Table, granted: Granted, notes: list[GrantNote], slot: int) -> list[int]:
+        """The segment of a grant, and the report to the home shard: its numbers."""
+        writer, seq = self.slots[slot], granted.expanded().seq
+        encoded = writer.encode(segment_table(table, None, seq, self.now), self.now, notes, granted.sequencer)
+        writer.put(encoded)
+        report = Report(granted.grant, encoded.segment, self.now, encoded.digest)
+        self.grants.report(slot, writer.epoch, [report])
+        return [int(n) for n in seq]
+
+    def send(self, slot: int, *messages: Msg) -> list[int]:
+        """New messages through a sub-topic (0: the home shard): their numbers."""
+        if slot:
+            return self.write(*self.ask(slot, *messages))
+        return [row.seq for row in commit(self.committer, messages)]
+
+    def close(self) -> None:
+        """All writers stop."""
+        for writer in [self.committer.writer, *self.slots.values()]:
+            writer.close()
+
+
+def hot_log(root: Path) -> HotLog:
+    """Two conversations of shard 0, one of them hot, cold and hot again with other sub-topics; restarts of the home
+    shard and of a sub-topic while blocks are in flight. Shard 1 has no sub-topics."""
+    create_or_open(FastStore(root), SHARDS)
+    commit(open_shard(root, 1), [Msg(name_in(1), msg_id(9000))])
+    room, other, ids = name_in(0), name_in(0, 1), iter(range(1, 9000))
+
+    def some(conv: str, n: int) -> list[Msg]:
+        return [Msg(conv, msg_id(next(ids)), b"text", f"user-{n}", f"topic-{n % 3}") for _ in range(n)]
+
+    log = HotLog(root)
+    log.send(0, *some(room, 2), *some(other, 3))
+    log.heat(room, 2)
+    for n in (1, 2, 3):
+        log.send(1, *some(room, n))
+        held = log.ask(2, *some(room, 2))
+        log.send(0, *some(room, n), *some(other, 1))
+        log.write(*held)
+    log.ask(1, *some(room, 4))
+    log.open_topic(1)
+    log.heat(room, 3)
+    log.heat(other, 1)
+    log.send(3, *some(room, 2))
+    log.ask(2, *some(room, 3))
+    log.now += 1000
+    log.restart()
+    log.send(1, *some(room, 2), *some(other, 2))
+    log.send(2, *some(room, 1))
+    log.cool(room)
+    log.send(0, *some(room, 3))
+    log.heat(room, 2)
+    log.send(2, *some(room, 5))
+    return log

@@ -19,10 +19,10 @@ from imray.log.segment import segment_name
 from imray.settings import Settings
 
 MESSAGES = (
-    "shard segment row epoch conv_id conv_seq client_msg_id sender topic content_type client_ts server_ts "
+    "shard home segment row epoch conv_id conv_seq client_msg_id sender topic content_type client_ts server_ts "
     "bytes body body_bytes"
 )
-SEGMENTS = "shard segment epoch nonce rows bytes server_ts digest previous path"
+SEGMENTS = "shard home slot segment epoch nonce rows bytes server_ts sequencer by_home digest previous path"
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_voids_and_segments(root: Path) -> None:
 
 def test_an_empty_log_has_the_same_columns(tmp_path: Path, root: Path) -> None:
     create_or_open(FastStore(tmp_path), 2)
-    for view in ("messages", "voids", "segments"):
+    for view in ("messages", "records", "voids", "segments", "blocks", "hot_groups"):
         empty, full = query(tmp_path, f"FROM {view}"), query(root, f"FROM {view}")
         assert empty.num_rows == 0
         assert empty.schema == full.schema

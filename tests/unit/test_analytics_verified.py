@@ -9,7 +9,7 @@ import pytest
 from analytics_logs import FastStore, good_log, open_shard
 from batches import Msg, commit, msg_id
 
-from analytics import verified
+from analytics import checks, verified
 from analytics.verified import Verifier
 from imray.core.errors import CorruptError
 from imray.log.manifest import create_or_open
@@ -25,7 +25,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(name)
         return open_segment(data, name)
 
-    monkeypatch.setattr(verified, "open_segment", count)
+    monkeypatch.setattr(checks, "open_segment", count)
     return names
 
 

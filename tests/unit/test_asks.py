@@ -1,0 +1,70 @@
+"""Asks over a connection: answers, keys, broken and late ones."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from imray.cluster.asks import AskClient, AskServer, NoAnswerError
+
+
+@pytest.fixture
+def gate() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def server(gate: threading.Event) -> Iterator[AskServer]:
+    def answer(what: str, *more: Any) -> Any:
+        if what == "wait":
+            assert gate.wait(10)
+        return what, more
+
+    made = AskServer("127.0.0.1", answer)
+    yield made
+    gate.set()
+    made.end()
+
+
+def test_many_ask(server: AskServer) -> None:
+    clients = [AskClient(server.door) for _ in range(5)]
+    for n in range(3):
+        assert [c.ask(5, "a", n, i) for i, c in enumerate(clients)] == [("a", (n, i)) for i in range(5)]
+    assert server.answered == 15
+    assert server.cpu_s > 0
+    for c in clients:
+        c.close()
+
+
+def test_a_wrong_key(server: AskServer) -> None:
+    with pytest.raises(NoAnswerError):
+        AskClient(replace(server.door, key=b"x" * 32))
+    client = AskClient(server.door)
+    assert client.ask(5, "still") == ("still", ())
+    client.close()
+
+
+def test_a_late_answer_is_not_taken_for_the_next(server: AskServer, gate: threading.Event) -> None:
+    client = AskClient(server.door)
+    with pytest.raises(NoAnswerError, match="no answer"):
+        client.ask(0.05, "wait")
+    gate.set()
+    with pytest.raises(NoAnswerError):
+        client.ask(5, "next")
+    again = AskClient(server.door)
+    assert again.ask(5, "next") == ("next", ())
+    again.close()
+
+
+def test_the_end(server: AskServer) -> None:
+    client = AskClient(server.door)
+    assert client.ask(5, "a") == ("a", ())
+    server.end()
+    with pytest.raises(NoAnswerError):
+        client.ask(5, "b")
+    with pytest.raises(NoAnswerError):
+        AskClient(server.door)
