@@ -52,7 +52,7 @@ _SIZES = f"""
 SELECT conv_seq, octet_length(body) AS bytes FROM {_FILES}
 WHERE {_IN_RANGE} AND {_ASKED} AND kind = 0 ORDER BY conv_seq
 """
-_NUMBERS = f"SELECT conv_seq FROM {_FILES} WHERE {_IN_RANGE} AND kind = 0"
+_NUMBERS = f"SELECT conv_seq FROM {_FILES} WHERE {_IN_RANGE} AND kind = 0 ORDER BY conv_seq"
 _SPANS = f"""
 SELECT place, "first", "last" FROM {_FILES}
 WHERE conv_id = $conv_id AND "first" <= $high AND "last" >= $low ORDER BY {{edge}} LIMIT {FILES_MAX + 1}

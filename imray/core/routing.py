@@ -6,14 +6,16 @@ numbers come from the home shard whichever way a send takes.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
 import xxhash
 
 from imray.core.errors import InvalidError
 
-T = TypeVar("T", int, np.ndarray)
+if TYPE_CHECKING:
+    import numpy as np  # it takes time, and clients that only need names come here, too
+
+T = TypeVar("T", int, "np.ndarray")
 
 CONV_ID_BYTES_MAX = 128
 TOPICS_MAX = 99

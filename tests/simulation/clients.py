@@ -119,13 +119,16 @@ class Client:
 
     def _arrived(self, t: int, request: Request, answer: Appended) -> None:
         seqs, stables = answer.seqs().tolist(), answer.stables().tolist()
-        others = {} if answer.firsts is None else dict(zip(answer.firsts.at.tolist(), answer.firsts.conflict, strict=True))
+        firsts = answer.firsts
+        others = {} if firsts is None else dict(zip(firsts.at.tolist(), firsts.conflict.tolist(), strict=True))
         for i, m in enumerate(request):
             conversation, known = self._conversation(CONVS[m.conv]), (t, self.name, f"m{m.id}")
             if others.get(i):
                 conversation.answers.append(Answer(*known, "conflict", seqs[i]))
             else:
-                conversation.answers.append(Answer(*known, "ack", seqs[i], i in others, stables[i]))
+                # a duplicate alone writes nothing, so no log tells a deposed home shard that its stable_seq is old
+                stable = None if i in others else stables[i]
+                conversation.answers.append(Answer(*known, "ack", seqs[i], i in others, stable))
                 self.acked.setdefault((m.conv, m.id), seqs[i])
         self._sim.trace("ack", self.name, *(f"{m}={n}" for m, n in zip(request, seqs, strict=True)), f"stable {stables}")
 

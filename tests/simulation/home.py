@@ -165,6 +165,7 @@ class SimHome(Owner):
         self._waiting: list[Future] = []
         self._locked: Future | None = None
         self._checkpointing = False
+        self.stuck = 0
 
     async def _become_writer(self) -> None:
         self.committer, self.grants = await self.thread.submit(self._opened)
@@ -341,6 +342,7 @@ class SimHome(Owner):
             await self.process.sleep(15 * MS)
             oldest = await self.thread.submit(grants.blocks.oldest)
             if oldest is not None and self.sim.now / 1e6 - oldest.asked_at > GRANT_TIMEOUT_US / 1e6:
+                self.stuck += 1
                 self.sim.trace("stuck", self.process.name, f"slot {oldest.slot} grant {oldest.number}")
                 lost = await self.thread.submit(self.fence, grants, oldest.slot)
                 self._settled()  # what was found in its log

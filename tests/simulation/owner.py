@@ -123,7 +123,7 @@ class Owner:
                 await self._become_writer()
                 if self.usurps():
                     # taken for granted here: who was replaced learns it before he serves again
-                    self.process.kill()
+                    self.sim.after(0, self.process.kill)
                     await Future()
             except CorruptError as e:
                 self.bug = e

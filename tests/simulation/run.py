@@ -44,8 +44,7 @@ def run(seed: int, parts: Parts | None = None, keep_trace: bool = False) -> Outc
             verify(world)
         except Exception as e:
             error = e
-        for process in world.directory.values():
-            process.kill()
+        world.end()
         sim = world.sim
         return Outcome(seed, sim.digest, sim.events, error, sim.lines or [])
 

@@ -130,7 +130,10 @@ class SubTopic(Owner):
     async def _flush(self, delay_us: int) -> None:
         await self.process.sleep(delay_us)
         self._flushing = False
-        if not self._reports or self._asking or self.refusal is not None:
+        if not self._reports or self.refusal is not None:
+            return
+        if self._asking:
+            self._flush_in(3 * MS)  # that ask may have left before the newest report was there
             return
         assert self._writer is not None
         epoch, reports = self._writer.epoch, list(self._reports)

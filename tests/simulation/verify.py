@@ -49,6 +49,8 @@ async def _final_reading(world: World) -> bool:
                 break
         else:
             raise LivenessError(f"{conv} cannot be read")
+        for _ in range(3):
+            await reader.read(world.gateways[0], conv, world.sim.rng.randrange(20), world.sim.rng.choice([2, 1 << 40]))
     return True
 
 
