@@ -209,7 +209,7 @@ def test_hot_and_cold_under_load(tmp_path: Path) -> None:
         assert max(s.slowest_s for s in room.senders) < _STABLE_S_MAX
 
 
-@pytest.mark.parametrize("who", ["topic", "home", "both"])
+@pytest.mark.parametrize("who", ["topic", "both", pytest.param("home", marks=pytest.mark.slow)])
 @pytest.mark.timeout(400)
 def test_killed_while_hot_and_while_turning(tmp_path: Path, who: str) -> None:
     """SIGKILL while hot, while turning hot, while K changes and while turning cold."""
@@ -228,7 +228,7 @@ def test_killed_while_hot_and_while_turning(tmp_path: Path, who: str) -> None:
         assert max(room.pauses_s) < _STABLE_S_MAX
 
 
-@pytest.mark.parametrize("who", ["topic", "home", "both"])
+@pytest.mark.parametrize("who", ["topic", "home", pytest.param("both", marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
 def test_stopped_and_continued_while_hot(tmp_path: Path, who: str) -> None:
     """SIGSTOP, then SIGCONT when others have gone on (a sub-topic) or when it was missed (the home shard)."""
