@@ -122,6 +122,8 @@ def _grants(state: ShardState, segment: Segment, slot: int, table: pa.Table) -> 
         )
     if not any(epoch == meta.sequencer for _, epoch in state.log.epoch_starts) and (meta.grants or meta.sequencer):
         raise InvalidError(f"its home shard has no epoch {meta.sequencer}: no valid grant")
+    if len({g.grant for g in meta.grants}) > 1:
+        raise InvalidError("it uses the numbers of more than one grant: no valid grant")
     names: list[str] = table.column("conv_id").chunk(0).dictionary.to_pylist() if table.num_rows else []
     place = {name: i for i, name in enumerate(names)}
     if {g.conv_id for g in meta.grants} - place.keys():

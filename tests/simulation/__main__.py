@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> int:
             if failed >= options.stop_after:
                 break
     seconds = time.perf_counter() - began
-    print(f"{done} schedules, {failed} failed, {seconds:.1f} s: {done / seconds:.0f} a second, {events // done} events each")
+    rate = f"{done / seconds:.0f} a second, {events // done} events each"
+    print(f"{done} schedules, {failed} failed, {seconds:.1f} s: {rate}")
     return failed > 0
 
 

@@ -130,7 +130,9 @@ class Client:
                 stable = None if i in others else stables[i]
                 conversation.answers.append(Answer(*known, "ack", seqs[i], i in others, stable))
                 self.acked.setdefault((m.conv, m.id), seqs[i])
-        self._sim.trace("ack", self.name, *(f"{m}={n}" for m, n in zip(request, seqs, strict=True)), f"stable {stables}")
+        self._sim.trace(
+            "ack", self.name, *(f"{m}={n}" for m, n in zip(request, seqs, strict=True)), f"stable {stables}"
+        )
 
     async def deliver(self, gateways: list[Process], request: Request) -> None:
         """Until there is an answer."""

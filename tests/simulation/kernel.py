@@ -75,7 +75,7 @@ class Task:
         except StopIteration as stop:
             self._process.tasks.pop(self, None)
             self.done.set(stop.value)
-        except Exception as e:
+        except Exception as e:  # noqa: BLE001 whoever waits for the task gets it
             self._process.tasks.pop(self, None)
             self.done.set(error=e)
         else:

@@ -14,7 +14,8 @@ from imray.cluster.grants import Grants
 from imray.core import blocks, fold, postings, sequencer, state
 from imray.core.blocks import Block, Blocks, Report
 from tests.simulation import recovery
-from tests.simulation.home import SimCommitter, SimGrants, SimHome
+from tests.simulation.committer import SimCommitter, SimGrants
+from tests.simulation.home import SimHome
 from tests.simulation.kernel import MS
 from tests.simulation.owner import Records
 from tests.simulation.subtopic import SubTopic
@@ -133,8 +134,8 @@ def grants_above_the_ceiling(patch: pytest.MonkeyPatch) -> Parts:
 
 
 @_rule("")
-def holes_up_to_the_head_only(patch: pytest.MonkeyPatch) -> Parts:
-    """A new home shard goes on just above what it finds, not above the ceiling."""
+def neither_ceiling_nor_fence(patch: pytest.MonkeyPatch) -> Parts:
+    """A new home shard goes on just above what it finds in its own log."""
 
     def unexplained(s: Any) -> list[tuple[int, int, int]]:
         return [(c, a, b) for c, g in s.hot.items() for a, b in g.holes(int(s.conversations.heads[c]) - 1)]
@@ -252,6 +253,8 @@ def records_of_an_ended_incarnation(patch: pytest.MonkeyPatch) -> Parts:
 
     class Mixed(SimHome):
         async def record_for(self, grants: SimGrants, records: Records) -> Any:
+            while self.refusal is not None:
+                await self.process.sleep(MS)
             return await self.record(records)
 
     return Parts(home=Mixed)
@@ -274,17 +277,6 @@ def voids_ascend(patch: pytest.MonkeyPatch) -> Parts:
     """A reader stops at the first posting below what it wants, though void records come late."""
     patch.setattr(postings.Postings, "ascending", property(lambda _: True, lambda *_: None), raising=False)
     return Parts()
-
-
-@_rule("FAIL I4")
-def the_replaced_serve_on(patch: pytest.MonkeyPatch) -> Parts:
-    """A process in whose place another one was put becomes the writer again, and serves."""
-
-    class Usurper(SimHome):
-        def usurps(self) -> bool:
-            return False
-
-    return Parts(home=Usurper)
 
 
 @_rule("sealed")

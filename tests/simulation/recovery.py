@@ -1,9 +1,10 @@
-"""Becoming a writer, and checkpoints: `imray.log.recovery` and `imray.log.checkpoint` step by step, over logs in memory."""
+"""Becoming a writer, and checkpoints: as `imray.log.recovery` and `imray.log.checkpoint`, over logs in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class Checkpoint:
 def write_checkpoint(disk: Disk, snap: Snapshot, before: list[Interval]) -> list[Interval]:
     """As `imray.log.checkpoint.write`."""
     text, ends = snap.text.tobytes(), snap.ends.tolist()
-    names = [text[a:b].decode() for a, b in zip(ends, ends[1:], strict=False)]
+    names = [text[a:b].decode() for a, b in pairwise(ends)]
     table, places = snap.table, dict[int, list[tuple[int, int]]]()
     for e in range(table.count):
         if table.conv[e] != RELEASED:

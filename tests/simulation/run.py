@@ -42,7 +42,7 @@ def run(seed: int, parts: Parts | None = None, keep_trace: bool = False) -> Outc
         try:
             world.run()
             verify(world)
-        except Exception as e:
+        except Exception as e:  # noqa: BLE001 whatever it is, the seed is told with it
             error = e
         world.end()
         sim = world.sim

@@ -32,7 +32,9 @@ def test_every_promise_holds_in_every_schedule() -> None:
     parts = [range(first, min(first + _PART, _SCHEDULES)) for first in range(0, _SCHEDULES, _PART)]
     with ProcessPoolExecutor(_PROCESSES, get_context("spawn")) as pool:
         failures = [text for part in pool.map(_failures, parts) for text in part]
-    assert not failures, "\n\n".join(failures[:_FAILURES_SHOWN]) + f"\n\n{len(failures)} of {_SCHEDULES} schedules failed"
+    assert not failures, (
+        "\n\n".join(failures[:_FAILURES_SHOWN]) + f"\n\n{len(failures)} of {_SCHEDULES} schedules failed"
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))

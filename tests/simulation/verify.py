@@ -78,7 +78,9 @@ async def _retries(world: World, first: dict[tuple[int, int], int]) -> bool:
     return True
 
 
-def _view(state: ShardState, intervals: list[Interval], first: dict[tuple[int, int], int], disk: Disk) -> dict[str, Any]:
+def _view(
+    state: ShardState, intervals: list[Interval], first: dict[tuple[int, int], int], disk: Disk
+) -> dict[str, Any]:
     """A state as plain values, by names."""
     c, hot = state.conversations, {}
     for conv, g in state.hot.items():

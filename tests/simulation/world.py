@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tests.checker.events import Conversation
@@ -82,9 +83,7 @@ class World:
 
         owner: Owner
         if slot == HOME:
-            owner = self.parts.home(
-                self.disk, process, self._ahead, self._ids_max, on_fenced, self._start_topics
-            )
+            owner = self.parts.home(self.disk, process, self._ahead, self._ids_max, on_fenced, self._start_topics)
         else:
             owner = self.parts.topic(self.disk, process, slot, lambda: self._home_of(slot), self._ahead, on_fenced)
         owner.slot, owner.replaced = slot, lambda: self.directory.get(slot) is not process
@@ -97,7 +96,10 @@ class World:
         for slot in list(self.directory):
             if slot != HOME and self.sim.chance(0.3):
                 self._stale[slot] = old
-                self.sim.after(int(self.sim.rng.random() * 100 * MS), lambda slot=slot: self._stale.pop(slot, None))  # type: ignore[misc]
+                self.sim.after(int(self.sim.rng.random() * 100 * MS), partial(self._forget, slot))
+
+    def _forget(self, slot: int) -> None:
+        self._stale.pop(slot, None)
 
     def _home_of(self, slot: int) -> Process:
         return self._stale.get(slot) or self.directory[HOME]
@@ -136,9 +138,7 @@ class World:
             self.sim.trace("order", conv, topics)
             method, args = ("heat", (conv, topics)) if topics else ("cool", (conv,))
             for _ in range(3):
-                answer = await self.sim.call(
-                    process, self.directory.get(HOME), method, *args, timeout_us=150 * MS
-                )
+                answer = await self.sim.call(process, self.directory.get(HOME), method, *args, timeout_us=150 * MS)
                 if answer is None:
                     break
                 await process.sleep(5 * MS)
@@ -149,7 +149,9 @@ class World:
         if rng.random() < 0.3:
             orders.append((0, "hall", rng.randint(1, 2)))
         for _ in range(rng.choice([0, 0, 1, 2, 3])):
-            orders.append((int(rng.random() * 60 * MS), rng.choice(["room", "room", "hall"]), rng.choice([0, 0, 1, 2, 3])))
+            orders.append(
+                (int(rng.random() * 60 * MS), rng.choice(["room", "room", "hall"]), rng.choice([0, 0, 1, 2, 3]))
+            )
         return orders
 
     def _break(self, fault: str) -> None:
@@ -182,16 +184,26 @@ class World:
 
     def _faults(self) -> None:
         rng = self.sim.rng
-        kinds = ["kill home", "stop home", "replace home", "replace home", "kill topic", "stop topic", "replace topic", "cut topic"]
+        kinds = [
+            "kill home",
+            "stop home",
+            "replace home",
+            "replace home",
+            "kill topic",
+            "stop topic",
+            "replace topic",
+            "cut topic",
+        ]
         for _ in range(rng.choice([0, 1, 2, 3, 4, 5])):
             fault = rng.choice([*kinds, "kill gateway"])
-            self.sim.after(int(rng.random() * 120 * MS), lambda fault=fault: self._break(fault))  # type: ignore[misc]
+            self.sim.after(int(rng.random() * 120 * MS), partial(self._break, fault))
 
     def run(self) -> None:
         """Live through it, then heal and wait until all is settled."""
         sim, rng = self.sim, self.sim.rng
         sim.weather = Weather(
-            rng.choice([0, 0, 0.02, 0.1]), rng.choice([0, 0.1]), rng.choice([0, 0.02, 0.1]), rng.choice([0, 0, 0.03, 0.15])
+            rng.choice([0, 0, 0.02, 0.1]), rng.choice([0, 0.1]), rng.choice([0, 0.02, 0.1]),
+            rng.choice([0, 0, 0.03, 0.15]),
         )  # fmt: skip
         if self.calm:
             sim.weather = Weather(repeat=0.2)
@@ -268,7 +280,12 @@ class World:
                 return f"slot {slot} does not serve"
         if home.grants.blocks.outstanding:
             return "grants are outstanding"
-        if committer.state.log.segment != len(self.disk.logs[HOME]) or home._queue or home._in_air or home._checkpointing:
+        if (
+            committer.state.log.segment != len(self.disk.logs[HOME])
+            or home._queue
+            or home._in_air
+            or home._checkpointing
+        ):
             return "the home shard is at work"
         n, conversations = committer.state.conversations.count, committer.state.conversations
         if (conversations.heads[:n] != conversations.stable[:n]).any():

@@ -273,6 +273,7 @@ def test_an_audit_while_the_system_writes(log: HotLog, when: str, monkeypatch: p
             log.send(0, _m(n + 1, new))
             log.send(4, _m(n + 2, new), _m(n + 3))
             log.ask(1, _m(n + 4, new))
+            log.send(1, _m(n + 7, OTHER))
             log.cool(OTHER)
             log.send(0, _m(n + 5, OTHER))
             log.heat(OTHER, 1)
