@@ -119,7 +119,7 @@ def read_info(data: Path) -> dict[str, Any] | None:
 
 def _start(data: Path, port: int, host: str, shards: int | None, address: str | None, as_json: bool) -> dict[str, Any]:
     from imray.cluster import deploy
-    from imray.cluster.gateway import GatewayConfig, bind
+    from imray.cluster.gateway import GatewayConfig, free_port
     from imray.log.manifest import create_or_open
     from imray.log.store import LocalStore
     from imray.settings import Settings
@@ -138,8 +138,7 @@ def _start(data: Path, port: int, host: str, shards: int | None, address: str | 
             left_over.unlink(missing_ok=True)
     auth = _auth_config(data, host)
     if address is None:
-        with bind(host, port) as probe:
-            port = probe.getsockname()[1]
+        port = free_port(host, port)
     # before signal handlers are set: ray.init replaces that of SIGTERM
     deploy.connect(address)
     steps = deploy.up(data, shards, settings, GatewayConfig(host, port, auth))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import random
 import socket
 import threading
 import time
@@ -19,6 +20,9 @@ from imray.core.errors import InvalidError
 from imray.log.manifest import Manifest
 from imray.settings import Settings
 
+_PORTS = range(20_000, 32_000)
+"""Above what Ray's workers take (10,002 to 19,999), below what Linux gives out by itself (from 32,768)."""
+_PORT_TRIES_MAX = 50
 _REQUESTS_AT_ONCE_MAX = 4096
 _BACKLOG = 2048
 _BIND_TIMEOUT_S = 10.0
@@ -87,6 +91,21 @@ def _bind_patiently(host: str, port: int) -> socket.socket:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
+
+
+def free_port(host: str, port: int) -> int:
+    """`port`, where it can be listened on; for 0 a free one. InvalidError where there is none.
+
+    Not one that the kernel gives out: Ray's processes take those while the gateway starts."""
+    wanted = [port] if port else random.sample(_PORTS, _PORT_TRIES_MAX)
+    for at, candidate in enumerate(wanted):
+        try:
+            with bind(host, candidate):
+                return candidate
+        except InvalidError:
+            if at == len(wanted) - 1:
+                raise
+    raise AssertionError("there is a candidate")
 
 
 def bind(host: str, port: int) -> socket.socket:

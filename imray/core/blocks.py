@@ -195,12 +195,6 @@ class Blocks:
         )  # fmt: skip
         settle(state, done, report.digest, frozen)
 
-    def fenced(self, slot: int, segment: int, epoch: int, digest: bytes) -> None:
-        """An empty segment of a sub-topic's log: a writer's fence."""
-        position = self._state.topics[slot]
-        position.advance(segment, epoch, digest)
-        position.sequencer = max(position.sequencer, self.sequencer)
-
     def follow(self, slot: int, epoch: int, sequencer: int, found: Report) -> None:
         """One more segment of a sub-topic's log, read: it uses a grant, or is a fence where `found.grant` is 0.
 
