@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
 from typing import Any
 
 log = logging.getLogger("imray.asks")
@@ -42,7 +42,8 @@ class AskServer:
         """`answer` is called with what a client sent, in the connection's thread; an error ends the connection."""
         self._answer = answer
         key = secrets.token_bytes(32)
-        self._listener = Listener((host, 0), "AF_INET", _BACKLOG, authkey=key)
+        # the challenge is each connection's own business: one that stops in the middle must not hold up the others
+        self._listener = Listener((host, 0), "AF_INET", _BACKLOG)
         self.door = Door(host, self._listener.address[1], key)
         self._connections: set[Connection] = set()
         self._lock = threading.Lock()
@@ -56,8 +57,6 @@ class AskServer:
         while not self._ended:
             try:
                 connection = self._listener.accept()
-            except (AuthenticationError, EOFError, ConnectionError):
-                continue  # whoever that was
             except OSError as e:
                 if not self._ended:
                     log.error("asks are taken no more: %s", e)
@@ -72,6 +71,8 @@ class AskServer:
 
     def _serve(self, connection: Connection) -> None:
         try:
+            deliver_challenge(connection, self.door.key)
+            answer_challenge(connection, self.door.key)
             while True:
                 before = time.thread_time()
                 connection.send(self._answer(*connection.recv()))
@@ -79,6 +80,8 @@ class AskServer:
                 with self._lock:
                     self.answered += 1
                     self.cpu_s += used
+        except AuthenticationError:
+            log.warning("a connection without the key was refused")
         except (EOFError, OSError):
             pass  # the sub-topic is gone, or we are; it asks again
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from imray.cluster.asks import AskClient, AskServer, NoAnswerError
+from tests.faults.process import until
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def test_many_ask(server: AskServer) -> None:
     clients = [AskClient(server.door) for _ in range(5)]
     for n in range(3):
         assert [c.ask(5, "a", n, i) for i, c in enumerate(clients)] == [("a", (n, i)) for i in range(5)]
-    assert server.answered == 15
+    until(lambda: server.answered == 15, "all answers are counted")
     assert server.cpu_s > 0
     for c in clients:
         c.close()
@@ -46,6 +48,13 @@ def test_a_wrong_key(server: AskServer) -> None:
     client = AskClient(server.door)
     assert client.ask(5, "still") == ("still", ())
     client.close()
+
+
+def test_one_that_stops_in_the_middle_holds_up_nobody(server: AskServer) -> None:
+    with socket.create_connection((server.door.host, server.door.port)):
+        client = AskClient(server.door)
+        assert client.ask(5, "a") == ("a", ())
+        client.close()
 
 
 def test_a_late_answer_is_not_taken_for_the_next(server: AskServer, gate: threading.Event) -> None:
