@@ -50,11 +50,12 @@ def connect(address: str | None, num_cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if address is None:
+    if address is None or address.startswith("127."):
         # Ray moves a local cluster from loopback to the machine's outer address unless told that there are no others;
         # the variable is for the processes that it starts, the constant for this one, which has read it already
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         ray_constants.ENABLE_RAY_CLUSTER = False
+    if address is None:
         ray.init(
             address="local",
             num_cpus=max(4, num_cpus or 0),
