@@ -24,10 +24,8 @@ WARMUP_S = 4.0
 """After it the systems have the memory that they work in, and imray's tables of ids begin to be used again."""
 KILL_SENDERS = 4
 _KILL_AFTER_S = 3.0
-_ON_AFTER_KILL_S = 5.0
+_ON_AFTER_KILL_S = 8.0
 """How long senders go on after the server is back."""
-_PAUSE_S_MIN = 0.3
-"""No server is back sooner. imray's own link sends again by itself, so a pause is all that its senders see."""
 _REPORT_TIMEOUT_S = 120.0
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -102,8 +100,9 @@ def measure(options: Options, key: str, senders: int) -> Sample:
             time.sleep(max(0.0, end - time.monotonic()))
             busy = busy_s() - busy
             reports = processes.reports()
-        stored = peer.stored(row, server.address, folder)
-        grown = disk_bytes(folder) - empty
+        grown = max(0, disk_bytes(folder) - empty)
+        # what keeps everything in memory may take longer to read than to write, and there is nothing to divide
+        stored = len(peer.stored(row, server.address, folder).ids) if grown else 1
     messages = sum(r["messages"] for r in reports)
     if not messages:
         raise RuntimeError(f"{key}: no message was acked in {options.seconds} s")
@@ -115,7 +114,7 @@ def measure(options: Options, key: str, senders: int) -> Sample:
         "p99_ms": percentile(latencies, 0.99) * 1e3,
         "cpu_s": busy / messages * 1e6,
         "senders_cpu_s": own / messages * 1e6,
-        "disk_bytes": grown / len(stored.ids),
+        "disk_bytes": grown / stored,
     }
 
 
@@ -146,6 +145,7 @@ def kill(options: Options, key: str) -> Killed:
     ):
         processes.begin(time.monotonic())
         time.sleep(_KILL_AFTER_S)
+        killed = time.monotonic()
         server.kill()
         server.restart()
         processes.end(time.monotonic() + _ON_AFTER_KILL_S)
@@ -154,8 +154,8 @@ def kill(options: Options, key: str) -> Killed:
         files = [np.load(path) for path in processes.acks]
         ids = np.concatenate([f["ids"] for f in files])
         numbers = np.concatenate([f["numbers"] for f in files])
-    resent = sum(r["resent"] for r in reports)
-    pause_s = max(r["pause_s"] for r in reports)
-    if not resent and pause_s < _PAUSE_S_MIN:
-        raise RuntimeError(f"{key}: no sender noticed the kill: this run shows nothing")
+    back = min(r["last_ack"] for r in reports)
+    if back < killed + _ON_AFTER_KILL_S / 2:
+        raise RuntimeError(f"{key}: no ack after the restart: this run shows nothing")
+    resent, pause_s = sum(r["resent"] for r in reports), max(r["pause_s"] for r in reports)
     return Killed(judge(ids, numbers, stored, row.numbered), pause_s, resent)

@@ -25,8 +25,10 @@ from benchmarks.peers.work import Batch, Client, Source
 from imray.cluster.process import settle
 
 _RETRY_DELAY_S = 0.05
-_ANSWER_TIMEOUT_S = 20.0
-"""Of one batch; a system under full load answers much sooner, and a killed one never."""
+_ANSWER_TIMEOUT_S = 60.0
+"""Of one batch, for a system that is only slow."""
+_KILLED_TIMEOUT_S = 5.0
+"""The same for a system that is killed meanwhile, and may have lost the batch without a word."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Report:
     """Batches that had no answer and were sent again."""
     pause_s: float = 0.0
     """The longest time without any ack."""
+    last_ack: float = 0.0
+    """When the last ack came (time.monotonic)."""
 
 
 class Senders:
@@ -65,7 +69,6 @@ class Senders:
         self._peer: Peer = peer_of(orders.key)
         self._report = Report()
         self._acks: list[tuple[np.ndarray, np.ndarray]] = []
-        self._last_ack = 0.0
         self._end = math.inf
 
     async def run(self) -> Report:
@@ -77,7 +80,7 @@ class Senders:
         settle()
         print("ready", flush=True)
         begin = float(await asyncio.to_thread(sys.stdin.readline))
-        self._last_ack = time.monotonic()
+        self._report.last_ack = time.monotonic()
         tasks = [asyncio.create_task(self._line(c, s, begin)) for c, s in zip(clients, sources, strict=True)]
         self._end = float(await asyncio.to_thread(sys.stdin.readline))
         self._report.cpu_s = await self._meter(begin, self._end)
@@ -113,8 +116,8 @@ class Senders:
                 source.acked(batch, numbers, row.once, row.numbered)
                 if self._orders.acks_path is not None:
                     self._acks.append((batch.ids, numbers))
-                report.pause_s = max(report.pause_s, now - self._last_ack)
-                self._last_ack = now
+                report.pause_s = max(report.pause_s, now - report.last_ack)
+                report.last_ack = now
                 if begin <= now < self._end:
                     report.messages += batch.rows - batch.retries
                     report.latencies_s.append(now - sent)
@@ -129,7 +132,7 @@ class Senders:
             return await asyncio.wait_for(client.send(batch), _ANSWER_TIMEOUT_S), client
         while True:
             try:
-                return await asyncio.wait_for(client.send(batch), _ANSWER_TIMEOUT_S), client
+                return await asyncio.wait_for(client.send(batch), _KILLED_TIMEOUT_S), client
             except Exception as e:  # noqa: BLE001 each library has errors of its own for a server that died
                 self._report.resent += 1
                 if self._report.resent == 1:
@@ -144,7 +147,7 @@ class Senders:
         """A new connection; the old one where there is none before the end."""
         while time.monotonic() < self._end:
             try:
-                return await asyncio.wait_for(self._connect(), _ANSWER_TIMEOUT_S)
+                return await asyncio.wait_for(self._connect(), _KILLED_TIMEOUT_S)
             except Exception:  # noqa: BLE001 it is still down: what is awaited is that it is not
                 await asyncio.sleep(_RETRY_DELAY_S)
         return client
