@@ -8,7 +8,7 @@ from typing import cast
 
 from benchmarks.peers.peer import Peer, Row
 
-_MODULES = ("imray_engine", "redis_counter", "postgres_row_lock", "nats_jetstream", "kafka_partition")
+_MODULES = ("imray_engine", "redis_counter", "postgres_row_lock", "nats_jetstream", "kafka_partition", "matrix_synapse")
 
 
 @cache

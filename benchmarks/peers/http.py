@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Self
 
-from benchmarks.load import ResponseParser
+import httptools
 
 _READ_BYTES = 1 << 20
 
@@ -17,11 +17,27 @@ class HttpError(Exception):
     """An answer that is no success."""
 
 
+class _Answer:
+    """What the parser calls."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.complete = False
+
+    def on_body(self, part: bytes) -> None:
+        """A piece of the body."""
+        self.parts.append(part)
+
+    def on_message_complete(self) -> None:
+        """That was all."""
+        self.complete = True
+
+
 class Connection:
     """One connection to a server on loopback."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, token: str) -> None:
-        self._reader, self._writer, self._parser = reader, writer, ResponseParser()
+        self._reader, self._writer = reader, writer
         self._common = f"Host: {host}\r\nAuthorization: Bearer {token}\r\n"
 
     @classmethod
@@ -34,17 +50,17 @@ class Connection:
         """The body of the answer; HttpError where it is not 2xx."""
         head = f"{method} {path} HTTP/1.1\r\n{self._common}Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
         self._writer.writelines([head.encode(), body])
-        while True:
+        answer = _Answer()
+        parser = httptools.HttpResponseParser(answer)
+        while not answer.complete:
             data = await self._reader.read(_READ_BYTES)
             if not data:
                 raise ConnectionError("the server closed the connection")
-            answer = self._parser.feed(data)
-            if answer is None:
-                continue
-            status, content = answer
-            if not 200 <= status < 300:
-                raise HttpError(f"{status}: {content[:200]!r}")
-            return content
+            parser.feed_data(data)
+        content, status = b"".join(answer.parts), parser.get_status_code()
+        if not 200 <= status < 300:
+            raise HttpError(f"{status}: {content[:200]!r}")
+        return content
 
     async def close(self) -> None:
         """Let it go."""

@@ -33,7 +33,7 @@ ROW_LOCK = Row(
     durable=True,
 )
 _BINARIES = "/usr/lib/postgresql"
-_USER = "bench"
+USER = "bench"
 # More than the packaged defaults give it, so that it neither waits for checkpoints nor reads back what it wrote.
 SETTINGS = {
     "shared_buffers": "2GB",
@@ -44,7 +44,6 @@ SETTINGS = {
     "max_wal_senders": "0",
     "wal_buffers": "64MB",
     "wal_compression": "lz4",
-    "autovacuum": "off",
     "listen_addresses": "127.0.0.1",
 }
 _TABLES = """
@@ -79,7 +78,7 @@ def programs() -> Path | None:
 class Database:
     """A PostgreSQL server of our own, over a folder of its own, never as root."""
 
-    def __init__(self, folder: Path, prepare: str, settings: dict[str, str]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, str]) -> None:
         binaries, user = programs(), other_user("postgres", "nobody")
         assert binaries is not None
         data, port = folder / "postgres", free_port()
@@ -90,7 +89,7 @@ class Database:
             for above in (folder, data):
                 above.chmod(0o755 if above is folder else 0o700)
         self.address: Address = {"port": port}
-        command = [str(binaries / "initdb"), "-D", str(data), "-U", _USER, "--auth=trust", "--encoding=UTF8"]
+        command = [str(binaries / "initdb"), "-D", str(data), "-U", USER, "--auth=trust", "--encoding=UTF8"]
         command += ["--locale=C", "--no-instructions"]
         group = None if user is None else pwd.getpwnam(user).pw_gid
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=data, user=user, group=group)
@@ -99,14 +98,17 @@ class Database:
             serve += ["-c", f"{name}={value}"]
         self._daemon = Daemon(serve, folder, lambda: asyncio.run(_answers(port)), user=user, stop=signal.SIGINT)
         self.kill, self.restart, self.stop = self._daemon.kill, self._daemon.start, self._daemon.stop
-        asyncio.run(_execute(port, prepare))
+
+    def prepare(self, text: str) -> None:
+        """Run statements."""
+        asyncio.run(_execute(int(self.address["port"]), text))
 
 
 async def open_connection(port: int, **options: Any) -> Any:
     """Connect as the owner of the database."""
     import asyncpg
 
-    return await asyncpg.connect(host="127.0.0.1", port=port, user=_USER, database="postgres", timeout=5, **options)
+    return await asyncpg.connect(host="127.0.0.1", port=port, user=USER, database="postgres", timeout=5, **options)
 
 
 async def _answers(port: int) -> bool:
@@ -156,9 +158,9 @@ class _Postgres:
     @contextlib.contextmanager
     def serve(self, row: Row, folder: Path) -> Iterator[Database]:
         """A server of our own; the machine's, if one runs, is left alone."""
-        prepare = f"{_TABLES} INSERT INTO conversations VALUES ('{CONV}', 0);"
-        server = Database(folder, prepare, SETTINGS)
+        server = Database(folder, SETTINGS | {"autovacuum": "off"})
         try:
+            server.prepare(f"{_TABLES} INSERT INTO conversations VALUES ('{CONV}', 0);")
             yield server
         finally:
             server.stop()
