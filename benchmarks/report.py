@@ -12,7 +12,6 @@ from rich.table import Table
 
 from benchmarks.harness import Figure
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 _WIDTH = 150
 """Where the output is no terminal: nothing wraps."""
 _HEADS = ("benchmark", "figure", "median", "least", "most", "unit", "target", "met")
@@ -84,11 +83,12 @@ def markdown(figures: Sequence[Figure], machine: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def put_between_marks(readme: Path, text: str) -> None:
-    """Replace what stands between the marks of a file."""
+def put_between_marks(readme: Path, text: str, name: str = "results") -> None:
+    """Replace what stands between the marks with this name of a file."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     content = readme.read_text()
-    if content.count(BEGIN) != 1 or content.count(END) != 1:
-        raise ValueError(f"{readme} needs one {BEGIN} and one {END}")
-    head, _, rest = content.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    readme.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
+    if content.count(begin) != 1 or content.count(end) != 1:
+        raise ValueError(f"{readme} needs one {begin} and one {end}")
+    head, _, rest = content.partition(begin)
+    _, _, tail = rest.partition(end)
+    readme.write_text(f"{head}{begin}\n{text}\n{end}{tail}")

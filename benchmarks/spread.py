@@ -38,7 +38,8 @@ class Spreader:
         """Keep `window` batches in flight until `end` (time.monotonic): rows and latencies (s) acked since `begin`."""
         actors = [ray.get_actor(name, namespace) for name in targets]
         in_flight: dict[Any, float] = {}
-        rows, latencies, turn = 0, [], 0
+        rows, turn = 0, 0
+        latencies: list[float] = []
         while True:
             while len(in_flight) < window and time.monotonic() < end:
                 turn += 1

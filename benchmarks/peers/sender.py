@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ import uvloop
 
 from benchmarks.peers.catalogue import peer_of, row_of
 from benchmarks.peers.peer import Address, Peer, Row
-from benchmarks.peers.work import Batch, Client, Source
+from benchmarks.peers.work import ID_BYTES, Batch, Client, Source
 from imray.cluster.process import settle
 
 _RETRY_DELAY_S = 0.05
@@ -86,10 +85,14 @@ class Senders:
         self._report.cpu_s = await self._meter(begin, self._end)
         await asyncio.gather(*tasks)
         if self._orders.acks_path is not None:
-            ids, numbers = zip(*self._acks, strict=True) if self._acks else ((), ())
-            with Path(self._orders.acks_path).open("wb") as out:
-                np.savez(out, ids=np.concatenate(ids), numbers=np.concatenate(numbers))
+            self._keep(self._orders.acks_path)
         return self._report
+
+    def _keep(self, path: str) -> None:
+        """Write every ack to a file."""
+        ids = np.concatenate([ids for ids, _ in self._acks]) if self._acks else np.zeros((0, ID_BYTES), np.uint8)
+        numbers = np.concatenate([numbers for _, numbers in self._acks]) if self._acks else np.zeros(0, np.int64)
+        np.savez(path, ids=ids, numbers=numbers)
 
     async def _connect(self) -> Client:
         return await self._peer.connect(self._row, self._orders.address)

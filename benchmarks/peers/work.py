@@ -42,7 +42,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Batch:
-    """Messages to send: `ids` has shape (rows, 16), `bodies` one for each row. The first `retries` were acked before."""
+    """Messages to send: `ids` (rows, 16), and a body for each. The first `retries` were sent and acked before."""
 
     ids: U8
     bodies: list[bytes]
@@ -109,9 +109,9 @@ class Source:
             if int(numbers.min()) < 1 or len(np.unique(numbers)) != batch.rows:
                 raise WrongAnswerError("numbers are missing or stand there twice")
             before = self._numbers
-            if once and batch.retries and before is not None:
-                if not np.array_equal(numbers[: batch.retries], before[: batch.retries]):
-                    raise WrongAnswerError(f"a retry got another number than the first send: {numbers[:3]}")
+            again = batch.retries if once else 0
+            if before is not None and not np.array_equal(numbers[:again], before[:again]):
+                raise WrongAnswerError(f"a retry got another number than the first send: {numbers[:3]}")
         self._numbers = numbers
 
 
