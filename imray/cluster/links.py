@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from imray.cluster import names
+from imray.cluster.appends import AppendClient
 from imray.cluster.asks import AskClient, Door, NoAnswerError
 from imray.cluster.replies import Appended, Located, Refusal, Refused
 from imray.core.blocks import Declined, Granted, Report
@@ -22,9 +22,6 @@ from imray.settings import Settings
 
 log = logging.getLogger("imray.links")
 
-_INLINE_BYTES_MAX = 64 * 1024
-"""Below it bytes travel inside the call; above, through shared memory without a copy."""
-
 
 class ActorClient:
     """Calls to one actor by its name. Safe for one event loop."""
@@ -32,24 +29,40 @@ class ActorClient:
     def __init__(self, namespace: str, name: str, settings: Settings) -> None:
         self._namespace, self.name, self._settings = namespace, name, settings
         self._handle: ray.actor.ActorHandle | None = None
+        self._appends: AppendClient | None = None
+        self._connecting = asyncio.Lock()
 
     async def append(self, stream: pa.Buffer, deadline: float) -> Appended | Refusal:
         """Send a batch until it has an answer or `deadline` (time.monotonic) has passed.
 
         Each try carries the same ids, so a try that was executed without an answer does no harm."""
-        data = np.frombuffer(stream, np.uint8) if stream.size > _INLINE_BYTES_MAX else stream.to_pybytes()
-        return await self._retry("append", (data,), deadline)
+        data = memoryview(stream)
+        return await self._retry(lambda timeout_s: self._append(data, timeout_s), deadline)
+
+    async def _append(self, data: memoryview, timeout_s: float) -> Appended | Refusal:
+        try:
+            if self._appends is None or not self._appends.open:
+                async with self._connecting:
+                    if self._appends is None or not self._appends.open:
+                        door = await self._call("append_door", (), timeout_s)
+                        if isinstance(door, Refusal):
+                            return door
+                        self._appends = await AppendClient.connect(door, timeout_s)
+            return await self._appends.append(data, timeout_s)
+        except NoAnswerError as e:
+            return self._unavailable(str(e))
 
     async def ping(self, timeout_s: float) -> dict[str, Any]:
         """Its figures; UNAVAILABLE is told in `state`."""
         answer = await self._call("ping", (), timeout_s)
         return {"state": answer.detail} if isinstance(answer, Refusal) else answer
 
-    async def _retry(self, method: str, args: tuple, deadline: float) -> Any:
+    async def _retry(self, call: Callable[[float], Awaitable[Any]], deadline: float) -> Any:
+        """Call with a time-out in seconds, until there is an answer or the deadline has passed."""
         delay_s = self._settings.retry_delay_s_min
         while True:
             left_s = deadline - time.monotonic()
-            answer = await self._call(method, args, max(0.05, min(left_s, self._settings.call_timeout_s)))
+            answer = await call(max(0.05, min(left_s, self._settings.call_timeout_s)))
             if not isinstance(answer, Refusal) or answer.why is not Refused.UNAVAILABLE:
                 return answer
             if time.monotonic() + delay_s >= deadline:
@@ -86,11 +99,11 @@ class ShardClient(ActorClient):
 
     async def locate(self, conv_id: str, low: int, high: int, deadline: float) -> Located | Refusal:
         """Where numbers low..high of a conversation are."""
-        return await self._retry("locate", (conv_id, low, high), deadline)
+        return await self._retry(lambda timeout_s: self._call("locate", (conv_id, low, high), timeout_s), deadline)
 
     async def heat(self, conv_id: str, topics: int, deadline: float) -> Refusal | None:
         """Turn a conversation hot; 0: cold."""
-        return await self._retry("heat", (conv_id, topics), deadline)
+        return await self._retry(lambda timeout_s: self._call("heat", (conv_id, topics), timeout_s), deadline)
 
     async def ping(self, timeout_s: float) -> dict[str, Any]:
         return {"shard": self.shard, **await super().ping(timeout_s)}

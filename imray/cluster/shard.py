@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayError
 
 from imray.cluster import names
+from imray.cluster.appends import AppendServer
 from imray.cluster.asks import Door
 from imray.cluster.home import Home
 from imray.cluster.links import RayHome
@@ -35,9 +36,11 @@ class OwnerActor(Generic[OwnerT]):
     """An owner in a process. Calls may fail with Ray's errors: then the outcome is unknown, and the same ids are sent
     again."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._owner: OwnerT | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._listening: asyncio.Task[AppendServer] | None = None
 
     def _make(self) -> OwnerT:
         raise NotImplementedError
@@ -69,10 +72,20 @@ class OwnerActor(Generic[OwnerT]):
         """As `Owner.append`: Appended means durable."""
         return await (await self._started()).append(data)
 
+    async def append_door(self) -> Door:
+        """Where this process takes the same without Ray (`imray.cluster.appends`)."""
+        await self.alive()
+        if self._listening is None:
+            host, most = ray.util.get_node_ip_address(), self._settings.shard_queue_bytes_max
+            self._listening = asyncio.create_task(AppendServer.open(host, self.append, most))
+        return (await self._listening).door
+
     async def stop(self) -> None:
         """End in good order; the actor answers nothing but refusals afterwards."""
         if self._owner is not None:
             await self._owner.stop()
+        if self._listening is not None:
+            (await self._listening).close()
 
     def _end(self) -> None:
         asyncio.get_running_loop().call_later(_EXIT_DELAY_S, os._exit, 1)
@@ -82,7 +95,7 @@ class Shard(OwnerActor[Home]):
     """One shard."""
 
     def __init__(self, namespace: str, data: str, shard: int, seed: int, settings: Settings) -> None:
-        super().__init__()
+        super().__init__(settings)
         self._args = namespace, data, shard, seed, settings
 
     def _make(self) -> Home:
@@ -141,7 +154,7 @@ class Topic(OwnerActor[SubTopic]):
     """One sub-topic of a home shard."""
 
     def __init__(self, namespace: str, data: str, home: int, slot: int, seed: int, settings: Settings) -> None:
-        super().__init__()
+        super().__init__(settings)
         self._args = namespace, data, home, slot, seed, settings
 
     def _make(self) -> SubTopic:
