@@ -34,9 +34,10 @@ _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 class SenderProcesses:
     """The senders of one run, spread over as many processes as there are cores: more would only fight for them."""
 
-    def __init__(self, key: str, senders: int, address: dict[str, Any], acks: Path | None) -> None:
+    def __init__(self, key: str, senders: int, address: dict[str, Any], scratch: Path, keep_acks: bool) -> None:
         count = min(senders, len(os.sched_getaffinity(0)))
-        self.acks = [] if acks is None else [acks / f"acks-{i}.npz" for i in range(count)]
+        self.acks = [scratch / f"acks-{i}.npz" for i in range(count)]
+        self._reports = [scratch / f"report-{i}.json" for i in range(count)]
         self._processes = [
             subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.peers.sender"],
@@ -49,8 +50,8 @@ class SenderProcesses:
         ]
         for i, process in enumerate(self._processes):
             share = senders // count + (i < senders % count)
-            path = str(self.acks[i]) if self.acks else None
-            self._say(process, json.dumps(asdict(Orders(key, share, address, path))))
+            acks = str(self.acks[i]) if keep_acks else None
+            self._say(process, json.dumps(asdict(Orders(key, share, address, str(self._reports[i]), acks))))
         for process in self._processes:
             assert process.stdout is not None
             if process.stdout.readline().strip() != "ready":
@@ -74,7 +75,10 @@ class SenderProcesses:
 
     def reports(self) -> list[dict[str, Any]]:
         """What each saw, once they are done."""
-        return [json.loads(p.communicate(timeout=_REPORT_TIMEOUT_S)[0]) for p in self._processes]
+        for process in self._processes:
+            if process.wait(_REPORT_TIMEOUT_S):
+                raise RuntimeError(f"a sender ended with {process.returncode}: its error stands above")
+        return [json.loads(path.read_text()) for path in self._reports]
 
     def __enter__(self) -> SenderProcesses:
         return self
@@ -89,9 +93,13 @@ class SenderProcesses:
 def measure(options: Options, key: str, senders: int) -> Sample:
     """One run over a fresh server: messages a second, latencies, CPU, disk."""
     peer, row = peer_of(key), row_of(key)
-    with options.fresh_folder() as folder, peer.serve(row, folder) as server:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        options.fresh_folder() as folder,
+        peer.serve(row, folder) as server,
+    ):
         empty = disk_bytes(folder)
-        with SenderProcesses(key, senders, server.address, None) as processes:
+        with SenderProcesses(key, senders, server.address, Path(scratch), keep_acks=False) as processes:
             begin = time.monotonic() + WARMUP_S
             end = begin + options.seconds
             processes.begin(begin)
@@ -133,7 +141,7 @@ def kill(options: Options, key: str) -> Killed:
         tempfile.TemporaryDirectory() as scratch,
         options.fresh_folder() as folder,
         peer.serve(row, folder) as server,
-        SenderProcesses(key, KILL_SENDERS, server.address, Path(scratch)) as processes,
+        SenderProcesses(key, KILL_SENDERS, server.address, Path(scratch), keep_acks=True) as processes,
     ):
         processes.begin(time.monotonic())
         time.sleep(_KILL_AFTER_S)

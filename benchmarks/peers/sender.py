@@ -1,6 +1,6 @@
 """Senders, some to a process: `python -m benchmarks.peers.sender` reads its orders as JSON from standard input.
 
-Says "ready", reads when to begin, and prints a report as JSON. Acks go to an .npz file where they are asked for.
+Says "ready", reads when to begin, and writes a report as JSON. Acks go to an .npz file where they are asked for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import uvloop
@@ -37,6 +37,7 @@ class Orders:
     key: str
     senders: int
     address: Address
+    report_path: str
     acks_path: str | None
     """Keep every ack, for the judgement. Then the server may die: batches are sent again, with the same ids."""
 
@@ -159,8 +160,7 @@ class Senders:
 def main() -> None:
     """Read orders, obey, report. The second and third line are when to begin to count, and when to end."""
     orders = Orders(**json.loads(sys.stdin.readline()))
-    report: dict[str, Any] = asdict(uvloop.run(Senders(orders).run()))
-    print(json.dumps(report), flush=True)
+    Path(orders.report_path).write_text(json.dumps(asdict(uvloop.run(Senders(orders).run()))))
 
 
 if __name__ == "__main__":
