@@ -48,7 +48,7 @@ class Settings:
     send_deadline_s: float = 15.0
     """How long a gateway retries for a sender; a shard restarts in 2 to 5 s."""
     call_timeout_s: float = 10.0
-    """One Ray call; past it the outcome is unknown and the same ids are sent again."""
+    """One try of a call or of a batch; past it the outcome is unknown and the same ids are sent again."""
     retry_delay_s_min: float = 0.05
     retry_delay_s_max: float = 1.0
 

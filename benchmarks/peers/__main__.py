@@ -15,6 +15,7 @@ from benchmarks.__main__ import end_in_order
 from benchmarks.harness import ROOT, Options, Sample, T, in_turns, say
 from benchmarks.peers import chart, results, run, table
 from benchmarks.peers.catalogue import keys, peer_of, peers, row_of
+from benchmarks.peers.daemons import end_leftovers
 from benchmarks.peers.results import Record
 
 _README = ROOT / "README.md"
@@ -43,7 +44,10 @@ def main(
     else:
         counts = sorted(set(senders or SENDERS))
         options = Options(_real_disk(folder), repeat, seconds)
-        records = measure(_chosen(names), counts, options, kill)
+        try:
+            records = measure(_chosen(names), counts, options, kill)
+        finally:
+            end_leftovers()
         where = machine.describe(options.folder) | versions(records)
     if as_json is not None:
         as_json.write_text(results.to_json(records, where, {"senders": counts, "repeat": repeat, "seconds": seconds}))
@@ -100,6 +104,7 @@ def guarded(record: Record, what: str, act: Callable[[], T], otherwise: T) -> T:
     except Exception as e:  # noqa: BLE001 a peer that fails must not cost the others their figures
         record.failures.append(f"{what}: {type(e).__name__}: {str(e)[:300]}")
         say(f"FAILED {record.row.key}, {record.failures[-1]}")
+        end_leftovers()
         return otherwise
 
 

@@ -16,7 +16,18 @@ from pathlib import Path
 
 from benchmarks.servers import free_port
 
-__all__ = ["Daemon", "dead", "descendants", "disk_bytes", "free_port", "listens", "needs", "other_user", "version_of"]
+__all__ = [
+    "Daemon",
+    "dead",
+    "descendants",
+    "disk_bytes",
+    "end_leftovers",
+    "free_port",
+    "listens",
+    "needs",
+    "other_user",
+    "version_of",
+]
 
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 20.0
@@ -96,6 +107,11 @@ def _kill(pids: Sequence[int]) -> None:
     deadline = time.monotonic() + _STOP_TIMEOUT_S
     while not all(dead(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.01)  # between two looks
+
+
+def end_leftovers() -> None:
+    """Kill whatever this process has started and not ended, where a start or an end of it failed half-way."""
+    _kill(descendants(os.getpid()))
 
 
 def dead(pid: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
-from benchmarks.peers.kafka_partition import (
+from benchmarks.peers.kafka_clients import (
     CONSUMER_OPTIONS,
     LOG,
     PRODUCER_OPTIONS,

@@ -17,7 +17,6 @@ import hmac
 import logging
 import pickle
 import secrets
-import socket
 import struct
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
@@ -35,8 +34,6 @@ Script = Generator[int, memoryview, None]
 
 _HEAD = struct.Struct("<QI")
 _NONCE_BYTES = _PROOF_BYTES = 32
-_SOCKET_BYTES = 4 * 1024 * 1024
-"""A batch fits into the kernel's buffers, so it moves in one go."""
 _UNANSWERED_MAX = 256
 """Batches of one connection; no more are read until some have their answer."""
 
@@ -132,19 +129,20 @@ class _Taker(_Frames):
 class AppendServer:
     """Answers batches, for as long as the process lives or until it is closed."""
 
-    def __init__(self, door: Door, append: Append, batch_bytes_max: int) -> None:
-        self.door, self.append, self.batch_bytes_max = door, append, batch_bytes_max
+    door: Door
+
+    def __init__(self, append: Append, batch_bytes_max: int) -> None:
+        """`append` gets each batch; what it returns is the answer."""
+        self.append, self.batch_bytes_max = append, batch_bytes_max
         self.connections: set[_Taker] = set()
         self._listening: asyncio.Server | None = None
 
-    @classmethod
-    async def open(cls, host: str, append: Append, batch_bytes_max: int) -> AppendServer:
-        """Listen on a free port of an address. `append` gets each batch, and what it returns is the answer."""
-        listener = socket.create_server((host, 0), backlog=128)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BYTES)
-        made = cls(Door(host, listener.getsockname()[1], secrets.token_bytes(32)), append, batch_bytes_max)
-        made._listening = await asyncio.get_running_loop().create_server(lambda: _Taker(made), sock=listener)
-        return made
+    async def open(self, host: str) -> Door:
+        """Listen on a free port of an address."""
+        self._listening = await asyncio.get_running_loop().create_server(lambda: _Taker(self), host, 0)
+        port = self._listening.sockets[0].getsockname()[1]
+        self.door = Door(host, port, secrets.token_bytes(32))
+        return self.door
 
     def close(self) -> None:
         """Close every connection: who waits has no answer."""
@@ -172,11 +170,7 @@ class AppendClient(_Frames):
         made = cls(door.key)
         try:
             async with asyncio.timeout(timeout_s):
-                plug = socket.socket(socket.AF_INET6 if ":" in door.host else socket.AF_INET)
-                plug.setblocking(False)
-                plug.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
-                await loop.sock_connect(plug, (door.host, door.port))
-                await loop.create_connection(lambda: made, sock=plug)
+                await loop.create_connection(lambda: made, door.host, door.port)
                 await made._ready
         except (OSError, TimeoutError, NoAnswerError) as e:
             made.close()

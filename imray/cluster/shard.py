@@ -37,10 +37,10 @@ class OwnerActor(Generic[OwnerT]):
     again."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
         self._owner: OwnerT | None = None
         self._starting: asyncio.Task[None] | None = None
-        self._listening: asyncio.Task[AppendServer] | None = None
+        self._appends = AppendServer(self.append, settings.shard_queue_bytes_max)
+        self._listening: asyncio.Task[Door] | None = None
 
     def _make(self) -> OwnerT:
         raise NotImplementedError
@@ -76,16 +76,14 @@ class OwnerActor(Generic[OwnerT]):
         """Where this process takes the same without Ray (`imray.cluster.appends`)."""
         await self.alive()
         if self._listening is None:
-            host, most = ray.util.get_node_ip_address(), self._settings.shard_queue_bytes_max
-            self._listening = asyncio.create_task(AppendServer.open(host, self.append, most))
-        return (await self._listening).door
+            self._listening = asyncio.create_task(self._appends.open(ray.util.get_node_ip_address()))
+        return await self._listening
 
     async def stop(self) -> None:
         """End in good order; the actor answers nothing but refusals afterwards."""
         if self._owner is not None:
             await self._owner.stop()
-        if self._listening is not None:
-            (await self._listening).close()
+        self._appends.close()
 
     def _end(self) -> None:
         asyncio.get_running_loop().call_later(_EXIT_DELAY_S, os._exit, 1)
