@@ -14,23 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks.servers import free_port
-
-__all__ = [
-    "Daemon",
-    "dead",
-    "descendants",
-    "disk_bytes",
-    "end_leftovers",
-    "free_port",
-    "listens",
-    "needs",
-    "other_user",
-    "version_of",
-]
-
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 20.0
+
+
+_started: list[Daemon] = []
 
 
 class Daemon:
@@ -49,6 +37,7 @@ class Daemon:
         self._env, self._user = os.environ | (env or {}), user
         self._process: subprocess.Popen[bytes] | None = None
         self.log = folder / f"{Path(command[0]).name}.log"
+        _started.append(self)
         self.start()
 
     def start(self) -> None:
@@ -76,7 +65,7 @@ class Daemon:
 
     def kill(self) -> None:
         """SIGKILL to it and to all that it started."""
-        if self._process is not None:
+        if self._process is not None and self._process.poll() is None:
             _kill_all(self._process.pid)
             self._process.wait(_STOP_TIMEOUT_S)
 
@@ -110,8 +99,10 @@ def _kill(pids: Sequence[int]) -> None:
 
 
 def end_leftovers() -> None:
-    """Kill whatever this process has started and not ended, where a start or an end of it failed half-way."""
-    _kill(descendants(os.getpid()))
+    """Kill every daemon that still runs: a start or an end failed half-way."""
+    for daemon in _started:
+        daemon.kill()
+    _started.clear()
 
 
 def dead(pid: int) -> bool:

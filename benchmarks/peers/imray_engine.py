@@ -19,12 +19,13 @@ import ray
 
 from benchmarks.engine import cluster, engine
 from benchmarks.harness import Options
-from benchmarks.peers.daemons import Daemon, free_port, listens
+from benchmarks.peers.daemons import Daemon, listens
 from benchmarks.peers.http import Connection
 from benchmarks.peers.judge import Stored
 from benchmarks.peers.peer import Address, Row, Server
 from benchmarks.peers.work import CONV, ID_BYTES, Batch, Shape, WrongAnswerError
 from benchmarks.requests import ARROW_TYPE
+from benchmarks.servers import free_port
 from imray.cluster import deploy
 from imray.cluster.links import ShardClient
 from imray.cluster.replies import Appended

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import ROOT
-from benchmarks.peers.daemons import Daemon, free_port, listens, needs, version_of
+from benchmarks.peers.daemons import Daemon, listens, needs, version_of
 from benchmarks.peers.judge import Stored
 from benchmarks.peers.kafka_clients import CONSUMER_OPTIONS, LOG, client_options, create, raw_client, scheme_client
 from benchmarks.peers.peer import Address, Row, Server
 from benchmarks.peers.work import ID_BYTES, NO_NUMBER, Client, Shape
+from benchmarks.servers import free_port
 
 RAW = Row(
     "kafka-raw",

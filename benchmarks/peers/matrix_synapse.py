@@ -23,12 +23,13 @@ from urllib.parse import quote, urlencode
 
 import numpy as np
 
-from benchmarks.peers.daemons import Daemon, free_port, listens, needs
+from benchmarks.peers.daemons import Daemon, listens, needs
 from benchmarks.peers.http import Connection
 from benchmarks.peers.judge import Stored
 from benchmarks.peers.peer import Address, Row
 from benchmarks.peers.postgres_row_lock import SETTINGS, USER, Database, programs
 from benchmarks.peers.work import ID_BYTES, NO_NUMBER, Batch, Shape
+from benchmarks.servers import free_port
 
 SYNAPSE = Row(
     "synapse",

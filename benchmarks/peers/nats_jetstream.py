@@ -21,10 +21,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from benchmarks.peers.daemons import Daemon, free_port, listens, needs, version_of
+from benchmarks.peers.daemons import Daemon, listens, needs, version_of
 from benchmarks.peers.judge import Stored
 from benchmarks.peers.peer import Address, Row
 from benchmarks.peers.work import CONV, ID_BYTES, Batch, Shape
+from benchmarks.servers import free_port
 
 ALWAYS = Row(
     "nats-always",

@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.daemons import Daemon, free_port, needs, other_user, version_of
+from benchmarks.peers.daemons import Daemon, needs, other_user, version_of
 from benchmarks.peers.judge import Stored
 from benchmarks.peers.peer import Address, Row
 from benchmarks.peers.work import CONV, ID_BYTES, Batch, Shape
+from benchmarks.servers import free_port
 
 ROW_LOCK = Row(
     "postgres",

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.daemons import Daemon, free_port, needs, version_of
+from benchmarks.peers.daemons import Daemon, needs, version_of
 from benchmarks.peers.judge import Stored
 from benchmarks.peers.peer import Address, Row
 from benchmarks.peers.work import CONV, ID_BYTES, Batch, Shape
+from benchmarks.servers import free_port
 
 _SHAPE = Shape(2_500, 2)
 ALWAYS = Row(
