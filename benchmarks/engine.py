@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
+import pyarrow as pa
 import ray
 
 from benchmarks.harness import Options
 from benchmarks.workload import Batches, conversation_names
-from imray.cluster import deploy, names, shard
+from imray.cluster import deploy, shard
+from imray.cluster.links import ShardClient
 from imray.cluster.process import settle
 from imray.cluster.replies import Appended
 from imray.settings import Settings
@@ -86,59 +87,44 @@ class Producer:
     def ready(self) -> None:
         """The batches are made."""
 
-    def saturate(self, namespace: str, begin: float, end: float, window: int) -> tuple[int, int]:
+    async def saturate(self, namespace: str, begin: float, end: float, window: int) -> tuple[int, int]:
         """Keep `window` batches in flight until `end` (time.monotonic): rows acked since `begin`, and in all."""
-        actor = ray.get_actor(names.shard(0), namespace)
-        in_flight: list[Any] = []
+        client = ShardClient(namespace, 0, Settings())
         counted = total = 0
-        while True:
-            while len(in_flight) < window and time.monotonic() < end:
-                in_flight.append(actor.append.remote(self._batches.next()))
-            if not in_flight:
-                return counted, total
-            done, in_flight = ray.wait(in_flight, num_returns=1)
-            for ref in done:
-                rows = check_ack(ray.get(ref), self._batches.rows)
+
+        async def line() -> None:
+            nonlocal counted, total
+            while (now := time.monotonic()) < end:
+                answer = await client.append(pa.py_buffer(self._batches.next().copy()), now + _GRACE_S)
+                rows = check_ack(answer, self._batches.rows)
                 total += rows
                 counted += rows if begin <= time.monotonic() < end else 0
 
-    def pace(
+        await asyncio.gather(*(line() for _ in range(window)))
+        return counted, total
+
+    async def pace(
         self, namespace: str, first: float, interval_s: float, count: int, begin: int
     ) -> tuple[list[float], float]:
         """Send `count` batches at first, first + interval, ... whether or not acks come (open loop).
 
         Latencies (s) of the batches from number `begin` on, from the moment when each was due; and the largest
         delay with which one was sent."""
-        actor = ray.get_actor(names.shard(0), namespace)
-        latencies: list[float] = []
-        failures: list[BaseException] = []
-        lock, late_max = Lock(), 0.0
-        waiting: list[Future[Any]] = []
+        client = ShardClient(namespace, 0, Settings())
 
-        def on_ack(future: Future[Any], due: float, wanted: bool) -> None:
-            now = time.monotonic()
-            try:
-                check_ack(future.result(), self._batches.rows)
-            except Exception as e:  # noqa: BLE001 a callback's exception would be lost: `pace` raises it
-                failures.append(e)
-                return
-            if wanted:
-                with lock:
-                    latencies.append(now - due)
+        async def one(when: float, stream: pa.Buffer) -> float:
+            check_ack(await client.append(stream, when + _GRACE_S), self._batches.rows)
+            return time.monotonic() - when
 
+        waiting: list[asyncio.Task[float]] = []
+        late_max = 0.0
         for i in range(count):
-            due = first + i * interval_s
-            stream = self._batches.next()
-            time.sleep(max(0.0, due - time.monotonic()))
-            late_max = max(late_max, time.monotonic() - due)
-            future = actor.append.remote(stream).future()
-            future.add_done_callback(lambda f, due=due, wanted=i >= begin: on_ack(f, due, wanted))
-            waiting.append(future)
-        for future in waiting:
-            future.result(timeout=_GRACE_S)
-        if failures:
-            raise failures[0]
-        return latencies, late_max
+            when = first + i * interval_s
+            stream = pa.py_buffer(self._batches.next().copy())
+            await asyncio.sleep(max(0.0, when - time.monotonic()))
+            late_max = max(late_max, time.monotonic() - when)
+            waiting.append(asyncio.create_task(one(when, stream)))
+        return (await asyncio.gather(*waiting))[begin:], late_max
 
 
 def check_ack(answer: Any, rows: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -10,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import ray
 
 from benchmarks.engine import WARMUP_S, Engine, check_ack, engine
 from benchmarks.harness import Options, Sample, percentile
 from benchmarks.workload import Batches, conversation_names
 from imray.cluster import names
+from imray.cluster.links import ActorClient
 from imray.cluster.process import settle
 from imray.settings import Settings
 
@@ -34,25 +38,23 @@ class Spreader:
     def ready(self) -> None:
         """The batches are made."""
 
-    def run(self, namespace: str, targets: Sequence[str], begin: float, end: float, window: int) -> Any:
+    async def run(
+        self, namespace: str, targets: Sequence[str], begin: float, end: float, window: int
+    ) -> tuple[int, list[float]]:
         """Keep `window` batches in flight until `end` (time.monotonic): rows and latencies (s) acked since `begin`."""
-        actors = [ray.get_actor(name, namespace) for name in targets]
-        in_flight: dict[Any, float] = {}
-        rows, turn = 0, 0
+        turns = itertools.cycle([ActorClient(namespace, name, Settings()) for name in targets])
         latencies: list[float] = []
-        while True:
-            while len(in_flight) < window and time.monotonic() < end:
-                turn += 1
-                sent = time.monotonic()
-                in_flight[actors[turn % len(actors)].append.remote(self._batches.next())] = sent
-            if not in_flight:
-                return rows, latencies
-            (ref,), _ = ray.wait(list(in_flight), num_returns=1)
-            acked = check_ack(ray.get(ref), self._batches.rows)
-            now, sent = time.monotonic(), in_flight.pop(ref)
-            if begin <= now < end:
-                rows += acked
-                latencies.append(now - sent)
+
+        async def line() -> None:
+            while (sent := time.monotonic()) < end:
+                answer = await next(turns).append(pa.py_buffer(self._batches.next().copy()), sent + _TIMEOUT_S)
+                check_ack(answer, self._batches.rows)
+                now = time.monotonic()
+                if begin <= now < end:
+                    latencies.append(now - sent)
+
+        await asyncio.gather(*(line() for _ in range(window)))
+        return self._batches.rows * len(latencies), latencies
 
 
 @contextlib.contextmanager

@@ -34,6 +34,8 @@ Script = Generator[int, memoryview, None]
 
 _HEAD = struct.Struct("<QI")
 _NONCE_BYTES = _PROOF_BYTES = 32
+_JOINED_BYTES_MAX = 16 * 1024
+"""Below it head and content go in one packet; above, a copy would cost more."""
 _UNANSWERED_MAX = 256
 """Batches of one connection; no more are read until some have their answer."""
 
@@ -73,7 +75,12 @@ class _Frames(asyncio.BufferedProtocol):
 
     def say(self, number: int, content: bytes | memoryview) -> None:
         """Send a frame."""
-        self.transport.writelines([_HEAD.pack(number, len(content)), content])
+        head = _HEAD.pack(number, len(content))
+        if len(content) < _JOINED_BYTES_MAX:
+            self.transport.write(head + content)
+        else:
+            self.transport.write(head)
+            self.transport.write(content)
 
 
 def _proof(key: bytes, who: bytes, nonces: bytes) -> bytes:
