@@ -5,9 +5,7 @@ from __future__ import annotations
 from benchmarks.engine import BATCH_ROWS, cluster, producers, saturate
 from benchmarks.harness import Figure, Options, Sample, child, column, in_turns, ratios
 
-QUESTION = (
-    "one conversation, 100-byte bodies, batches of 20,000 and 10,000 over Ray, fsync before ack, duplicate check on"
-)
+QUESTION = "one conversation, 100-byte bodies, batches of 20,000 and 10,000, fsync before ack, duplicate check on"
 TARGET_PER_SECOND = 1_500_000
 TARGET_RATIO = 0.5
 _SMALLER_ROWS = 10_000

@@ -33,7 +33,7 @@ from imray.core.errors import UnavailableError
 from imray.settings import Settings
 
 _ACK = "in a Parquet segment, file and folder fsynced, under a name of its own"
-RAY = Row("imray-ray", "imray, Arrow batches over Ray", _ACK, Shape(5_000, 1), durable=True, ours=True)
+RAY = Row("imray-ray", "imray, Arrow batches from the Ray cluster", _ACK, Shape(5_000, 1), durable=True, ours=True)
 HTTP = Row("imray-http", "imray, Arrow batches over HTTP", _ACK, Shape(2_500, 2), durable=True, ours=True)
 SINGLE = Row(
     "imray-single",

@@ -17,6 +17,7 @@ import hmac
 import logging
 import pickle
 import secrets
+import socket
 import struct
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
@@ -36,6 +37,8 @@ _HEAD = struct.Struct("<QI")
 _NONCE_BYTES = _PROOF_BYTES = 32
 _JOINED_BYTES_MAX = 16 * 1024
 """Below it head and content go in one packet; above, a copy would cost more."""
+_HANDSHAKE_S = 10.0
+"""For who connects to prove that it knows the key."""
 _UNANSWERED_MAX = 256
 """Batches of one connection; no more are read until some have their answer."""
 
@@ -94,6 +97,13 @@ class _Taker(_Frames):
         self._server = server
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def connection_made(self, transport: Any) -> None:
+        """Of asyncio."""
+        self._stranger = asyncio.get_running_loop().call_later(_HANDSHAKE_S, transport.abort)
+        # one whose machine is gone would stay for ever
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        super().connection_made(transport)
+
     def script(self) -> Script:
         """Handshake, then batches."""
         key, mine = self._server.door.key, secrets.token_bytes(_NONCE_BYTES)
@@ -101,6 +111,7 @@ class _Taker(_Frames):
         self.transport.write(mine + _proof(key, b"server", nonces))
         if not hmac.compare_digest((yield _PROOF_BYTES), _proof(key, b"client", nonces)):
             raise ConnectionError("it does not know the key")
+        self._stranger.cancel()
         self._server.connections.add(self)
         while True:
             number, size = _HEAD.unpack((yield _HEAD.size))
@@ -130,6 +141,7 @@ class _Taker(_Frames):
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Of asyncio. What is being written goes on: the other end asks again."""
+        self._stranger.cancel()
         self._server.connections.discard(self)
 
 

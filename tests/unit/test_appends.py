@@ -91,6 +91,17 @@ async def test_one_that_does_not_know_the_key_sends_nothing_through(server: Appe
     writer.close()
 
 
+async def test_one_that_says_nothing(server: AppendServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(appends, "_HANDSHAKE_S", 0.05)
+    reader, writer = await asyncio.open_connection(server.door.host, server.door.port)
+    assert await asyncio.wait_for(reader.read(1), 5) == b"", "its end"
+    writer.close()
+    client = await AppendClient.connect(server.door, 5)
+    await asyncio.sleep(0.1)  # longer than a stranger would be let
+    assert await _said(client, b"still") == "still"
+    client.close()
+
+
 async def test_too_large(server: AppendServer, shard: Shard) -> None:
     client = await AppendClient.connect(server.door, 5)
     with pytest.raises(NoAnswerError):
