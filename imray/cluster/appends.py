@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from imray.cluster.asks import Door, NoAnswerError
-from imray.cluster.replies import Appended, Refusal
+from imray.cluster.replies import Appended, Refusal, Refused
 
 log = logging.getLogger("imray.appends")
 
@@ -124,19 +124,17 @@ class _Taker(_Frames):
                 self.transport.pause_reading()
 
     async def _answer(self, number: int, data: memoryview) -> None:
+        answer: Appended | Refusal
         try:
             answer = await self._server.append(data)
-        except BaseException:
-            # no answer: the other end sees the connection end, and sends the same ids again
-            self.transport.abort()
-            raise
+        except Exception as e:  # a bug of ours must not cost the other batches of the connection their answers
+            log.exception("a batch failed")
+            answer = Refusal(Refused.UNAVAILABLE, f"{type(e).__name__}: {e}")
         self.say(number, pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a batch was not answered: %r", error, exc_info=error)
-        if len(self._tasks) == _UNANSWERED_MAX - 1:
+        if len(self._tasks) == _UNANSWERED_MAX - 1 and not self.transport.is_closing():
             self.transport.resume_reading()
 
     def connection_lost(self, _error: Exception | None) -> None:

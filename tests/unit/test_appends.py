@@ -133,11 +133,13 @@ async def test_the_server_ends(server: AppendServer, shard: Shard) -> None:
         await AppendClient.connect(server.door, 5)
 
 
-async def test_an_error_of_the_shard_ends_the_connection(server: AppendServer) -> None:
+async def test_an_error_of_the_shard_is_an_unknown_outcome(server: AppendServer) -> None:
     client = await AppendClient.connect(server.door, 5)
-    with pytest.raises(NoAnswerError):
-        await client.append(b"fail", 5)
-    assert not client.open
+    answer = await client.append(b"fail", 5)
+    assert isinstance(answer, Refusal)
+    assert answer.why is Refused.UNAVAILABLE
+    assert await _said(client, b"next") == "next"
+    client.close()
 
 
 async def test_no_more_is_read_than_is_answered(
