@@ -99,7 +99,7 @@ def test_json_and_back() -> None:
 
 def test_markdown_goes_between_the_marks(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    readme.write_text("before\n<!-- results: begin -->\nold\n<!-- results: end -->\nafter\n")
     figures = [Figure("rate", "1/s", [1_500_000.0, 1_400_000.0], 1_000_000, benchmark="hot")]
     report.put_between_marks(readme, report.markdown(figures, {"cpu": "x"}))
     text = readme.read_text()
@@ -114,7 +114,7 @@ def test_markdown_goes_between_the_marks(tmp_path: Path) -> None:
 
 def test_the_readme_has_the_marks() -> None:
     text = (ROOT / "benchmarks" / "README.md").read_text()
-    assert (text.count(report.BEGIN), text.count(report.END)) == (1, 1)
+    assert [text.count(f"<!-- results: {which} -->") for which in ("begin", "end")] == [1, 1]
 
 
 def test_answers_whole_and_byte_by_byte() -> None:
