@@ -147,10 +147,9 @@ class _SingleClient:
 
     async def send(self, batch: Batch) -> np.ndarray:
         """One request for the one message."""
-        text = batch.bodies[0].decode()
-        content = b'{"client_msg_id":"%s","body":"%s"}' % (batch.id_list[0].hex().encode(), text.encode())
+        content = json.dumps({"client_msg_id": batch.id_list[0].hex(), "body": batch.bodies[0].decode()})
         path = f"/v1/conversations/{CONV}/messages"
-        answer = json.loads(await self._connection.ask("POST", path, "application/json", content))
+        answer = json.loads(await self._connection.ask("POST", path, "application/json", content.encode()))
         return np.array([answer["conv_seq"]], np.int64)
 
 

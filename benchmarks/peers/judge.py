@@ -48,31 +48,31 @@ class Verdict:
 def judge(ids: np.ndarray, numbers: np.ndarray, stored: Stored, numbered: bool) -> Verdict:
     """Compare the acks that clients saw (ids (n, 16) and numbers, an id may stand there more than once) with what is
     stored. Not `numbered`: the system's acks tell no numbers, so neither gaps nor other numbers are looked for."""
-    acked_ids, there = _keys(ids), _keys(stored.ids)
-    acked = np.unique(acked_ids)
-    kinds = np.unique(there)
-    lost = len(np.setdiff1d(acked, kinds, assume_unique=True))
+    told, there, kinds = _codes(ids, stored.ids)
+    acked = np.zeros(kinds, bool)
+    acked[told] = True
+    times = np.bincount(there, minlength=kinds)
+    lost = int((acked & (times == 0)).sum())
     renumbered = gaps = 0
     if numbered:
-        told = np.unique(_pairs(acked_ids, numbers))
-        kept = _pairs(there, stored.numbers)
-        strange = np.setdiff1d(told, kept)
+        most = int(max(numbers.max(initial=0), stored.numbers.max(initial=0))) + 1
+        strange = np.setdiff1d(told * most + numbers, there * most + stored.numbers) // most
         # a lost one has no number at all: it is counted above
-        renumbered = len(np.intersect1d(np.unique(strange["id"]), kinds, assume_unique=True))
+        renumbered = len(np.unique(strange[times[strange] > 0]))
         gaps = _gaps(stored.numbers, stored.explained)
-    return Verdict(len(acked), len(there), lost, len(there) - len(kinds), renumbered, gaps)
+    return Verdict(int(acked.sum()), len(there), lost, len(there) - int((times > 0).sum()), renumbered, gaps)
 
 
-def _keys(ids: np.ndarray) -> np.ndarray:
-    """Ids that numpy can sort: V16 has no order, two big-endian integers have."""
-    wide = np.ascontiguousarray(ids, np.uint8).reshape(-1, ID_BYTES)
-    return wide.view([("high", ">u8"), ("low", ">u8")]).reshape(-1)
-
-
-def _pairs(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    made = np.empty(len(keys), [("id", keys.dtype), ("number", np.int64)])
-    made["id"], made["number"] = keys, numbers
-    return made
+def _codes(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """A small number for each id of both, the same for the same id, and how many there are. Sorting such numbers takes
+    a hundredth of the time that sorting ids does."""
+    wide = np.ascontiguousarray(np.concatenate([first, second]), np.uint8).reshape(-1, ID_BYTES).view("<u8")
+    order = np.lexsort((wide[:, 0], wide[:, 1]))
+    new = np.ones(len(order), bool)
+    new[1:] = (wide[order[1:]] != wide[order[:-1]]).any(axis=1)
+    codes = np.empty(len(order), np.int64)
+    codes[order] = np.cumsum(new) - 1
+    return codes[: len(first)], codes[len(first) :], int(new.sum())
 
 
 def _gaps(numbers: np.ndarray, explained: tuple[tuple[int, int], ...]) -> int:

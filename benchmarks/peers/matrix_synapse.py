@@ -135,8 +135,8 @@ class _Client:
     async def send(self, batch: Batch) -> np.ndarray:
         """One request for the one message; its id is the transaction's."""
         name = batch.id_list[0].hex()
-        content = b'{"msgtype":"m.text","body":"%s","%s":"%s"}' % (batch.bodies[0], _ID.encode(), name.encode())
-        await self._connection.ask("PUT", self._path + name, "application/json", content)
+        content = json.dumps({"msgtype": "m.text", "body": batch.bodies[0].decode(), _ID: name})
+        await self._connection.ask("PUT", self._path + name, "application/json", content.encode())
         return np.full(1, NO_NUMBER, np.int64)
 
 

@@ -13,9 +13,9 @@ from benchmarks.harness import ROOT
 
 
 @pytest.mark.timeout(170)
-def test_imray_over_http(tmp_path: Path) -> None:
+def test_single_sends(tmp_path: Path) -> None:
     found = tmp_path / "found.json"
-    command = [sys.executable, "-m", "benchmarks.peers", "imray-http", "--senders", "2", "--repeat", "1"]
+    command = [sys.executable, "-m", "benchmarks.peers", "imray-single", "--senders", "2", "--repeat", "1"]
     command += ["--seconds", "1", "--json", str(found)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=160, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -34,4 +34,4 @@ def test_imray_over_http(tmp_path: Path) -> None:
         "renumbered": 0,
         "gaps": 0,
     }
-    assert "imray, Arrow batches over HTTP" in done.stdout
+    assert "imray, single sends over HTTP" in done.stdout
