@@ -21,7 +21,7 @@ from benchmarks.peers.judge import judge
 from benchmarks.peers.results import Killed
 from benchmarks.peers.sender import Orders
 
-WARMUP_S = 4.0
+WARMUP_S = 8.0
 """After it the systems have the memory that they work in, and imray's tables of ids begin to be used again."""
 KILL_SENDERS = 4
 _KILL_AFTER_S = 3.0

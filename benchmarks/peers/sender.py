@@ -75,13 +75,15 @@ class Senders:
         """Connect, say so, wait for the order to begin, send until the end."""
         shape = self._row.shape
         places = self._orders.senders * shape.in_flight
-        sources = [Source(shape.rows, int.from_bytes(os.urandom(8))) for _ in range(places)]
+        # two to a place: while a batch of one is in flight, the next is made from the other
+        sources = [Source(shape.rows, int.from_bytes(os.urandom(8))) for _ in range(2 * places)]
         clients = [await self._connect() for _ in range(places)]
         settle()
         print("ready", flush=True)
         begin = float(await asyncio.to_thread(sys.stdin.readline))
         self._report.last_ack = time.monotonic()
-        tasks = [asyncio.create_task(self._line(c, s, begin)) for c, s in zip(clients, sources, strict=True)]
+        pairs = zip(sources[::2], sources[1::2], strict=True)
+        tasks = [asyncio.create_task(self._line(c, *pair, begin)) for c, pair in zip(clients, pairs, strict=True)]
         self._end = float(await asyncio.to_thread(sys.stdin.readline))
         self._report.cpu_s = await self._meter(begin, self._end)
         await asyncio.gather(*tasks)
@@ -106,37 +108,49 @@ class Senders:
         await asyncio.sleep(max(0.0, end - time.monotonic()))
         return time.process_time() - used
 
-    async def _line(self, client: Client, source: Source, begin: float) -> None:
-        """One batch after the other."""
-        row, report = self._row, self._report
+    async def _line(self, client: Client, source: Source, other: Source, begin: float) -> None:
+        """One batch in flight after the other; answers are checked, and batches made, while the next is on its way."""
+        batch, before = source.next(), None
         try:
             while time.monotonic() < self._end:
-                batch = source.next()
                 sent = time.monotonic()
-                numbers, client = await self._send(client, batch)
+                sending = asyncio.ensure_future(client.send(batch))
+                await asyncio.sleep(0)  # it is on its way
+                if before is not None:
+                    other.acked(*before, self._row.once, self._row.numbered)
+                following = other.next()
+                numbers, client = await self._answer(client, batch, sending)
                 if numbers is None:
                     return
-                now = time.monotonic()
-                source.acked(batch, numbers, row.once, row.numbered)
-                if self._orders.acks_path is not None:
-                    self._acks.append((batch.ids, numbers))
-                report.pause_s = max(report.pause_s, now - report.last_ack)
-                report.last_ack = now
-                if begin <= now < self._end:
-                    report.messages += batch.rows - batch.retries
-                    report.latencies_s.append(now - sent)
+                self._count(batch, numbers, sent, begin)
+                before, batch = (batch, numbers), following
+                source, other = other, source
+            if before is not None:
+                other.acked(*before, self._row.once, self._row.numbered)
         finally:
             with contextlib.suppress(Exception):  # the server may be gone
                 await asyncio.wait_for(client.close(), 1.0)
 
-    async def _send(self, client: Client, batch: Batch) -> tuple[np.ndarray | None, Client]:
+    def _count(self, batch: Batch, numbers: np.ndarray, sent: float, begin: float) -> None:
+        now, report = time.monotonic(), self._report
+        if self._orders.acks_path is not None:
+            self._acks.append((batch.ids, numbers))
+        report.pause_s = max(report.pause_s, now - report.last_ack)
+        report.last_ack = now
+        if begin <= now < self._end:
+            report.messages += batch.rows - batch.retries
+            report.latencies_s.append(now - sent)
+
+    async def _answer(
+        self, client: Client, batch: Batch, sending: asyncio.Future[np.ndarray]
+    ) -> tuple[np.ndarray | None, Client]:
         """The numbers and the client that got them; None where the end came first. Without the order to keep acks any
         failure is an error; with it the batch is sent again until it has an answer."""
         if self._orders.acks_path is None:
-            return await asyncio.wait_for(client.send(batch), _ANSWER_TIMEOUT_S), client
+            return await asyncio.wait_for(sending, _ANSWER_TIMEOUT_S), client
         while True:
             try:
-                return await asyncio.wait_for(client.send(batch), _KILLED_TIMEOUT_S), client
+                return await asyncio.wait_for(sending, _KILLED_TIMEOUT_S), client
             except Exception as e:  # noqa: BLE001 each library has errors of its own for a server that died
                 self._report.resent += 1
                 if self._report.resent == 1:
@@ -146,6 +160,7 @@ class Senders:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(client.close(), 1.0)
             client = await self._reconnect(client)
+            sending = asyncio.ensure_future(client.send(batch))
 
     async def _reconnect(self, client: Client) -> Client:
         """A new connection; the old one where there is none before the end."""

@@ -49,9 +49,11 @@ def answers_of(requests: Sequence[Prepared], planned: Plan, written: Written) ->
             start = end
             continue
         firsts = _firsts(planned, start, end, written)
+        stables = written.stables[start:end]
+        same = bool((stables == stables[0]).all())
         answer = Appended(
             len(request), written.epoch, written.place, written.server_ts, new_before,
-            planned.seq[start:end], written.stables[start:end], firsts, written.hot or None,
+            planned.seq[start:end], int(stables[0]) if same else stables, firsts, written.hot or None,
         )  # fmt: skip
         new_before += len(request) - (len(firsts.at) if firsts is not None else 0)
         answers.append(_IN_FLIGHT if (planned.status[start:end] == IN_FLIGHT).any() else answer)

@@ -189,8 +189,6 @@ class Committer:
 
     def sealed(self, files: list[SealedInterval]) -> None:
         """The checkpoint of the last freeze is durable."""
-        for file in files:
-            file.forget()
         self._used = sealed(self.state, list(files))
         self.intervals, self._snapshot = files, None
         self._covered = intervals_end(files)
@@ -211,7 +209,6 @@ class Committer:
         """One interval takes the place of adjacent ones."""
         at = self.intervals.index(parts[0])
         self.intervals[at : at + len(parts)] = [whole]
-        whole.forget()
         self.state.sealed = list(self.intervals)
 
     def figures(self) -> dict[str, object]:

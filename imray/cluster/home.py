@@ -68,6 +68,7 @@ class Home(Owner):
             committer, self.on_state, self._settings, self._when_quiet, self.hot.until_settled, self.fail
         )  # fmt: skip
         self.hot.start()
+        self._upkeep.start()
 
     def _when_quiet(self, do: Callable[[], Awaitable[None]]) -> None:
         self._between.append(do)

@@ -47,6 +47,10 @@ class Upkeep:
         self._retry_at = 0.0
         self._ended = False
 
+    def start(self) -> None:
+        """Read what look-ups of old ids need, before a commit has to wait for it."""
+        self._merge_task = asyncio.create_task(self._load())
+
     def start_checkpoint(self) -> None:
         """Begin one, if it is due and none is under way."""
         if self._ended or self._checkpoint_task is not None or time.monotonic() < self._retry_at:
@@ -91,6 +95,15 @@ class Upkeep:
             self._fail(e)
         finally:
             self._checkpoint_task = None
+
+    async def _load(self) -> None:
+        try:
+            for interval in list(self._committer.intervals):
+                await asyncio.get_running_loop().run_in_executor(self._merging, interval.loaded)
+        except StorageError as e:
+            log.warning("shard %d: sealed ids are not read ahead: %s", self._committer.shard, e)
+        except CorruptError as e:
+            self._fail(e)
 
     async def _merge(self) -> None:
         loop, committer = asyncio.get_running_loop(), self._committer

@@ -1,4 +1,4 @@
-"""Where files live: four verbs, and the local POSIX disk that does them durably.
+"""Where files live: five verbs, and the local POSIX disk that does them durably.
 
 Owns names, durability and put-if-absent. Knows nothing of what is in a file.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import mmap
 import os
 import secrets
 import time
@@ -21,7 +22,7 @@ from imray.log.posix import write_parts
 
 
 class Store(Protocol):
-    """Four verbs over immutable files; names are relative paths with '/'.
+    """Five verbs over immutable files; names are relative paths with '/'.
 
     Every verb raises StorageError where the store fails; after a failed put its outcome is unknown."""
 
@@ -30,6 +31,10 @@ class Store(Protocol):
 
     def get(self, name: str) -> bytes | None:
         """The whole file; None where there is none."""
+
+    def map(self, name: str) -> memoryview | None:
+        """The whole file as memory that the system may take back and read again, where the store has such; for files
+        that are large and used here and there."""
 
     def list(self, prefix: str, after: str = "") -> list[str]:
         """The names that start with `prefix` (a folder, ending in '/') and sort above `after`, sorted."""
@@ -115,6 +120,16 @@ class LocalStore:
             return None
         except OSError as e:
             raise StorageError(f"get {name}: {e.strerror or e} (errno {e.errno})") from e
+
+    def map(self, name: str) -> memoryview | None:
+        try:
+            with (self.root / name).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                return memoryview(mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) if size else b"")
+        except FileNotFoundError:
+            return None
+        except OSError as e:
+            raise StorageError(f"map {name}: {e.strerror or e} (errno {e.errno})") from e
 
     def list(self, prefix: str, after: str = "") -> list[str]:
         try:

@@ -163,3 +163,16 @@ def test_requests_become_one_table_and_the_new_rows_a_segment() -> None:
     out = segment_table(table, np.array([True, True, True, False]), np.array([1, 1, 1]), 77).to_pylist()
     assert [r["conv_id"] for r in out] == ["c", "d", "e"]
     assert {r["server_ts"].timestamp() for r in out} == {0.077}
+
+
+@pytest.mark.parametrize("dropped", [[], [range(30)], [range(100, 130), range(590, 610)], [range(0, 1200, 3)]])
+def test_a_segment_holds_just_the_rows_that_are_new(dropped: list[range]) -> None:
+    requests = [prepare(batch_of([replace(_BASE, body=b"%d" % i) for i in range(a, a + 600)]), SEED) for a in (0, 600)]
+    table, _ = gather(requests)
+    keep = np.ones(1200, np.bool_)
+    for rows in dropped:
+        keep[rows] = False
+    seq = np.arange(1, keep.sum() + 1)
+    out = segment_table(table, keep, seq, 77)
+    assert out.column("body").to_pylist() == [b"%d" % i for i in np.flatnonzero(keep)]
+    assert out.column("conv_seq").to_pylist() == seq.tolist()

@@ -52,11 +52,20 @@ def test_candidates_say_segment_and_row(tmp_path: Path) -> None:
         assert maybe.all()
         assert sorted(interval.candidates(fps)) == wanted
         assert interval.candidates(random_fps(1000, 2)) == []
-        interval.forget()
-        assert interval.candidates(fps[:1]) == [(0, 11, 0)]
     rows = read_postings(store, made.interval).to_pylist()
     assert [(r["conv_id"], r["place"]) for r in rows] == [(c, s) for c in ("ant", "zebra") for s in range(11, 16)]
     assert rows[1] == {"conv_id": "ant", "place": 12, "first": 1, "last": 1}
+
+
+def test_no_look_up_waits_for_the_store(tmp_path: Path) -> None:
+    """What was just sealed, merged or loaded has its ids at hand."""
+    store = LocalStore(tmp_path)
+    parts = [_sealed(store, 1 + 2 * k, 2 + 2 * k, 100, k) for k in range(2)]
+    merged = merge(store, [made for made, _ in parts])
+    opened = open_interval(store, merged.interval).loaded()
+    for made in (merged, opened, parts[0][0]):
+        store.delete(made.interval.name("ids"))
+        assert len(made.candidates(parts[0][1])) == 100
 
 
 def test_no_ids(tmp_path: Path) -> None:
@@ -90,9 +99,9 @@ def test_a_missing_or_foreign_file(tmp_path: Path, kind: str) -> None:
     store = LocalStore(tmp_path)
     one, _ = _sealed(store, 1, 2, 10, 1)
     two, _ = _sealed(store, 3, 4, 10, 2)
-    read = {"ids": lambda: one.candidates(random_fps(1)), "bloom": lambda: open_interval(store, one.interval)}
-    reader = read.get(kind, one.postings)
-    one.forget()
+    again = open_interval(store, one.interval)
+    read = {"ids": lambda: again.candidates(random_fps(1)), "bloom": lambda: open_interval(store, one.interval)}
+    reader = read.get(kind, again.postings)
     (tmp_path / one.interval.name(kind)).write_bytes((tmp_path / two.interval.name(kind)).read_bytes())
     with pytest.raises(CorruptError, match="another interval"):
         reader()

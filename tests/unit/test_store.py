@@ -120,6 +120,7 @@ def test_list_get_delete(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "d")
     assert store.list("a/") == []
     assert store.get("a/1") is None
+    assert store.map("a/1") is None
     for n in (3, 1, 2, 10):
         assert store.put_if_absent(f"a/{n:02d}", [b"%d" % n])
     assert store.list("a/") == ["a/01", "a/02", "a/03", "a/10"]
@@ -141,6 +142,7 @@ def test_many_parts_and_none(tmp_path: Path) -> None:
     assert store.get("a/x") == b"".join(parts)
     assert store.put_if_absent("a/empty", [])
     assert store.get("a/empty") == b""
+    assert (store.map("a/x"), store.map("a/empty")) == (b"".join(parts), b"")
 
 
 def test_a_store_lets_go_of_its_descriptors(tmp_path: Path) -> None:
