@@ -149,12 +149,15 @@ class _Answers:
                     self._process.loop.call_soon_threadsafe(self._take, np.frombuffer(message.value(), REPLY))
         consumer.close()
 
-    def lost(self) -> bool:
-        """Whether the broker has forgotten the topic: it was killed, and has only its memory. Then this one ends."""
-        if topic_of(self.sender) in self._process.producer.list_topics(timeout=_TIMEOUT_S).topics:
-            return False
+    def end(self) -> None:
+        """Stop reading: an answer did not come. A broker that was killed has forgotten the topic, or has one made anew
+        by whoever wrote to it, and a consumer's place in the old one means nothing there."""
         self._over.set()
-        return True
+
+    @property
+    def over(self) -> bool:
+        """Whether it has stopped."""
+        return self._over.is_set()
 
     def _take(self, replies: np.ndarray) -> None:
         for place in np.unique(replies["place"]).tolist():
@@ -171,7 +174,7 @@ def _made(port: int) -> _Answers:
 
 
 def _answers(port: int) -> _Answers:
-    if _made(port).lost():
+    if _made(port).over:
         _made.cache_clear()
     return _made(port)
 
@@ -191,8 +194,13 @@ class SchemeClient:
         flat = tags.tobytes()
         numbers, done = self._answers.expect(self._place, self._turn, batch.rows)
         rows = zip(range(0, len(flat), TAG_BYTES), batch.id_list, batch.bodies, strict=True)
-        await self._process.produce([{"key": i, "value": flat[at : at + TAG_BYTES] + body} for at, i, body in rows])
-        await done
+        messages = [{"key": i, "value": flat[at : at + TAG_BYTES] + body} for at, i, body in rows]
+        try:
+            await self._process.produce(messages)
+            await done
+        except BaseException:
+            self._answers.end()
+            raise
         return numbers
 
     async def close(self) -> None:
