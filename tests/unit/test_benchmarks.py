@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks.engine import check_ack
-from benchmarks.harness import ROOT, Figure, Options, column, differences, in_turns, percentile, ratios
+from benchmarks.harness import ROOT, Figure, column, differences, in_turns, percentile, ratios
 from benchmarks.load import ResponseParser, parse_head
 from benchmarks.machine import filesystem
 from benchmarks.requests import ArrowBatch, BadAnswerError, JsonBatch, Single, Target, sources
@@ -75,11 +77,19 @@ def test_percentile_of_nothing_is_an_error() -> None:
         percentile([], 0.5)
 
 
-def test_a_fresh_folder_is_gone_afterwards(tmp_path: Path) -> None:
-    with Options(tmp_path / "made").fresh_folder() as folder:
-        (folder / "wal").mkdir()
-        (folder / "wal" / "file").write_bytes(b"x")
-    assert not folder.exists()
+def test_a_fresh_folder_is_emptied_at_once_and_gone_when_the_process_ends(tmp_path: Path) -> None:
+    script = f"""
+from pathlib import Path
+from benchmarks.harness import Options
+with Options(Path({str(tmp_path)!r}) / "made").fresh_folder() as folder:
+    (folder / "wal").mkdir()
+    (folder / "wal" / "file").write_bytes(b"x")
+    (folder / "wal" / "link").symlink_to("file")
+print([(f.name, f.stat().st_size) for f in sorted(folder.rglob("*")) if f.is_file()])
+"""
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.stdout.strip() == "[('file', 0), ('link', 0)]", run.stderr
+    assert list((tmp_path / "made").iterdir()) == []
 
 
 def test_file_system_is_that_of_the_deepest_mount() -> None:
