@@ -164,7 +164,15 @@ class Grants:
         wanted, self.ceilings_wanted = self.ceilings_wanted, set()
 
         def records(state: ShardState) -> list[Record]:
-            return [self._hot_record(state, conv) for conv in sorted(wanted) if conv in state.hot]
+            # after the record that turns it cold this one would turn it hot again; if it stays hot, the next ask wants
+            # its ceiling again
+            for conv in wanted & self.blocks.cooling:
+                self._ceilings_asked.pop(conv, None)
+            return [
+                self._hot_record(state, conv)
+                for conv in sorted(wanted - self.blocks.cooling)
+                if conv in state.hot
+            ]  # fmt: skip
 
         return records
 

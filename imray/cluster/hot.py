@@ -64,6 +64,7 @@ class HotGroups:
         self._lock = asyncio.Lock()
         self._waiting: list[asyncio.Future[None]] = []
         self._turning: asyncio.Task[None] | None = None
+        self._ended = False
 
     def start(self) -> None:
         """Begin to watch."""
@@ -73,6 +74,7 @@ class HotGroups:
 
     async def end(self) -> None:
         """Answer no more asks, and stop watching."""
+        self._ended = True
         await asyncio.to_thread(self._server.end)
         for task in list(self._tasks):
             task.cancel()
@@ -87,7 +89,17 @@ class HotGroups:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._ended:  # or it would end the next incarnation
             self._shard.fail(error)
+
+    async def _record(self, records: Records) -> Refusal | None:
+        """What this incarnation wants to log, the next one must not: it has grants and voids of its own."""
+        if self._ended:
+            return Refusal(Refused.UNAVAILABLE, "the shard has recovered meanwhile: try again")
+        return await self._shard.record(records)
 
     @property
     def door(self) -> Door:
@@ -119,7 +131,7 @@ class HotGroups:
         try:
             lost: list[Block] | None = await self._shard.on_state(self.grants.register, slot, epoch, segment)
         except (FencedError, CorruptError) as e:
-            self._shard.fail(e)
+            self._fail(e)
             return False
         self._settled()
         if lost:
@@ -142,7 +154,7 @@ class HotGroups:
                     await self._start_topics(topics)
             except UnavailableError as e:
                 return Refusal(Refused.UNAVAILABLE, f"{conv_id!r} stays as it is: {e}")
-            return await self._shard.record(self.grants.heat(conv_id, topics, by_rate))
+            return await self._record(self.grants.heat(conv_id, topics, by_rate))
 
     async def cool(self, conv_id: str) -> Refusal | None:
         """Turn a conversation cold: its home shard alone writes it again. None: done, and durable."""
@@ -155,11 +167,15 @@ class HotGroups:
             try:
                 settled = self.until_settled(lambda: not blocks.in_flight(conv))
                 await asyncio.wait_for(settled, _COOL_TIMEOUT_S)
-                return await self._shard.record(self.grants.cool(conv_id))
             except TimeoutError:
-                return Refusal(Refused.UNAVAILABLE, f"{conv_id!r} stays hot: a block is not settled yet")
-            finally:
                 blocks.cooling.discard(conv)
+                return Refusal(Refused.UNAVAILABLE, f"{conv_id!r} stays hot: a block is not settled yet")
+            refusal = await self._record(self.grants.cool(conv_id))
+            if refusal is None:
+                # Durable is not settled: an ask in a thread of its own may be looked at first, and a block above the
+                # record would make the logs unreadable. After a refusal the record may be durable, too: no more grants.
+                await self._shard.on_state(blocks.cooling.discard, conv)
+            return refusal
 
     async def until_settled(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition of the state holds that only settled grants can bring about."""
@@ -228,12 +244,12 @@ class HotGroups:
 
     async def _void(self, lost: list[Block]) -> None:
         """Log that some grants will never be used; then their ids are free and `stable_seq` passes them."""
-        if lost and await self._shard.record(self.grants.void(lost)) is None:
+        if lost and await self._record(self.grants.void(lost)) is None:
             await self._shard.on_state(self.grants.voided, lost)
             self._settled()
 
     async def _log_ceilings(self) -> None:
-        await self._shard.record(await self._shard.on_state(self.grants.ceilings))
+        await self._record(await self._shard.on_state(self.grants.ceilings))
 
     async def _tick(self, now: float) -> None:
         committer = self.grants.committer

@@ -97,7 +97,7 @@ class Slot:
 
     epoch: int = 0
     """Of the writer that registered last; another one gets no grant."""
-    answers: dict[int, Granted] = field(default_factory=dict)
+    answers: dict[int, Granted | Declined] = field(default_factory=dict)
     """Of its last asks: a repeated ask gets the same answer."""
     last_ask: int = 0
 
@@ -145,7 +145,7 @@ class Blocks:
         state = self._state
         convs = conversations_of(rows, located.conv)
         if len(located.fresh) or any(c not in state.hot or c in self.cooling for c in convs):
-            return Declined("moved")
+            return self._remember(slot, ask, Declined("moved"))
         if sum(b.slot == slot for b in self.outstanding.values()) >= OUTSTANDING_MAX:
             return Declined("wait")
         planned = plan(state, rows, located, old, slot)
@@ -160,7 +160,10 @@ class Blocks:
             commit = commit_of(planned, rows, -number, epoch, 0)
             table, first, end = reserve(state, commit)
             self.outstanding[number] = Block(number, slot, epoch, commit, table, (first, end), now)
-        answer = self._answer(number, rows, planned, convs)
+        return self._remember(slot, ask, self._answer(number, rows, planned, convs))
+
+    def _remember(self, slot: int, ask: int, answer: Granted | Declined) -> Granted | Declined:
+        """What ends an ask: whether its call comes again, or late, it has this answer and nobody waits for another."""
         known = self._slots[slot]
         known.last_ask = ask
         known.answers[ask] = answer

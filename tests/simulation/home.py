@@ -106,7 +106,7 @@ class SimHome(Owner):
         grants = self._current()
         if grants is None:
             return "lost"
-        answer = await self.thread.submit(grants.ask, slot, epoch, ask, rows, reports, self.sim.now / 1e6)
+        answer = await self.thread.submit_elsewhere(grants.ask, slot, epoch, ask, rows, reports, self.sim.now / 1e6)
         self._settled()
         if grants.ceilings_wanted:
             self.watch(self._log(grants, grants.ceilings()), self._tasks)
@@ -180,17 +180,19 @@ class SimHome(Owner):
             return "lost"
         blocks, state = grants.blocks, grants.committer.state
         await self._lock()
-        conv = -1
         try:
             conv = await self.thread.submit(state.conversations.index, conv_id)
             if conv not in state.hot:
                 return None
             blocks.cooling.add(conv)
             if not await self.until_settled(lambda: not blocks.in_flight(conv), 2 * GRANT_TIMEOUT_US):
+                blocks.cooling.discard(conv)
                 return "lost"
-            return await self.record_for(grants, grants.cool(conv_id))
+            refusal = await self.record_for(grants, grants.cool(conv_id))
+            if refusal is None:
+                await self.thread.submit(blocks.cooling.discard, conv)
+            return refusal
         finally:
-            blocks.cooling.discard(conv)
             self._unlock()
 
     async def until_settled(self, condition: Callable[[], bool], timeout_us: int = 1 << 60) -> bool:

@@ -298,6 +298,13 @@ class Thread:
             self._next()
         return future
 
+    def submit_elsewhere(self, call: Callable[..., Any], *args: Any) -> Future:
+        """A call in a thread of its own that needs the same lock: it may overtake those that wait."""
+        future = self.submit(call, *args)
+        if self._queue and self._process.sim.chance(0.5):
+            self._queue.rotate()
+        return future
+
     def _next(self) -> None:
         self._busy = bool(self._queue)
         if not self._busy:
@@ -317,5 +324,5 @@ class Thread:
         if hasattr(result, "__await__"):
             result = await result
         elif self._process.sim.chance(0.2):
-            await self._process.sleep(200)
+            await self._process.sleep(3 * MS if self._process.sim.chance(0.2) else 200)
         return result

@@ -1,0 +1,106 @@
+"""The record that turns a group cold, and what may not follow it: a block, a ceiling, an old incarnation's record."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from imray.cluster.committer import Job
+from imray.cluster.hot import HotGroups
+from imray.cluster.replies import Refusal
+from imray.core.blocks import Declined
+from imray.core.errors import StorageError
+from tests.faults.driver import FaultStore
+from tests.faults.owners import until_async
+from tests.hot.groups import Group
+from tests.hot.test_group import _hot, _m, _rows, _stable
+from tests.unit.batches import rows_of
+
+
+def _of(group: Group) -> HotGroups:
+    assert group.home.hot is not None
+    return group.home.hot
+
+
+async def test_no_block_above_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ask, which has a thread of its own, is looked at when the record is durable and not settled yet."""
+    async with Group(tmp_path) as group:
+        await _hot(group, 1)
+        assert _rows(await group.send(1, _m(1))) == [("new", 1)]
+        home, go_on, answered = group.home, threading.Event(), asyncio.Event()
+        settle = home._settle
+
+        def be_busy_and_settle(job: Job) -> None:
+            if job.commit is not None and job.commit.controls:
+                home._thread.submit(go_on.wait, 30)
+                answered.set()  # in this very step
+            settle(job)
+
+        monkeypatch.setattr(home, "_settle", be_busy_and_settle)
+        cooling = asyncio.create_task(_of(group).cool("room"))
+        try:
+            await asyncio.wait_for(answered.wait(), 30)
+            for _ in range(10):
+                await asyncio.sleep(0)  # whoever waited for it goes on
+            refusal = await group.try_send(1, _m(2))
+        finally:
+            go_on.set()
+        assert isinstance(refusal, Refusal)
+        assert refusal.why == "moved"
+        assert await cooling is None
+        assert _rows(await group.send(0, _m(2))) == [("new", 2)]
+        await _hot(group, 1)
+        assert _rows(await group.send(1, _m(3))) == [("new", 3)]
+    async with Group(tmp_path) as group:
+        assert _rows(await group.send(0, _m(1), _m(2), _m(3))) == [("duplicate", n) for n in (1, 2, 3)]
+
+
+async def test_no_block_where_the_record_may_be_durable(tmp_path: Path) -> None:
+    store = FaultStore(tmp_path)
+    async with Group(store) as group:
+        await _hot(group, 1)
+        assert _rows(await group.send(1, _m(1))) == [("new", 1)]
+        await _stable(group, 1)
+        hot = _of(group)
+        store.arm("linked", action="eio", prefix="wal/shard=0000/")
+        assert isinstance(await hot.cool("room"), Refusal)
+        epoch = hot.grants.blocks.slot_epoch(1)
+        assert hot.ask(1, epoch, 1000, rows_of([_m(2)]), []) == Declined("moved")
+        assert _rows(await group.deliver(_m(2), topics=1)) == [("new", 2)]
+        assert not _of(group).grants.committer.state.hot, "the record was durable"
+
+
+async def test_the_next_incarnation_logs_nothing_of_the_last(tmp_path: Path) -> None:
+    async with Group(tmp_path) as group:
+        await _hot(group, 1)
+        old = _of(group)
+        group.home.fail(StorageError("the disk is away"))
+        await until_async(lambda: group.home.hot is not old and group.home.state == "serving", "it has recovered")
+        segment = (await group.home.status())["segment"]
+        assert isinstance(await old.heat("other", 1), Refusal)
+        assert isinstance(await old.cool("room"), Refusal)
+        old._fail(StorageError("too late"))
+        assert (await group.home.status())["segment"] == segment
+        assert _rows(await group.send(1, _m(1)))[0][0] == "new", "it is still hot"
+
+
+async def test_no_ceiling_after_the_record(tmp_path: Path) -> None:
+    """Not while it turns cold, but later where that did not work."""
+    async with Group(tmp_path) as group:
+        await _hot(group, 1)
+        assert _rows(await group.send(1, _m(1))) == [("new", 1)]
+        await _stable(group, 1)
+        grants = _of(group).grants
+        state = grants.committer.state
+        state.conversations.heads[0] = state.hot[0].ceiling - 2
+        grants._want_ceiling(0)
+        grants._want_ceiling(0)
+        assert grants.ceilings_wanted == {0}
+        grants.blocks.cooling.add(0)
+        assert grants.ceilings()(state) == []
+        grants.blocks.cooling.discard(0)
+        grants._want_ceiling(0)
+        assert len(grants.ceilings()(state)) == 1
