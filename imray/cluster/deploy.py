@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
+
+# private: Ray reads its variable for this once, at import, and only `connect` knows whether the cluster is a local one
 from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
