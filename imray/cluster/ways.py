@@ -29,7 +29,7 @@ class Ways:
         """How many sub-topics each hot conversation has, as was last heard."""
         self._topics: dict[int, Batcher] = {}
         self._paused: dict[int, float] = {}
-        """Logs whose sub-topic gave no answer, and until when they are left out."""
+        """Logs whose sub-topic gave no answer or refuses to serve, and until when they are left out."""
 
     def of(self, home: int, conv_id: str, key: str) -> int:
         """The log for a send: the home shard's, or a sub-topic's. `key` is the send's topic, else its sender."""
@@ -61,7 +61,8 @@ class Ways:
             for conv_id in conv_ids:
                 self.hot.pop(conv_id, None)
             return False
-        if answer.why is Refused.UNAVAILABLE:
+        if answer.why in (Refused.UNAVAILABLE, Refused.CORRUPT):
+            # one that refuses to serve holds nobody up: the home shard takes everything
             self._paused[log] = time.monotonic() + self._settings.topic_pause_s
             return False
         return True
