@@ -42,13 +42,15 @@ class Backend:
         """One message; gathered with others that take the same way."""
         home = self.shard_of(send.conv_id)
         log = self._ways.of(home, send.conv_id, send.topic or send.sender)
+        unknown = False
         if log != home:
             outcome = await self._ways.topic(log).send(send)
             if self._ways.arrived(log, outcome.answer, [send.conv_id]):
                 return outcome
-        outcome = await self._batchers[home].send(send)
-        self._ways.learn(outcome.answer, [send.conv_id])
-        return outcome
+            unknown = _maybe_written(outcome.answer)
+        answer, row = await self._batchers[home].send(send)
+        self._ways.learn(answer, [send.conv_id])
+        return Outcome(_after(unknown, answer), row)
 
     def ways(self, batch: pa.RecordBatch) -> np.ndarray:
         """For each conversation in a batch's dictionary the log that its messages should go to: all of them one way, so
@@ -70,14 +72,16 @@ class Backend:
 
     async def _send_batch(self, log: int, batch: pa.RecordBatch) -> Appended | Refusal:
         home, slot = home_of(log)
+        unknown = False
         if slot:
             answer = await self._ways.topic(log).send_batch(batch)
             if self._ways.arrived(log, answer, batch.column("conv_id").dictionary.to_pylist()):
                 return answer
+            unknown = _maybe_written(answer)
         answer = await self._batchers[home].send_batch(batch)
         if self._ways.hot or (isinstance(answer, Appended) and answer.hot):
             self._ways.learn(answer, batch.column("conv_id").dictionary.to_pylist())
-        return answer
+        return _after(unknown, answer)
 
     async def heat(self, conv_id: str, topics: int) -> Refusal | None:
         """Spread a conversation over sub-topics; 0: its home shard alone writes it again. None: done, and durable."""
@@ -131,3 +135,12 @@ class Backend:
 
     def _deadline(self) -> float:
         return time.monotonic() + self.settings.send_deadline_s
+
+
+def _maybe_written(answer: Appended | Refusal) -> bool:
+    return not isinstance(answer, Refusal) or answer.maybe_written
+
+
+def _after(unknown: bool, answer: Appended | Refusal) -> Appended | Refusal:
+    """The home shard's answer; `unknown`: a try at a sub-topic before may have been executed."""
+    return answer.after_unknown() if unknown and isinstance(answer, Refusal) else answer

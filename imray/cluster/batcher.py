@@ -129,7 +129,7 @@ class Batcher:
         return taken
 
     async def _call(self, taken: list[_Waiting]) -> None:
-        answer: Appended | Refusal = Refusal(Refused.UNAVAILABLE, "the gateway is stopping")
+        answer: Appended | Refusal = Refusal(Refused.UNAVAILABLE, "the gateway is stopping", unknown=True)
         try:
             deadline = time.monotonic() + self._deadline_s
             answer = await self._client.append(to_ipc(_join([w.what for w in taken])), deadline)

@@ -58,14 +58,22 @@ class ActorClient:
         return {"state": answer.detail} if isinstance(answer, Refusal) else answer
 
     async def _retry(self, call: Callable[[float], Awaitable[Any]], deadline: float) -> Any:
-        """Call with a time-out in seconds, until there is an answer or the deadline has passed."""
+        """Call with a time-out in seconds, until there is an answer or the deadline has passed.
+
+        Once a try's outcome is unknown it stays so: BUSY is no answer any more, and no refusal says that nothing was
+        written."""
         delay_s = self._settings.retry_delay_s_min
+        unknown = False
         while True:
             left_s = deadline - time.monotonic()
             answer = await call(max(0.05, min(left_s, self._settings.call_timeout_s)))
-            if not isinstance(answer, Refusal) or answer.why is not Refused.UNAVAILABLE:
+            if not isinstance(answer, Refusal):
                 return answer
-            if time.monotonic() + delay_s >= deadline:
+            unknown = unknown or answer.why is Refused.UNAVAILABLE
+            again = answer.why is Refused.UNAVAILABLE or (unknown and answer.why is Refused.BUSY)
+            if unknown:
+                answer = answer.after_unknown()
+            if not again or time.monotonic() + delay_s >= deadline:
                 return answer
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, self._settings.retry_delay_s_max)

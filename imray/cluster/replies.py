@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
+
+from imray.log.sealed import Interval
 
 
 class Refused(StrEnum):
@@ -30,6 +32,23 @@ class Refusal:
     why: Refused
     detail: str
     retry_after_s: float = 1.0
+    unknown: bool = False
+    """An earlier try of the same ids may have been executed."""
+
+    @property
+    def maybe_written(self) -> bool:
+        """Whether this call or an earlier try of the same ids may have been executed."""
+        return self.unknown or self.why not in (Refused.INVALID, Refused.BUSY, Refused.MOVED)
+
+    def after_unknown(self) -> Refusal:
+        """This answer where an earlier try of the same ids may have been executed: it never says that nothing was
+        written, since who believes that makes a new id, and the message stands twice.
+
+        MOVED stays, as the gateway must act on it; CORRUPT stays, as a person must look, and claims nothing."""
+        if self.why in (Refused.INVALID, Refused.BUSY):
+            detail = f"{self.detail}; an earlier try may have been executed"
+            return Refusal(Refused.UNAVAILABLE, detail, self.retry_after_s, True)
+        return replace(self, unknown=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +125,7 @@ class Located:
     epoch: int
     checkpoint: int
     """Segments up to this one are covered by sealed intervals; `spans` covers those after it."""
-    intervals: list[tuple[int, int, int]]
-    """(first segment, last segment, ids) of each sealed interval."""
+    intervals: list[Interval]
+    """The sealed intervals."""
     spans: list[tuple[int, int, int]]
     """(place, first, last number)."""

@@ -102,6 +102,31 @@ async def test_a_second_call_starts_when_much_waits() -> None:
     assert sorted(number(t.result()) for t in tasks) == list(range(1, 13))
 
 
+async def test_a_call_that_is_cancelled_ends_as_unknown() -> None:
+    shard = Shard()
+    queue = batcher(shard)
+    sending = asyncio.create_task(queue.send(send("x")))
+    await settle()
+    shard.answers[0].cancel()
+    answer, _ = await sending
+    assert isinstance(answer, Refusal)
+    assert (answer.why, answer.unknown) == (Refused.UNAVAILABLE, True)
+
+
+async def test_a_sender_that_goes_away_changes_no_other_ones_answer() -> None:
+    shard = Shard()
+    queue = batcher(shard)
+    tasks = [asyncio.create_task(queue.send(send(str(i)))) for i in range(4)]
+    await settle()
+    tasks[0].cancel()
+    tasks[2].cancel()
+    await settle()
+    await shard.answer()
+    await shard.answer()
+    assert [c.column("body").to_pylist() for c in shard.calls] == [[b"0"], [b"1", b"2", b"3"]]
+    assert [number(tasks[i].result()) for i in (1, 3)] == [2, 4]
+
+
 @pytest.mark.parametrize(("start", "rows"), [(s, n) for s in range(6) for n in (1, 2, 6) if s + n <= 6])
 def test_slices_of_an_answer(start: int, rows: int) -> None:
     known = np.array([1, 4])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 import pytest
-from fake_actors import SETTINGS, FakeRay, appended, fake_ray, refusal
+from fake_actors import LOST, SETTINGS, FakeRay, appended, fake_ray, refusal
 
 from imray.cluster.backend import Backend
 from imray.cluster.batcher import Send, record_batch
@@ -17,6 +18,9 @@ from imray.log.manifest import Manifest
 HOME = "shard-0000"
 TOPIC = "topic-0000-01"
 HOT = appended(1, hot={"hot": 1})
+BUSY = refusal(Refused.BUSY)
+MOVED = refusal(Refused.MOVED)
+INVALID = refusal(Refused.INVALID)
 CORRUPT = refusal(Refused.CORRUPT)
 
 Sending = Callable[[Backend, Send], Awaitable[Appended | Refusal]]
@@ -53,6 +57,74 @@ async def learned(**settings: int) -> Backend:
 
 
 @both
+@pytest.mark.parametrize("topic_says", [[LOST], [LOST, BUSY], [LOST, MOVED], [LOST, INVALID], [LOST, CORRUPT]])
+@pytest.mark.parametrize("home_says", [BUSY, INVALID])
+async def test_what_a_sub_topic_may_have_written_stays_unknown_when_the_home_shard_refuses(
+    ray: FakeRay, sending: Sending, topic_says: list[object], home_says: Refusal
+) -> None:
+    home = ray.actor(HOME, HOT, home_says)
+    topic = ray.actor(TOPIC, *topic_says)
+    answer = await sending(await learned(), message())
+    assert isinstance(answer, Refusal)
+    assert answer.why is Refused.UNAVAILABLE
+    assert topic.ids()[0] == home.ids()[1]
+
+
+@both
+@pytest.mark.parametrize("topic_says", [[LOST], [LOST, MOVED]])
+async def test_it_stays_unknown_when_the_gateway_has_no_room_for_the_home_shard(
+    ray: FakeRay, sending: Sending, topic_says: list[object]
+) -> None:
+    home = ray.actor(HOME, HOT)
+    topic = ray.actor(TOPIC, *topic_says)
+    backend = await learned(gateway_queue_rows_max=1)
+    home.open.clear()
+    first = asyncio.create_task(one(backend, message("cold")))
+    answer = await sending(backend, message())
+    assert isinstance(answer, Refusal)
+    assert answer.why is Refused.UNAVAILABLE
+    assert "the gateway's queue" in answer.detail
+    assert topic.batches
+    home.open.set()
+    assert isinstance(await first, Appended)
+
+
+@both
+async def test_nothing_was_written_is_said_where_it_is_known(ray: FakeRay, sending: Sending) -> None:
+    ray.actor(HOME, HOT, BUSY)
+    ray.actor(TOPIC, MOVED)
+    assert await sending(await learned(), message()) == BUSY
+
+
+@both
+@pytest.mark.parametrize("topic_says", [BUSY, INVALID])
+async def test_a_sub_topics_first_refusal_is_the_answer(ray: FakeRay, sending: Sending, topic_says: Refusal) -> None:
+    home = ray.actor(HOME, HOT)
+    ray.actor(TOPIC, topic_says)
+    assert await sending(await learned(), message()) == topic_says
+    assert len(home.batches) == 1
+
+
+@both
+async def test_the_home_shard_takes_what_a_sub_topic_left_open(ray: FakeRay, sending: Sending) -> None:
+    home = ray.actor(HOME, HOT)
+    topic = ray.actor(TOPIC, LOST)
+    assert isinstance(await sending(await learned(), message()), Appended)
+    assert topic.ids()[0] == home.ids()[1]
+
+
+@both
+async def test_a_corrupt_home_shard_is_told_after_an_unknown_try_but_claims_nothing(
+    ray: FakeRay, sending: Sending
+) -> None:
+    ray.actor(HOME, HOT, CORRUPT)
+    ray.actor(TOPIC, LOST)
+    answer = await sending(await learned(), message())
+    assert isinstance(answer, Refusal)
+    assert (answer.why, answer.maybe_written) == (Refused.CORRUPT, True)
+
+
+@both
 async def test_a_sub_topic_that_refuses_to_serve_is_left_out_for_a_while(ray: FakeRay, sending: Sending) -> None:
     home = ray.actor(HOME, HOT)
     topic = ray.actor(TOPIC, CORRUPT, HOT)
@@ -64,3 +136,14 @@ async def test_a_sub_topic_that_refuses_to_serve_is_left_out_for_a_while(ray: Fa
     ray.clock.now_s += SETTINGS.topic_pause_s
     assert isinstance(await sending(backend, message()), Appended)
     assert (len(topic.batches), len(home.batches)) == (2, 3)
+
+
+@both
+async def test_a_sub_topic_that_refuses_to_serve_does_not_say_that_nothing_was_written(
+    ray: FakeRay, sending: Sending
+) -> None:
+    ray.actor(HOME, HOT, BUSY)
+    ray.actor(TOPIC, CORRUPT)
+    answer = await sending(await learned(), message())
+    assert isinstance(answer, Refusal)
+    assert answer.why is Refused.UNAVAILABLE

@@ -1,0 +1,94 @@
+"""A gateway's retries: an unknown outcome stays unknown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+
+import pyarrow as pa
+import pytest
+from fake_actors import LOST, SETTINGS, TRY_S, FakeRay, appended, fake_ray, refusal
+
+from api.problems import STATUS_OF_REFUSAL, refused
+from imray.cluster.batcher import Send, record_batch
+from imray.cluster.links import ShardClient
+from imray.cluster.replies import Appended, Refusal, Refused
+from imray.log.schema import to_ipc
+
+NAME = "shard-0000"
+LAST = 10
+
+
+@pytest.fixture
+async def ray(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeRay]:
+    with fake_ray(monkeypatch) as made:
+        yield made
+
+
+@pytest.fixture
+async def client(ray: FakeRay) -> ShardClient:
+    return ShardClient("test", 0, SETTINGS)
+
+
+def batch() -> pa.Buffer:
+    return to_ipc(record_batch([Send("c", os.urandom(16), "ada", None, None, None, b"x")]))
+
+
+async def append(client: ShardClient, ray: FakeRay, tries: float = LAST) -> Appended | Refusal:
+    return await client.append(batch(), ray.clock.now_s + tries * TRY_S)
+
+
+async def test_after_a_try_without_an_answer_a_busy_shard_is_asked_again(ray: FakeRay, client: ShardClient) -> None:
+    busy = refusal(Refused.BUSY)
+    shard = ray.actor(NAME, LOST, busy, busy, appended(1))
+    assert isinstance(await append(client, ray), Appended)
+    assert len(shard.ids()) == 4
+    assert len({tuple(ids) for ids in shard.ids()}) == 1
+
+
+async def test_busy_until_the_deadline_after_an_unknown_try_ends_as_unknown(ray: FakeRay, client: ShardClient) -> None:
+    shard = ray.actor(NAME, LOST, refusal(Refused.BUSY))
+    answer = await append(client, ray, 3.5)
+    assert isinstance(answer, Refusal)
+    assert (answer.why, answer.maybe_written) == (Refused.UNAVAILABLE, True)
+    assert "said busy" in answer.detail
+    assert len(shard.batches) == 4
+
+
+@pytest.mark.parametrize("why", [Refused.BUSY, Refused.INVALID, Refused.MOVED, Refused.CORRUPT])
+async def test_a_refusal_of_the_first_try_is_passed_on_as_it_is(
+    ray: FakeRay, client: ShardClient, why: Refused
+) -> None:
+    shard = ray.actor(NAME, refusal(why))
+    assert await append(client, ray) == refusal(why)
+    assert len(shard.batches) == 1
+
+
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [
+        (Refused.INVALID, Refused.UNAVAILABLE),
+        (Refused.MOVED, Refused.MOVED),
+        (Refused.CORRUPT, Refused.CORRUPT),
+    ],
+)
+async def test_after_an_unknown_try_no_refusal_says_that_nothing_was_written(
+    ray: FakeRay, client: ShardClient, why: Refused, told: Refused
+) -> None:
+    shard = ray.actor(NAME, LOST, refusal(why))
+    answer = await append(client, ray)
+    assert isinstance(answer, Refusal)
+    assert (answer.why, answer.maybe_written) == (told, True)
+    assert len(shard.batches) == 2
+
+
+async def test_a_refused_unknown_outcome_counts_as_the_lost_answer_does(ray: FakeRay, client: ShardClient) -> None:
+    ray.actor(NAME, refusal(Refused.UNAVAILABLE), refusal(Refused.BUSY))
+    answer = await append(client, ray)
+    assert isinstance(answer, Refusal)
+    assert answer.why is Refused.UNAVAILABLE
+
+
+@pytest.mark.parametrize("why", list(STATUS_OF_REFUSAL))
+def test_the_http_answer_after_an_unknown_try_does_not_say_that_nothing_was_written(why: Refused) -> None:
+    assert b"nothing was written" not in bytes(refused(refusal(why).after_unknown()).response().body)
