@@ -104,10 +104,30 @@ class ShardClient(ActorClient):
     def __init__(self, namespace: str, shard: int, settings: Settings) -> None:
         super().__init__(namespace, names.shard(shard), settings)
         self.shard = shard
+        self._epoch = 0
+        """The newest incarnation's that has answered."""
+
+    async def append(self, stream: pa.Buffer, deadline: float) -> Appended | Refusal:
+        """As `ActorClient.append`. An older incarnation's answer is used, too: what is durable stays so."""
+        answer = await super().append(stream, deadline)
+        if isinstance(answer, Appended):
+            self._epoch = max(self._epoch, answer.epoch)
+        return answer
 
     async def locate(self, conv_id: str, low: int, high: int, deadline: float) -> Located | Refusal:
-        """Where numbers low..high of a conversation are."""
-        return await self._retry(lambda timeout_s: self._call("locate", (conv_id, low, high), timeout_s), deadline)
+        """Where numbers low..high of a conversation are; never what an incarnation knows that has a successor."""
+        return await self._retry(lambda timeout_s: self._locate(conv_id, low, high, timeout_s), deadline)
+
+    async def _locate(self, conv_id: str, low: int, high: int, timeout_s: float) -> Located | Refusal:
+        answer = await self._call("locate", (conv_id, low, high), timeout_s)
+        if not isinstance(answer, Located):
+            return answer
+        if answer.epoch < self._epoch:
+            # its stable_seq may be lower than what its successor has told already; the name leads to the successor
+            self._handle = None
+            return self._unavailable(f"an older incarnation answered, of epoch {answer.epoch}, not {self._epoch}")
+        self._epoch = answer.epoch
+        return answer
 
     async def heat(self, conv_id: str, topics: int, deadline: float) -> Refusal | None:
         """Turn a conversation hot; 0: cold."""

@@ -1,4 +1,4 @@
-"""A gateway's retries: an unknown outcome stays unknown."""
+"""A gateway's retries: an unknown outcome stays unknown, and no older incarnation is believed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 
 import pyarrow as pa
 import pytest
-from fake_actors import LOST, SETTINGS, TRY_S, FakeRay, appended, fake_ray, refusal
+from fake_actors import LOST, SETTINGS, TRY_S, FakeRay, appended, fake_ray, located, refusal
+from ray.exceptions import RayActorError
 
 from api.problems import STATUS_OF_REFUSAL, refused
 from imray.cluster.batcher import Send, record_batch
 from imray.cluster.links import ShardClient
-from imray.cluster.replies import Appended, Refusal, Refused
+from imray.cluster.replies import Appended, Located, Refusal, Refused
 from imray.log.schema import to_ipc
 
 NAME = "shard-0000"
@@ -36,6 +37,10 @@ def batch() -> pa.Buffer:
 
 async def append(client: ShardClient, ray: FakeRay, tries: float = LAST) -> Appended | Refusal:
     return await client.append(batch(), ray.clock.now_s + tries * TRY_S)
+
+
+async def locate(client: ShardClient, ray: FakeRay) -> Located | Refusal:
+    return await client.locate("c", 1, 0, ray.clock.now_s + (LAST - 0.5) * TRY_S)
 
 
 async def test_after_a_try_without_an_answer_a_busy_shard_is_asked_again(ray: FakeRay, client: ShardClient) -> None:
@@ -92,3 +97,41 @@ async def test_a_refused_unknown_outcome_counts_as_the_lost_answer_does(ray: Fak
 @pytest.mark.parametrize("why", list(STATUS_OF_REFUSAL))
 def test_the_http_answer_after_an_unknown_try_does_not_say_that_nothing_was_written(why: Refused) -> None:
     assert b"nothing was written" not in bytes(refused(refusal(why).after_unknown()).response().body)
+
+
+async def test_an_older_incarnation_is_not_believed_where_numbers_are(ray: FakeRay, client: ShardClient) -> None:
+    new = ray.actor(NAME, located(2, 20), RayActorError(), located(2, 21))
+    old = ray.actor(NAME, located(1, 10))
+    ray.name(NAME, new)
+    assert await locate(client, ray) == located(2, 20)
+    # the handle dies, and the name leads to the old one for a moment
+    assert await locate(client, ray) == located(2, 21)
+    assert (old.located, new.located) == (1, 3)
+
+
+async def test_an_older_incarnation_alone_is_as_no_answer(ray: FakeRay, client: ShardClient) -> None:
+    old = ray.actor(NAME, located(2, 20), located(1, 10))
+    assert await locate(client, ray) == located(2, 20)
+    answer = await locate(client, ray)
+    assert isinstance(answer, Refusal)
+    assert answer.why is Refused.UNAVAILABLE
+    assert "an older incarnation" in answer.detail
+    assert old.located == 1 + LAST
+
+
+async def test_an_ack_tells_of_the_newer_incarnation_too(ray: FakeRay, client: ShardClient) -> None:
+    old = ray.actor(NAME, appended(1, epoch=3), located(2, 10))
+    ray.actor(NAME, located(3, 11))
+    assert isinstance(await append(client, ray), Appended)
+    assert await locate(client, ray) == located(3, 11)
+    assert old.located == 1
+
+
+async def test_an_ack_of_an_older_incarnation_is_used_and_changes_nothing(ray: FakeRay, client: ShardClient) -> None:
+    old = ray.actor(NAME, located(5, 10), appended(1, epoch=4), located(4, 9), located(5, 11))
+    assert await locate(client, ray) == located(5, 10)
+    answer = await append(client, ray)
+    assert isinstance(answer, Appended)
+    assert answer.epoch == 4
+    assert await locate(client, ray) == located(5, 11)
+    assert old.located == 3
