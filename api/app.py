@@ -8,8 +8,8 @@ from starlette.types import ASGIApp
 
 from api import docs, groups, health, history, messages
 from api.auth import Authenticator
-from api.door import Door
-from api.problems import ProblemError, on_http_error, on_problem
+from api.door import Door, Strays
+from api.problems import ProblemError, on_problem
 from imray import __version__
 from imray.cluster.backend import Backend
 from imray.cluster.gateway import GatewayConfig
@@ -23,13 +23,16 @@ def create_app(backend: Backend, config: GatewayConfig) -> ASGIApp:
         version=__version__,
         summary="Message ordering for chat: durable, numbered, once.",
         description="Every message gets one number per conversation in the step that makes it durable, "
-        "once per client_msg_id. All but health needs a bearer token.",
+        "once per client_msg_id. All but health needs a bearer token. Errors are problem documents (RFC 9457); 405 "
+        "names the methods that a path has in `Allow`.",
+        redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.add_exception_handler(ProblemError, on_problem)
-    app.add_exception_handler(HTTPException, on_http_error)
     router, send = messages.routes(backend, auth)
-    for routes in (router, history.routes(backend, auth), groups.routes(backend, auth), health.routes(backend, auth)):
-        app.include_router(routes)
-    docs.install(app)
+    routers = [router, history.routes(backend, auth), groups.routes(backend, auth), health.routes(backend, auth)]
+    app.add_exception_handler(HTTPException, Strays(routers))
+    for one in routers:
+        app.include_router(one)
+    docs.install(app, backend.settings)
     return Door(app, send)

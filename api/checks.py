@@ -21,7 +21,9 @@ from imray.settings import Settings
 
 TOPIC_BYTES_MAX = 128
 CONTENT_TYPE_BYTES_MAX = 255
-_CLIENT_TS_MAX = 2**53
+CLIENT_TS_MAX = 2**53 - 1
+"""The largest whole number that every reader of JSON takes exactly."""
+_CLIENT_TS_HELP = f"client_ts must be a whole number from 0 to {CLIENT_TS_MAX} (ms since 1970 UTC)"
 _ESCAPES = 6
 """One byte of text may take six in JSON (a \\u escape)."""
 _ENVELOPE_BYTES = 4096
@@ -35,7 +37,7 @@ class MessageIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     body: str
     content_type: str | None = None
     topic: str | None = None
-    client_ts: int | None = None
+    client_ts: int | float | None = None
     sender: str | None = None
 
 
@@ -47,7 +49,7 @@ class BatchMessageIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     body: str
     content_type: str | None = None
     topic: str | None = None
-    client_ts: int | None = None
+    client_ts: int | float | None = None
     sender: str | None = None
 
 
@@ -59,6 +61,14 @@ class BatchIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 _decode_message = msgspec.json.Decoder(MessageIn).decode
 _decode_batch = msgspec.json.Decoder(BatchIn).decode
+
+
+def media_type(request: Request, *known: str) -> str:
+    """The request's media type, the first known one where it names none; ProblemError 415 for any other."""
+    kind = request.headers.get("content-type", known[0]).partition(";")[0].strip().lower()
+    if kind not in known:
+        raise ProblemError(415, "media-type", f"content type {kind!r}: send {' or '.join(known)}")
+    return kind
 
 
 def invalid(detail: str) -> ProblemError:
@@ -101,7 +111,8 @@ def check_message(data: bytes, conv_id: str, caller: Caller, settings: Settings)
         check_conv_id(conv_id)
         body = message.body.encode()
         raw = parse_client_msg_id(message.client_msg_id)
-        _check_attributes(message.topic, message.content_type, message.client_ts)
+        client_ts = None if message.client_ts is None else _client_ts(message.client_ts)
+        _check_names(message.topic, message.content_type)
     except msgspec.ValidationError as e:
         raise invalid(str(e)) from e
     except (msgspec.DecodeError, UnicodeError) as e:
@@ -110,7 +121,7 @@ def check_message(data: bytes, conv_id: str, caller: Caller, settings: Settings)
         raise invalid(str(e)) from e
     _check_size(len(body), settings, "the body")
     sender = _sender(message.sender, caller)
-    return Send(conv_id, raw, sender, message.topic, message.content_type, message.client_ts, body)
+    return Send(conv_id, raw, sender, message.topic, message.content_type, client_ts, body)
 
 
 def check_batch_json(data: bytes, caller: Caller, settings: Settings) -> tuple[pa.RecordBatch, list[str]]:
@@ -138,9 +149,11 @@ def check_batch_json(data: bytes, caller: Caller, settings: Settings) -> tuple[p
                 [m.content_type for m in messages],
             )
         ]
-        stamps = pa.array([m.client_ts for m in messages], pa.int64())
-    except (UnicodeError, OverflowError, pa.ArrowInvalid) as e:
-        raise invalid(f"a text is not valid Unicode or a number is out of range: {e}") from e
+        stamps = pa.array([None if m.client_ts is None else _client_ts(m.client_ts) for m in messages], pa.int64())
+    except (UnicodeError, pa.ArrowInvalid) as e:
+        raise invalid(f"a text is not valid Unicode: {e}") from e
+    except InvalidError as e:
+        raise invalid(str(e)) from e
     columns = [texts[0], _ids_array(ids, len(messages)), *texts[1:], stamps.view(MS), bodies]
     batch = pa.record_batch(columns, schema=BATCH_SCHEMA)
     check_columns(batch, settings)
@@ -163,8 +176,8 @@ def check_columns(batch: pa.RecordBatch, settings: Settings) -> None:
     stamps = batch.column("client_ts").cast(pa.int64())
     if len(stamps) > stamps.null_count:
         low, high = pc.min_max(stamps).values()
-        if low.as_py() < 0 or high.as_py() >= _CLIENT_TS_MAX:
-            raise invalid(f"client_ts must be 0 to {_CLIENT_TS_MAX - 1} (ms since 1970 UTC)")
+        if low.as_py() < 0 or high.as_py() > CLIENT_TS_MAX:
+            raise invalid(_CLIENT_TS_HELP)
     largest = pc.max(pc.binary_length(batch.column("body"))).as_py()
     _check_size(largest, settings, "the largest body")
 
@@ -238,13 +251,24 @@ def _first_bad(messages: Sequence[BatchMessageIn]) -> ProblemError:
     raise AssertionError("all ids are valid")
 
 
-def _check_attributes(topic: str | None, content_type: str | None, client_ts: int | None) -> None:
+def _check_names(topic: str | None, content_type: str | None) -> None:
     if topic is not None:
         check_text(topic, "topic", TOPIC_BYTES_MAX)
     if content_type is not None:
         check_text(content_type, "content_type", CONTENT_TYPE_BYTES_MAX)
-    if client_ts is not None and not 0 <= client_ts < _CLIENT_TS_MAX:
-        raise InvalidError(f"client_ts must be 0 to {_CLIENT_TS_MAX - 1} (ms since 1970 UTC)")
+
+
+def _client_ts(value: int | float) -> int:
+    if not 0 <= value <= CLIENT_TS_MAX:
+        raise InvalidError(_CLIENT_TS_HELP)
+    return whole(value, "client_ts")
+
+
+def whole(value: int | float, name: str) -> int:
+    """A number of JSON as the whole number it is: 4.0 is 4 (JSON Schema says so, too). InvalidError for 4.5."""
+    if isinstance(value, float) and not value.is_integer():
+        raise InvalidError(f"{name}={value} is not a whole number")
+    return int(value)
 
 
 def _check_count(count: int, settings: Settings) -> None:

@@ -9,23 +9,42 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from api.problems import PROBLEM_TYPE
-from api.schemas import BatchMessage, BatchRequest, Problem, SendRequest, TopicsRequest
+from api.schemas import BatchMessage, BatchRequest, Conflict, Problem, SendRequest, TopicsRequest
+from imray.settings import Settings
 
 _HAND_READ: tuple[type[BaseModel], ...] = (SendRequest, BatchMessage, BatchRequest, TopicsRequest)
 _REF = "#/components/schemas/{model}"
+
+_RETRY_AFTER = {
+    "Retry-After": {
+        "required": True,
+        "description": "Seconds to wait before the next try.",
+        "schema": {"type": "integer", "minimum": 1},
+    }
+}
+_HEADERS: dict[int, dict[str, Any]] = {
+    401: {
+        "WWW-Authenticate": {
+            "required": True,
+            "description": "How to authenticate.",
+            "schema": {"type": "string", "const": "Bearer"},
+        }
+    },
+    503: _RETRY_AFTER,
+    504: _RETRY_AFTER,
+}
 
 
 def json_body(model: type[BaseModel], *others: str) -> dict[str, Any]:
     """The request body of a route that reads it by hand."""
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(model=model.__name__)}}}
     for media_type in others:
-        content[media_type] = {"schema": {"type": "string", "format": "binary"}}
+        content[media_type] = {}  # a binary format of its own: no JSON Schema describes it, "any bytes" would be a lie
     return {"requestBody": {"required": True, "content": content}}
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem documents that a route may answer with."""
-    schema = {"$ref": _REF.format(model="Problem")}
     described = {
         400: "Not well-formed",
         401: "No valid token",
@@ -38,10 +57,16 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         503: "Busy, nothing was written: see Retry-After",
         504: "Outcome unknown: retry with the same ids",
     }
-    return {s: {"description": described[s], "content": {PROBLEM_TYPE: {"schema": schema}}} for s in statuses}
+    answers: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        schema = {"$ref": _REF.format(model="Conflict" if status == 409 else "Problem")}
+        answers[status] = {"description": described[status], "content": {PROBLEM_TYPE: {"schema": schema}}}
+        if status in _HEADERS:
+            answers[status]["headers"] = _HEADERS[status]
+    return answers
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, settings: Settings) -> None:
     """Make `app.openapi()` complete."""
 
     def openapi() -> dict[str, Any]:
@@ -52,11 +77,14 @@ def install(app: FastAPI) -> None:
         )
         components = document.setdefault("components", {})
         schemas = components.setdefault("schemas", {})
-        hand_written: tuple[type[BaseModel], ...] = (*_HAND_READ, Problem)
+        hand_written: tuple[type[BaseModel], ...] = (*_HAND_READ, Problem, Conflict)
         for model in hand_written:
             schema = model.model_json_schema(ref_template=_REF)
             schema.pop("$defs", None)
             schemas[model.__name__] = schema
+        for model in (SendRequest, BatchMessage):
+            schemas[model.__name__]["properties"]["body"]["maxLength"] = settings.body_bytes_max
+        schemas[BatchRequest.__name__]["properties"]["messages"]["maxItems"] = settings.batch_messages_max
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
         components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}

@@ -6,12 +6,14 @@ straight to its endpoint; everything else takes FastAPI's way. Both call the sam
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 from urllib.parse import unquote
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -19,6 +21,8 @@ from api.problems import ProblemError
 
 CONVERSATIONS = "/v1/conversations/"
 MESSAGES = "/messages"
+
+_SEND_LENGTH_MIN = len(CONVERSATIONS) + len(MESSAGES)
 
 Endpoint = Callable[[str, Request], Awaitable[Response]]
 
@@ -48,7 +52,7 @@ class Door:
             await self._app(scope, receive, send)
             return
         path = scope["raw_path"].decode("latin-1")
-        if scope["method"] != "POST" or not path.endswith(MESSAGES):
+        if scope["method"] != "POST" or not path.endswith(MESSAGES) or len(path) < _SEND_LENGTH_MIN:
             await self._app({**scope, "path": path}, receive, send)
             return
         try:
@@ -59,6 +63,36 @@ class Door:
         except ClientDisconnect:
             return  # nobody is there to answer, and nothing was queued
         await response(scope, receive, send)
+
+
+class Strays:
+    """Answers for requests that found no endpoint: the exception handler for what the framework itself refuses."""
+
+    def __init__(self, routers: Iterable[APIRouter]) -> None:
+        self._methods: list[tuple[re.Pattern[str], set[str]]] = [
+            (route.path_regex, route.methods or set())
+            for router in routers
+            for route in router.routes
+            if isinstance(route, APIRoute)
+        ]
+
+    async def __call__(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path = request.scope["path"]
+        detail = f"{error.detail}: see /docs for what there is"
+        if error.status_code == 405:
+            return ProblemError(405, "method", detail, allow=self._allow(path, error)).response()
+        if error.status_code != 404:
+            return ProblemError(error.status_code, "invalid", detail).response()
+        if path.startswith(CONVERSATIONS):
+            detail = "a conv_id is one part of the path and not empty: encode a '/' in it as %2F"
+            return ProblemError(422, "invalid", detail).response()
+        return ProblemError(404, "not-found", detail).response()
+
+    def _allow(self, path: str, error: HTTPException) -> str:
+        """All methods of the path: it may have several routes, and the framework names those of the first."""
+        known = [methods for pattern, methods in self._methods if pattern.match(path)]
+        return ", ".join(sorted(set().union(*known))) or (error.headers or {})["Allow"]
 
 
 def decode(name: str, text: str) -> str:

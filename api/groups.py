@@ -7,11 +7,11 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from api.auth import Authenticator
-from api.checks import invalid, read_body
+from api.checks import invalid, media_type, read_body, whole
 from api.docs import json_body, problems
 from api.door import RawRoute
 from api.problems import ProblemError, refused
-from api.schemas import TopicsRequest, TopicsResponse
+from api.schemas import PathConvId, TopicsRequest, TopicsResponse
 from imray.cluster.backend import Backend
 from imray.cluster.replies import Refusal
 from imray.core.errors import InvalidError
@@ -21,7 +21,7 @@ _BODY_BYTES_MAX = 1024
 
 
 class _Topics(msgspec.Struct, forbid_unknown_fields=True):
-    topics: int
+    topics: int | float
 
 
 def routes(backend: Backend, auth: Authenticator) -> APIRouter:
@@ -29,29 +29,37 @@ def routes(backend: Backend, auth: Authenticator) -> APIRouter:
     router = APIRouter(tags=["hot groups"], route_class=RawRoute)
 
     @router.put(
-        "/v1/conversations/{conv_id:path}/topics",
+        "/v1/conversations/{conv_id}/topics",
         summary="Spread a conversation over sub-topics",
         response_model=TopicsResponse,
-        responses=problems(400, 401, 403, 413, 422, 500, 503, 504),
+        responses=problems(400, 401, 403, 413, 415, 422, 500, 503, 504),
         openapi_extra=json_body(TopicsRequest),
     )
-    async def topics(conv_id: str, request: Request) -> Response:
+    async def topics(conv_id: PathConvId, request: Request) -> Response:
         """How many sub-topics take its sends; 0: its home shard alone. The answer comes when that is durable; senders
         see a pause at most. Needs a token with the role `service`."""
         if not auth.caller(request.headers.get("authorization")).service:
             raise ProblemError(
                 403, "forbidden", "only a token with the role `service` may change how a group is spread"
             )
-        try:
-            check_conv_id(conv_id)
-            wanted = msgspec.json.decode(await read_body(request, _BODY_BYTES_MAX), type=_Topics).topics
-        except (InvalidError, msgspec.DecodeError) as e:
-            raise invalid(str(e)) from e
-        if not 0 <= wanted <= TOPICS_MAX:
-            raise invalid(f"topics={wanted}: a whole number from 0 to {TOPICS_MAX}")
+        media_type(request, "application/json")
+        wanted = _wanted(conv_id, await read_body(request, _BODY_BYTES_MAX))
         refusal = await backend.heat(conv_id, wanted)
         if isinstance(refusal, Refusal):
             raise refused(refusal)
         return Response(orjson.dumps({"conv_id": conv_id, "topics": wanted}), media_type="application/json")
 
     return router
+
+
+def _wanted(conv_id: str, data: bytes) -> int:
+    try:
+        check_conv_id(conv_id)
+        wanted = msgspec.json.decode(data, type=_Topics).topics
+        if 0 <= wanted <= TOPICS_MAX:
+            return whole(wanted, "topics")
+    except (InvalidError, msgspec.ValidationError) as e:
+        raise invalid(str(e)) from e
+    except (msgspec.DecodeError, UnicodeError) as e:
+        raise ProblemError(400, "invalid", f"not valid JSON: {e}") from e
+    raise invalid(f"topics={wanted}: a whole number from 0 to {TOPICS_MAX}")

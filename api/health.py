@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from api.auth import Authenticator
 from api.docs import problems
-from api.schemas import ReadyResponse, VersionResponse
+from api.schemas import LiveResponse, ReadyResponse, StatusResponse, VersionResponse
 from imray import __version__
 from imray.cluster.backend import Backend
 
@@ -16,7 +16,7 @@ def routes(backend: Backend, auth: Authenticator) -> APIRouter:
     """The routes of this module."""
     router = APIRouter(tags=["health"])
 
-    @router.get("/livez", summary="Does the gateway live")
+    @router.get("/livez", summary="Does the gateway live", response_model=LiveResponse)
     async def livez() -> Response:
         """200 as long as the process answers."""
         return Response(b'{"live":true}', media_type="application/json")
@@ -47,7 +47,7 @@ def routes(backend: Backend, auth: Authenticator) -> APIRouter:
         }
         return Response(orjson.dumps(content), media_type="application/json")
 
-    @router.get("/v1/status", summary="Figures of every shard", responses=problems(401))
+    @router.get("/v1/status", summary="Figures of every shard", response_model=StatusResponse, responses=problems(401))
     async def status(request: Request) -> Response:
         """For operators: state, epoch, segment, ids and bytes of each shard."""
         auth.caller(request.headers.get("authorization"))

@@ -8,12 +8,12 @@ import pyarrow as pa
 from fastapi import APIRouter, Request, Response
 
 from api.auth import Authenticator
-from api.checks import check_batch_arrow, check_batch_json, check_message, read_body, single_bytes_max
+from api.checks import check_batch_arrow, check_batch_json, check_message, media_type, read_body, single_bytes_max
 from api.docs import json_body, problems
 from api.door import Endpoint, RawRoute
 from api.outcomes import ARROW_TYPE, CONFLICT, CREATED, DUPLICATE, Outcomes
 from api.problems import ProblemError, refused
-from api.schemas import BatchRequest, BatchResponse, SendRequest, SendResponse
+from api.schemas import BatchRequest, BatchResponse, PathConvId, SendRequest, SendResponse
 from imray.cluster.backend import Backend
 from imray.cluster.batcher import Outcome, Send
 from imray.cluster.replies import Refusal
@@ -30,7 +30,7 @@ def routes(backend: Backend, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
     one_bytes_max = single_bytes_max(settings)
 
     @router.post(
-        "/v1/conversations/{conv_id:path}/messages",
+        "/v1/conversations/{conv_id}/messages",
         summary="Send one message",
         status_code=201,
         response_model=SendResponse,
@@ -40,11 +40,11 @@ def routes(backend: Backend, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
         },
         openapi_extra=json_body(SendRequest),
     )
-    async def send(conv_id: str, request: Request) -> Response:
+    async def send(conv_id: PathConvId, request: Request) -> Response:
         """The answer comes when the message is durable. 409 carries the first `conv_seq` of the id.
         After 503 or 504 retry with the same `client_msg_id`."""
         caller = auth.caller(request.headers.get("authorization"))
-        _media_type(request, _JSON)
+        media_type(request, _JSON)
         message = check_message(await read_body(request, one_bytes_max), conv_id, caller, settings)
         return _one(message, await backend.send(message), backend.shard_of(conv_id))
 
@@ -63,7 +63,7 @@ def routes(backend: Backend, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
         A malformed message refuses the whole request. An Arrow IPC stream has the columns conv_id, client_msg_id
         (16 bytes or text) and body, optionally sender, topic, content_type and client_ts; its answer is one, too."""
         caller = auth.caller(request.headers.get("authorization"))
-        kind = _media_type(request, _JSON, ARROW_TYPE)
+        kind = media_type(request, _JSON, ARROW_TYPE)
         data = await read_body(request, settings.request_bytes_max)
         conv_ids: list[str] = []
         if kind == ARROW_TYPE:
@@ -137,11 +137,5 @@ def _all_failed(outcomes: Outcomes) -> None:
     status = int(failures[0])
     kinds = {422: "invalid", 500: "corrupt", 503: "busy", 504: "unavailable"}
     if status in kinds:
-        raise ProblemError(status, kinds[status], outcomes.details.get(status, "no shard answered"), 1.0)
-
-
-def _media_type(request: Request, *known: str) -> str:
-    kind = request.headers.get("content-type", known[0]).partition(";")[0].strip().lower()
-    if kind not in known:
-        raise ProblemError(415, "media-type", f"content type {kind!r}: send {' or '.join(known)}")
-    return kind
+        retry_after_s = 1.0 if status in (503, 504) else None
+        raise ProblemError(status, kinds[status], outcomes.details.get(status, "no shard answered"), retry_after_s)

@@ -37,10 +37,18 @@ STATUS_OF_REFUSAL = {
 class ProblemError(Exception):
     """An answer that is a problem document. `detail` says what to do."""
 
-    def __init__(self, status: int, kind: str, detail: str, retry_after_s: float | None = None, **extra: Any) -> None:
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        detail: str,
+        retry_after_s: float | None = None,
+        allow: str | None = None,
+        **extra: Any,
+    ) -> None:
         super().__init__(detail)
         self.status, self.kind, self.detail = status, kind, detail
-        self.retry_after_s, self.extra = retry_after_s, extra
+        self.retry_after_s, self.allow, self.extra = retry_after_s, allow, extra
 
     def response(self) -> Response:
         """The HTTP response."""
@@ -54,6 +62,8 @@ class ProblemError(Exception):
         headers = {}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(max(1, round(self.retry_after_s)))
+        if self.allow is not None:
+            headers["Allow"] = self.allow
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return Response(orjson.dumps(content), self.status, headers, PROBLEM_TYPE)
@@ -73,11 +83,3 @@ async def on_problem(_request: Request, error: Exception) -> Response:
     """Exception handler of the app."""
     assert isinstance(error, ProblemError)
     return error.response()
-
-
-async def on_http_error(_request: Request, error: Exception) -> Response:
-    """Exception handler for what the framework itself refuses (unknown path or method)."""
-    status = getattr(error, "status_code", 500)
-    kind = {404: "not-found", 405: "method"}.get(status, "invalid")
-    detail = getattr(error, "detail", str(error))
-    return ProblemError(status, kind, f"{detail}: see /docs for what there is").response()

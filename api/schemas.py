@@ -1,32 +1,96 @@
-"""What goes over the wire as JSON: requests and answers of `/v1`, and the problem document of every error."""
+"""What goes over the wire as JSON: requests and answers of `/v1`, and the problem document of every error.
+
+States every bound that the code enforces; those that settings decide are put in by `api.docs`. JSON Schema counts
+characters where the code counts bytes of UTF-8, so of a text `maxLength` says less than its description."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Path
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-_ID = "128 bit: a UUID (36 or 32 characters), a ULID (26) or base64 (22, or 24 with '=='). Keep it over retries."
+from api.auth import SENDER_BYTES_MAX
+from api.checks import CLIENT_TS_MAX, CONTENT_TYPE_BYTES_MAX, TOPIC_BYTES_MAX
+from imray.core.routing import CONV_ID_BYTES_MAX, TOPICS_MAX
+
+TEXT_PATTERN = r"^[^\u0000-\u001f\u007f]+$"
+"""What `imray.core.routing.check_text` takes, its length aside."""
+_ID_PATTERNS = (
+    "[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}",  # a UUID
+    "[0-9A-Fa-f]{32}",  # the same without hyphens
+    "[0-7OoIiLl][0-9A-TV-Za-tv-z]{25}",  # a ULID: no U, and its first character holds three bits
+    "[A-Za-z0-9+/_-]{21}[AQgw](==)?",  # base64: its last character holds two bits
+)
+CLIENT_MSG_ID_PATTERN = f"^({'|'.join(_ID_PATTERNS)})$"
+_UUID_PATTERN = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+
+
+def text_schema(bytes_max: int) -> dict[str, Any]:
+    """The schema of a text of 1 to `bytes_max` bytes without control characters."""
+    return {"type": "string", "minLength": 1, "maxLength": bytes_max, "pattern": TEXT_PATTERN}
+
+
+def _text(bytes_max: int, what: str) -> WithJsonSchema:
+    bounds = f"1 to {bytes_max} bytes of UTF-8 (`maxLength` counts characters), no control characters."
+    return WithJsonSchema({**text_schema(bytes_max), "description": f"{what} {bounds}"})
+
+
+def _whole(what: str, **bounds: int) -> WithJsonSchema:
+    return WithJsonSchema({"type": "integer", **bounds, "description": what} if what else {"type": "integer", **bounds})
+
+
+# Schemas only: `api.checks` is what validates requests.
+_ID = {
+    "type": "string",
+    "pattern": CLIENT_MSG_ID_PATTERN,
+    "description": "128 bit: a UUID (36 or 32 characters), a ULID (26) or base64 (22, or 24 with '=='). Keep it over "
+    "retries.",
+    "examples": ["0190b0f2-6f2e-7c3a-9d27-0242ac120002"],
+}
+_ClientMsgId = Annotated[str, WithJsonSchema(_ID)]
+_ConvId = Annotated[str, _text(CONV_ID_BYTES_MAX, "The conversation.")]
+_Topic = Annotated[str, _text(TOPIC_BYTES_MAX, "Topic inside the conversation.")]
+_ContentType = Annotated[str, _text(CONTENT_TYPE_BYTES_MAX, "Media type of the body; none means text/plain.")]
+_Sender = Annotated[str, _text(SENDER_BYTES_MAX, "Only for tokens with the role `service`: who says it.")]
+_ClientTs = Annotated[
+    int,
+    _whole("The sender's clock, ms since 1970 UTC. Never used for order.", minimum=0, maximum=CLIENT_TS_MAX),
+]
+_Uuid = Annotated[
+    str, WithJsonSchema({"type": "string", "pattern": _UUID_PATTERN, "description": "128 bits in UUID notation."})
+]
+_Count = Annotated[int, _whole("", minimum=0)]
+_Seq = Annotated[int, _whole("", minimum=1)]
+
+PathConvId = Annotated[
+    str,
+    Path(
+        min_length=1,
+        max_length=CONV_ID_BYTES_MAX,
+        pattern=TEXT_PATTERN,
+        description=f"The conversation, 1 to {CONV_ID_BYTES_MAX} bytes of UTF-8 (`maxLength` counts characters), no "
+        "control characters. A '/' in it is sent as %2F.",
+    ),
+]
 
 
 class SendRequest(BaseModel):
     """One message. Sent again with the same `client_msg_id` it gets the same numbers and writes nothing."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    client_msg_id: str = Field(description=_ID, examples=["0190b0f2-6f2e-7c3a-9d27-0242ac120002"])
-    body: str = Field(description="Text. Its UTF-8 bytes count against the body limit (default 64 KiB).")
-    content_type: str | None = Field(None, description="Media type of the body; none means text/plain.")
-    topic: str | None = Field(None, description="Topic inside the conversation, 1 to 128 bytes.")
-    client_ts: int | None = Field(
-        None, ge=0, lt=2**53, description="The sender's clock, ms since 1970 UTC. Never used for order."
-    )
-    sender: str | None = Field(None, description="Only for tokens with the role `service`: who says it.")
+    client_msg_id: _ClientMsgId
+    body: str = Field(description="Text. Its limit counts bytes of UTF-8 (`maxLength` counts characters).")
+    content_type: _ContentType | None = None
+    topic: _Topic | None = None
+    client_ts: _ClientTs | None = None
+    sender: _Sender | None = None
 
 
 class BatchMessage(SendRequest):
     """One message of a batch."""
 
-    conv_id: str = Field(description="The conversation, 1 to 128 bytes of UTF-8.")
+    conv_id: _ConvId
 
 
 class BatchRequest(BaseModel):
@@ -39,61 +103,62 @@ class BatchRequest(BaseModel):
 class Offset(BaseModel):
     """Where in the log the message stands."""
 
-    shard: int
-    segment: int
-    row: int
+    shard: _Count
+    segment: _Count
+    row: _Count
 
 
 class SendResponse(BaseModel):
     """The message is durable and has its number."""
 
-    conv_id: str
-    conv_seq: int
-    client_msg_id: str = Field(description="The id's 128 bits in UUID notation.")
+    conv_id: _ConvId
+    conv_seq: _Seq
+    client_msg_id: _Uuid
     duplicate: bool = Field(description="True: it was stored by an earlier send; these are its first numbers.")
-    epoch: int = Field(description="The incarnation of the shard's writer that stored it.")
+    epoch: _Count = Field(description="The incarnation of the shard's writer that stored it.")
     offset: Offset
-    server_ts: int = Field(description="When the server committed it, ms since 1970 UTC. Never used for order.")
-    stable_seq: int = Field(description="Everything in the conversation up to this number is final.")
+    server_ts: _Count = Field(description="When the server committed it, ms since 1970 UTC. Never used for order.")
+    stable_seq: _Count = Field(description="Everything in the conversation up to this number is final.")
 
 
 class BatchOutcome(BaseModel):
     """What became of one message. `status` says it as HTTP would; numbers stand for 200, 201 and 409."""
 
-    status: Literal[200, 201, 409, 500, 503, 504] = Field(
+    status: Literal[200, 201, 409, 422, 500, 503, 504] = Field(
         description="201 stored, 200 a retry, 409 the id was used with another payload (`conv_seq` is the "
-        "first one's), 503 not written, retry later, 504 unknown, retry with the same id, 500 the log is corrupt."
+        "first one's), 422 not valid, 503 not written, retry later, 504 unknown, retry with the same id, 500 the log "
+        "is corrupt."
     )
-    conv_id: str
-    client_msg_id: str
-    conv_seq: int | None = None
+    conv_id: _ConvId
+    client_msg_id: _Uuid
+    conv_seq: _Seq | None = None
     duplicate: bool | None = None
-    epoch: int | None = None
+    epoch: _Count | None = None
     offset: Offset | None = None
-    server_ts: int | None = None
-    stable_seq: int | None = None
+    server_ts: _Count | None = None
+    stable_seq: _Count | None = None
     detail: str | None = None
 
 
 class BatchResponse(BaseModel):
     """One outcome for each message, in the order of the request."""
 
-    results: list[BatchOutcome]
-    created: int
-    duplicates: int
-    failed: int
+    results: list[BatchOutcome] = Field(min_length=1)
+    created: _Count
+    duplicates: _Count
+    failed: _Count
 
 
 class Message(BaseModel):
     """One message of the history. Exactly one of `body` and `body_base64` is set."""
 
-    conv_seq: int
-    client_msg_id: str
+    conv_seq: _Seq
+    client_msg_id: _Uuid
     sender: str
     topic: str | None = None
     content_type: str | None = None
-    client_ts: int | None = None
-    server_ts: int
+    client_ts: _ClientTs | None = None
+    server_ts: _Count
     body: str | None = None
     body_base64: str | None = Field(None, description="The body's bytes where they are not UTF-8 text.")
 
@@ -102,20 +167,20 @@ class Hole(BaseModel):
     """Numbers that will never be messages, and why."""
 
     model_config = ConfigDict(populate_by_name=True)
-    from_seq: int = Field(alias="from")
-    to_seq: int = Field(alias="to")
+    from_seq: _Seq = Field(alias="from")
+    to_seq: _Seq = Field(alias="to")
     reason: str
 
 
 class HistoryResponse(BaseModel):
     """Messages with after < conv_seq < before, in the asked order, final ones only (up to `stable_seq`)."""
 
-    conv_id: str
+    conv_id: _ConvId
     messages: list[Message]
     holes: list[Hole]
-    stable_seq: int
-    epoch: int
-    next: int | None = Field(
+    stable_seq: _Count
+    epoch: _Count
+    next: _Count | None = Field(
         description="For the next page: pass it as `after` (order=asc) or `before` (order=desc). null: no more for now."
     )
 
@@ -123,25 +188,25 @@ class HistoryResponse(BaseModel):
 class HeadResponse(BaseModel):
     """Where a conversation stands. A conversation nobody wrote to has `conv_seq` 0."""
 
-    conv_id: str
-    conv_seq: int
-    stable_seq: int
-    epoch: int
-    shard: int
+    conv_id: _ConvId
+    conv_seq: _Count
+    stable_seq: _Count
+    epoch: _Count
+    shard: _Count
 
 
 class TopicsRequest(BaseModel):
     """How a conversation is to be spread."""
 
     model_config = ConfigDict(extra="forbid")
-    topics: int = Field(ge=0, le=99, description="Sub-topics that take its sends; 0: its home shard alone.")
+    topics: int = Field(ge=0, le=TOPICS_MAX, description="Sub-topics that take its sends; 0: its home shard alone.")
 
 
 class TopicsResponse(BaseModel):
     """How a conversation is spread now."""
 
-    conv_id: str
-    topics: int
+    conv_id: _ConvId
+    topics: int = Field(ge=0, le=TOPICS_MAX)
 
 
 class VersionResponse(BaseModel):
@@ -150,7 +215,27 @@ class VersionResponse(BaseModel):
     name: Literal["imray"] = "imray"
     version: str
     cluster_id: str
-    shards: int
+    shards: _Seq
+
+
+class LiveResponse(BaseModel):
+    """The gateway's process answers."""
+
+    live: Literal[True] = True
+
+
+class ShardStatus(BaseModel):
+    """Figures of one shard. `state` is "serving" or the reason why not; which others there are depends on it."""
+
+    model_config = ConfigDict(extra="allow")
+    shard: _Count
+    state: str
+
+
+class StatusResponse(BaseModel):
+    """Figures of every shard."""
+
+    shards: list[ShardStatus] = Field(min_length=1)
 
 
 class ReadyResponse(BaseModel):
@@ -164,7 +249,17 @@ class Problem(BaseModel):
     """RFC 9457 problem details. `detail` says what to do."""
 
     model_config = ConfigDict(extra="allow")
-    type: str = Field(description="urn:imray:problem:invalid | conflict | busy | unavailable | corrupt | ...")
+    type: str = Field(
+        description="urn:imray:problem:invalid | conflict | busy | unavailable | corrupt | ...",
+        pattern="^urn:imray:problem:[a-z-]+$",
+    )
     title: str
-    status: int
+    status: int = Field(ge=400, le=599)
     detail: str
+
+
+class Conflict(Problem):
+    """The id was used with another payload: where the first message stands."""
+
+    conv_id: _ConvId
+    conv_seq: _Seq
