@@ -14,7 +14,11 @@ from imray.core.errors import InvalidError
 from imray.core.ids import ID_BYTES, format_client_msg_id
 
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
-RETRIED_OUTCOMES = (503, 504)
+UNKNOWN_OUTCOME = 504
+RETRIED_OUTCOMES = (503, UNKNOWN_OUTCOME)
+SETTLED_OUTCOMES = (200, 201, 409, 500)
+"""What settles a message that an earlier try may have stored: the server looked whether its id is in the log, or
+cannot look. Every other status is about the retry alone."""
 _NEEDED = ("conv_id", "client_msg_id", "body")
 
 
@@ -34,6 +38,8 @@ class ArrowBatch:
             raise InvalidError(f"client_msg_id must be fixed_size_binary(16) without nulls, not {ids.type}")
         self._rows = table
         self._open = np.arange(table.num_rows)
+        self._unsure = np.zeros(table.num_rows, bool)
+        """Those that an earlier try may have stored: a later refusal says nothing about that try."""
         self._outcomes: pa.Table | None = None
 
     @property
@@ -58,12 +64,25 @@ class ArrowBatch:
             stream.write_table(rows)
         return out.getvalue()
 
+    def lost(self) -> None:
+        """A try may have stored every open row."""
+        self._unsure[self._open] = True
+        if self._outcomes is not None:
+            status = _status_of(self._outcomes).copy()
+            status[self._open] = UNKNOWN_OUTCOME
+            self._outcomes = _with_status(self._outcomes, status)
+
     def take(self, content: bytes) -> None:
         """Merge an answer for the open rows. Raises ValueError where it does not fit them."""
         answer = pa.ipc.open_stream(content).read_all()
         if answer.num_rows != len(self._open) or "status" not in answer.column_names:
             raise ValueError(f"{answer.num_rows} outcomes for {len(self._open)} messages")
-        still = np.isin(answer.column("status").to_numpy(), RETRIED_OUTCOMES)
+        status = _status_of(answer)
+        self._unsure[self._open] |= status == UNKNOWN_OUTCOME
+        unknown = self._unsure[self._open] & ~np.isin(status, SETTLED_OUTCOMES)
+        status = np.where(unknown, UNKNOWN_OUTCOME, status)
+        answer = _with_status(answer, status)
+        still = np.isin(status, RETRIED_OUTCOMES)
         if self._outcomes is None:
             self._outcomes = answer
         else:
@@ -72,3 +91,13 @@ class ArrowBatch:
             order = np.argsort(np.concatenate([settled, self._open]))
             self._outcomes = both.take(pa.array(order))
         self._open = self._open[still]
+
+
+def _status_of(outcomes: pa.Table) -> np.ndarray:
+    return outcomes.column("status").cast(pa.int64()).to_numpy()
+
+
+def _with_status(outcomes: pa.Table, status: np.ndarray) -> pa.Table:
+    at = outcomes.schema.get_field_index("status")
+    column = outcomes.schema.field(at)
+    return outcomes.set_column(at, column, pa.array(status, column.type))

@@ -19,6 +19,8 @@ from imray.core.errors import ImrayError, InvalidError, UnavailableError
 
 R = TypeVar("R")
 RETRIED_STATUS = frozenset({429, 502, 503, 504})
+_UNKNOWN_STATUS = frozenset({502, 504})
+"""The server, or what stands before it, does not know whether the request was carried out."""
 _DOUBLINGS_MAX = 30
 _EXCERPT_CHARS_MAX = 200
 
@@ -88,18 +90,24 @@ class Environment:
 
 
 class Attempts:
-    """The tries of one call up to its deadline, and what is known when they end."""
+    """The tries of one call up to its deadline, and what is known when they end.
+
+    `open_ids` are the messages without a final outcome, `outcomes` what is known of all; `lost` is told of every
+    try after which it is unknown whether the server wrote."""
 
     def __init__(
         self,
         env: Environment,
         open_ids: Callable[[], tuple[str, ...]] = tuple,
         outcomes: Callable[[], Any] = lambda: None,
+        lost: Callable[[], None] = lambda: None,
     ) -> None:
         self._env = env
         self._deadline_s = env.clock_s() + env.timeout_s
         self._open_ids = open_ids
         self._outcomes = outcomes
+        self._lost = lost
+        self._may_have_written = False
         self._tries = 0
 
     def ask(
@@ -125,9 +133,12 @@ class Attempts:
             if isinstance(reply, HttpResponse):
                 if reply.status not in RETRIED_STATUS:
                     return reply
+                if reply.status in _UNKNOWN_STATUS:
+                    self._note_lost(method)
                 yield from self.pause(problem_of(reply)[0], self._retry_after_s(reply))
             else:
                 assert reply is not None, "the driver answers a request with a response or NoAnswer"
+                self._note_lost(method)
                 yield from self.pause(reply.reason, 0.0)
 
     def pause(self, reason: str, retry_after_s: float = 0.0) -> Call[None]:
@@ -145,7 +156,8 @@ class Attempts:
     def refuse(self, reply: HttpResponse) -> NoReturn:
         """Raise what an answer other than success means.
 
-        After a try without an answer, "nothing was written" is true only of the retry: the error says unknown."""
+        After a try that may have written, "nothing was written" is true only of the retry: the error says unknown.
+        After one that settled a part of a batch, the error carries what became of it."""
         detail, problem = problem_of(reply)
         ids = self._open_ids()
         error: ImrayError
@@ -159,13 +171,13 @@ class Attempts:
                 error = InvalidError(detail)
             case _:
                 raise ServerError(detail, ids)
-        if self._tries and ids:
-            raise UnknownOutcomeError(
-                f"a retry was refused ({detail}), after a try whose outcome is unknown: send again with the same ids",
-                ids,
-                self._outcomes(),
-            ) from error
-        raise error
+        outcomes = self._outcomes()
+        if not self._may_have_written and outcomes is None:
+            raise error
+        why = f"a retry was refused ({detail}), which says nothing of the tries before it"
+        if ids:
+            raise UnknownOutcomeError(f"{why}; send again with the same ids", ids, outcomes) from error
+        raise UnavailableError(f"{why}: what was asked may hold now or not") from error
 
     def read(self, reply: HttpResponse, of: Callable[[Any], R]) -> R:
         """`of` the answer's JSON; ServerError where it is not what the contract says."""
@@ -181,6 +193,11 @@ class Attempts:
             "check the url and what stands between",
             self._open_ids(),
         )
+
+    def _note_lost(self, method: str) -> None:
+        if method != "GET":  # a read writes nothing, answered or not
+            self._may_have_written = True
+            self._lost()
 
     def _give_up(self, detail: str) -> NoReturn:
         ids = self._open_ids()

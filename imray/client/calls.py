@@ -6,13 +6,14 @@ Owns paths, request bodies and the ids of messages that have none. Does not own 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 from urllib.parse import quote
 
 import orjson
 import pyarrow as pa
 
-from imray.client.arrow import RETRIED_OUTCOMES, ArrowBatch
+from imray.client.arrow import RETRIED_OUTCOMES, SETTLED_OUTCOMES, UNKNOWN_OUTCOME, ArrowBatch
 from imray.client.call import Attempts, Call, Environment, HttpRequest, HttpResponse
 from imray.client.errors import ServerError
 from imray.client.models import (
@@ -60,6 +61,8 @@ class Batch(Protocol):
 
     def take(self, content: bytes) -> None: ...
 
+    def lost(self) -> None: ...
+
 
 class JsonBatch:
     """A batch of `Outgoing`, its ids given."""
@@ -69,6 +72,8 @@ class JsonBatch:
     def __init__(self, messages: list[dict[str, Any]]) -> None:
         self._messages = messages
         self._open = list(range(len(messages)))
+        self._unsure: set[int] = set()
+        """Those that an earlier try may have stored: a later refusal says nothing about that try."""
         self._outcomes: list[Outcome] = []
 
     @property
@@ -84,13 +89,24 @@ class JsonBatch:
     def encode(self) -> bytes:
         return encode_json({"messages": [self._messages[i] for i in self._open]})
 
+    def lost(self) -> None:
+        """A try may have stored every open message."""
+        self._unsure.update(self._open)
+        if self._outcomes:
+            for i in self._open:
+                self._outcomes[i] = _kept_unknown(self._outcomes[i])
+
     def take(self, content: bytes) -> None:
         results = [Outcome.of(r) for r in orjson.loads(content)["results"]]
         if len(results) != len(self._open):
             raise ValueError(f"{len(results)} outcomes for {len(self._open)} messages")
         if not self._outcomes:
-            self._outcomes = results
+            self._outcomes = list(results)
         for i, outcome in zip(self._open, results, strict=True):
+            if outcome.status == UNKNOWN_OUTCOME:
+                self._unsure.add(i)
+            elif i in self._unsure and outcome.status not in SETTLED_OUTCOMES:
+                outcome = _kept_unknown(outcome)
             self._outcomes[i] = outcome
         self._open = [i for i in self._open if self._outcomes[i].status in RETRIED_OUTCOMES]
 
@@ -178,7 +194,7 @@ class Calls:
 
     def _until_done(self, batch: Batch) -> Call[None]:
         """Ask until every message has a final outcome; only the open ones are asked again, in their order."""
-        attempts = Attempts(self._env, batch.open_ids, batch.outcomes)
+        attempts = Attempts(self._env, batch.open_ids, batch.outcomes, batch.lost)
         while True:
             reply = yield from attempts.ask("POST", _BATCH_PATH, content=batch.encode(), headers=batch.headers)
             if not 200 <= reply.status < 300:
@@ -203,6 +219,14 @@ class Calls:
             msg_id = format_client_msg_id(parse_client_msg_id(msg_id))
         fields = {name: value for name, value in vars(message).items() if value is not None}
         return fields | {"client_msg_id": msg_id}
+
+
+def _kept_unknown(outcome: Outcome) -> Outcome:
+    """The outcome of a message that one try may have stored and another did not."""
+    if outcome.status == UNKNOWN_OUTCOME:
+        return outcome
+    detail = f"one try may have stored it; another ended with {outcome.status}: {outcome.detail or 'no detail'}"
+    return replace(outcome, status=UNKNOWN_OUTCOME, detail=detail)
 
 
 def outgoing(message: Outgoing | Mapping[str, Any]) -> Outgoing:

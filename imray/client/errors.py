@@ -27,10 +27,11 @@ class ConflictError(ImrayError):
 
 
 class UnknownOutcomeError(UnavailableError):
-    """The deadline passed, or a retry was refused, and it is unknown whether the messages are stored.
+    """The deadline passed, or a retry was refused, and messages are left that may be stored or not.
 
-    Send them again later with the ids in `client_msg_ids`; it is safe. `outcomes` holds what became of the rest
-    of a batch, in the order of the request (the open ones with status 503 or 504), or None where nothing is known."""
+    Send them again later with the ids in `client_msg_ids`; it is safe. `outcomes` holds what became of each message
+    of a batch, in the order of the request (the open ones with status 503, not written, or 504, unknown), or None
+    where nothing is known."""
 
     def __init__(self, detail: str, client_msg_ids: tuple[str, ...], outcomes: Any = None) -> None:
         super().__init__(detail, client_msg_ids, outcomes)

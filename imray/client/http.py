@@ -29,8 +29,8 @@ class AsyncClient:
 
     `url` and `token` default to the environment's IMRAY_URL and IMRAY_TOKEN. Every method raises:
     InvalidError (fix the input), AuthError (get another token), UnavailableError (no final answer within `timeout_s`,
-    all tries together; try later), ServerError (a person must look). What is passed as `sleep`, `clock_s`, `unix_ms`
-    and `transport` replaces the real ones, for tests.
+    all tries together, or a retry was refused after a try that may have written; try later), ServerError (a person
+    must look). What is passed as `sleep`, `clock_s`, `unix_ms` and `transport` replaces the real ones, for tests.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class AsyncClient:
 
         Messages of one conversation are numbered in their order. Where some are not written at first (503, 504), only
         those are sent again: later ones of the same conversation may be numbered already, so look at `conv_seq`.
-        Raises UnknownOutcomeError where some have no final outcome at the deadline; it carries their ids and all
-        outcomes."""
+        Raises UnknownOutcomeError where some have no final outcome at the deadline, or where a retry of them was
+        refused; it carries their ids and all outcomes."""
         return await self._run(self._calls.send_batch(messages))
 
     async def send_arrow(self, rows: pa.Table | pa.RecordBatch) -> pa.Table:

@@ -54,8 +54,9 @@ class SendResult:
 @dataclass(frozen=True)
 class Outcome:
     """What became of one message of a batch. `status` says it as HTTP would: 201 stored, 200 stored before, 409 the
-    id was used with another payload (`conv_seq` is the first one's), 500 the log is corrupt; 503 not written and
-    504 unknown are left only where the deadline passed."""
+    id was used with another payload (`conv_seq` is the first one's), 422 not valid and not written, 500 the log is
+    corrupt; 503 not written and 504 unknown are left only where the deadline passed or a retry was refused. What one
+    try left unknown stays 504 until another says whether it is stored."""
 
     status: int
     conv_id: str
