@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from analytics.spans import FILES_MAX, Span, Window, choose, covered, mirrored
 from analytics.verified import Verified, Verifier
 from analytics.views import connect
-from imray.core.errors import CorruptError, UnavailableError
+from imray.core.errors import CorruptError, DerivedError, UnavailableError
 from imray.core.routing import offset_of
 from imray.log.rows import Void
 from imray.log.schema import KIND_MESSAGE, KIND_VOID, MS
@@ -54,7 +54,7 @@ WHERE {_IN_RANGE} AND {_ASKED} AND kind = 0 ORDER BY conv_seq
 """
 _NUMBERS = f"SELECT conv_seq FROM {_FILES} WHERE {_IN_RANGE} AND kind = 0 ORDER BY conv_seq"
 _SPANS = f"""
-SELECT place, "first", "last" FROM {_FILES}
+SELECT DISTINCT place, "first", "last" FROM {_FILES}
 WHERE conv_id = $conv_id AND "first" <= $high AND "last" >= $low ORDER BY {{edge}} LIMIT {FILES_MAX + 1}
 """
 
@@ -64,10 +64,6 @@ without messages there gives an empty page, and `next` leads on."""
 _TOPIC_NUMBERS_MIN = 1000
 
 _NONE = np.empty(0, np.int64)
-
-
-class MovedError(UnavailableError):
-    """Files that the shard named were merged into others meanwhile: ask the shard again."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +133,7 @@ class HistoryReader:
         shard: int,
         conv_id: str,
         stable: int,
-        intervals: Sequence[tuple[int, int, int]],
+        intervals: Sequence[Interval],
         spans: Sequence[Span],
         *,
         after: int,
@@ -149,10 +145,10 @@ class HistoryReader:
         """The messages with after < conv_seq < before, none above `stable`, at most `limit`, nearest the asked end;
         with `topic` those of this topic only (then a page may have fewer or none, and `next` leads on all the same).
 
-        `spans` are (place, first, last number) since the last checkpoint, `intervals` (first segment, last segment,
-        ids) lead to those before. Ends early where the bodies would pass `history_bytes_max`, but not before one
-        message. CorruptError: a file does not verify, or a number is no message and no void. MovedError: ask the
-        shard where the numbers are, and again."""
+        `spans` are (place, first, last number) since the last checkpoint, `intervals` lead to those before. Ends early
+        where the bodies would pass `history_bytes_max`, but not before one message. CorruptError: a file does not
+        verify, or a number is no message and no void. DerivedError: a sealed file was merged meanwhile, or is damaged:
+        have the shard look, ask it where the numbers are, and again."""
         low, high = after + 1, stable if before is None else min(stable, before - 1)
         page = _Page(self._settings.history_bytes_max, limit, topic)
         # mirrored, the descending case is the ascending one: from `begin` up to `end`, of numbers with the other sign
@@ -174,7 +170,7 @@ class HistoryReader:
         self,
         shard: int,
         conv_id: str,
-        intervals: Sequence[tuple[int, int, int]],
+        intervals: Sequence[Interval],
         spans: Sequence[Span],
         asked: tuple[int, int],
         numbers: int,
@@ -197,17 +193,14 @@ class HistoryReader:
         return [*old, *recent], horizon
 
     def _sealed(
-        self, shard: int, conv_id: str, intervals: Sequence[tuple[int, int, int]], asked: tuple[int, int], down: bool
+        self, shard: int, conv_id: str, intervals: Sequence[Interval], asked: tuple[int, int], down: bool
     ) -> pa.Table:
         """The spans that the intervals' postings name, from the asked end, at most FILES_MAX + 1."""
-        sealed = [Interval(shard, *parts) for parts in intervals]
         sql = _SPANS.format(edge='"last" DESC, place DESC' if down else '"first", place')
         try:
-            return self._query(sql, [self._verifier.postings(i) for i in sealed], conv_id, *asked)
+            return self._query(sql, [self._verifier.postings(i) for i in intervals], conv_id, *asked)
         except CorruptError as e:
-            if all((self._verifier.data / i.name("postings")).exists() for i in sealed):
-                raise
-            raise MovedError("the sealed files were merged meanwhile: ask the shard again") from e
+            raise DerivedError(e.file, "it was replaced while it was being read") from e
 
     def _fill(self, page: _Page, shard: int, conv_id: str, window: Window, descending: bool) -> int:
         """Add a window's messages and holes to the page: how far (mirrored) it answers now. That may be before the

@@ -17,7 +17,7 @@ from threading import Lock
 from typing import Generic, TypeVar
 
 from analytics.checks import check_chain, check_checkpoint, check_digest, check_postings, check_segment
-from imray.core.errors import CorruptError, InvalidError
+from imray.core.errors import CorruptError, DerivedError, InvalidError
 from imray.core.routing import TOPIC_LOGS_FROM, home_of, log_of
 from imray.log.checkpoint import CheckpointMeta
 from imray.log.manifest import Manifest, read
@@ -90,9 +90,12 @@ class Verifier:
         return found
 
     def postings(self, interval: Interval) -> Verified[Interval]:
-        """The postings of a sealed interval; CorruptError as `segment`."""
+        """The postings of a sealed interval; DerivedError where the file is missing or changed."""
         name = interval.name("postings")
-        return self._verified(name, partial(check_postings, interval))
+        try:
+            return self._verified(name, partial(check_postings, interval))
+        except CorruptError as e:
+            raise DerivedError(name, e.check) from e
 
     def unchanged(self, files: Iterable[Verified]) -> None:
         """CorruptError where a file is not the one that was verified: what was read between may be wrong."""
@@ -121,24 +124,30 @@ class Verifier:
         return sorted(found)
 
     def log(self) -> list[VerifiedSegment]:
-        """Every segment that is there now, of every log. CorruptError at the first fault."""
+        """Every segment that is there now, of every log. CorruptError at the first fault of a log; derived files are no
+        matter."""
         found: list[VerifiedSegment] = []
         for log in self.logs():
-            part, faults = self.survey(log)
+            part, _, faults = self._survey_log(log)
             if faults:
                 raise faults[0]
             found += part
         return found
 
     def survey(self, log: int) -> tuple[list[VerifiedSegment], list[CorruptError]]:
-        """The segments of one log up to its first fault, and all its faults."""
+        """The segments of one log up to its first fault, and all its faults, those of derived files among them."""
+        sound, found, faults = self._survey_log(log)
+        last = max((s.meta.segment for s in found), default=0)
+        return sound, [*faults, *self._survey_derived(log, found, last)]
+
+    def _survey_log(self, log: int) -> tuple[list[VerifiedSegment], list[VerifiedSegment], list[CorruptError]]:
+        """The segments of one log up to its first fault, all that verify, and the faults."""
         numbers, faults = self._numbers(log)
         found, more = self._survey_segments(log, numbers)
         faults += more
         wrong = {fault.file for fault in faults}
         at_fault = (i for i, s in enumerate(found) if s.meta.segment != i + 1 or s.name in wrong)
-        sound = found[: next(at_fault, len(found))]
-        return sound, [*faults, *self._survey_derived(log, found, numbers[-1] if numbers else 0)]
+        return found[: next(at_fault, len(found))], found, faults
 
     def last(self, log: int) -> int:
         """The number of the last segment that a log has now, verified or not."""
@@ -232,7 +241,7 @@ class Verifier:
         faults = []
         for interval in checkpoint.intervals:
             try:
-                self.postings(interval)
+                self._verified(interval.name("postings"), partial(check_postings, interval))
                 self._verified(interval.name("ids"), check_digest)
                 self._verified(interval.name("bloom"), check_digest)
             except CorruptError as e:

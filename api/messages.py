@@ -16,7 +16,7 @@ from api.problems import ProblemError, refused
 from api.schemas import BatchRequest, BatchResponse, PathConvId, SendRequest, SendResponse
 from imray.cluster.backend import Backend
 from imray.cluster.batcher import Outcome, Send
-from imray.cluster.replies import Refusal
+from imray.cluster.replies import Refusal, Refused
 from imray.core.ids import format_client_msg_id
 from imray.core.routing import offset_of
 
@@ -109,6 +109,8 @@ def _one(send: Send, outcome: Outcome, shard: int) -> Response:
         before = int(np.searchsorted(firsts.at, i))
         row -= before
         if before < len(firsts.at) and firsts.at[before] == i:
+            if firsts.unreadable[before]:
+                raise refused(Refusal(Refused.CORRUPT, firsts.why))
             status = CONFLICT if firsts.conflict[before] else DUPLICATE
             epoch, place = int(firsts.epoch[before]), int(firsts.place[before])
             server_ts, row = int(firsts.server_ts[before]), int(firsts.row[before])

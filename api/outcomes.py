@@ -15,6 +15,8 @@ from imray.core.ids import ID_BYTES, format_client_msg_id
 from imray.core.routing import home_of, offset_of
 
 CREATED, DUPLICATE, CONFLICT = 201, 200, 409
+UNREADABLE = 500
+"""The id was sent before, in a file that does not verify."""
 ARROW_TYPE = "application/vnd.apache.arrow.stream"
 _NUMBERS = ("conv_seq", "epoch", "shard", "segment", "row", "server_ts", "stable_seq")
 _CONFLICT_DETAIL = "the id was used with another payload; conv_seq is the first one's"
@@ -47,6 +49,8 @@ class Outcomes:
             for name, values in numbers(home_of(log)[0], answer).items():
                 columns[name][at] = values
             status[at] = statuses(answer)
+            if answer.firsts is not None and answer.firsts.why:
+                details[UNREADABLE] = answer.firsts.why
         return cls(status, columns, details)
 
     @property
@@ -113,6 +117,7 @@ def statuses(answer: Appended) -> np.ndarray:
     status = np.full(answer.rows, CREATED, np.uint16)
     if answer.firsts is not None:
         status[answer.firsts.at] = np.where(answer.firsts.conflict, CONFLICT, DUPLICATE)
+        status[answer.firsts.at[answer.firsts.unreadable]] = UNREADABLE
     return status
 
 
@@ -139,5 +144,7 @@ def numbers(shard: int, answer: Appended) -> dict[str, np.ndarray]:
     columns["row"] = row
     for name, values in (("epoch", firsts.epoch), ("segment", firsts.place), ("server_ts", firsts.server_ts)):
         columns[name][firsts.at] = values
+    for values in columns.values():
+        values[firsts.at[firsts.unreadable]] = -1  # there are none
     columns["shard"], columns["segment"] = offset_of(shard, columns["segment"])
     return columns

@@ -59,6 +59,9 @@ class Settings:
     one filter a checkpoint (a merge makes one of eight), so more of them cost time."""
     reopen_delay_s_max: float = 5.0
     """Between tries of a shard that cannot write (disk full) to become the writer again."""
+    put_timeout_s: float = 60.0
+    """After an error a put that is on its way must return before the log is opened anew; past it the process ends, and
+    its successor opens."""
 
     hot_rate_per_s: float = 0.0
     """A conversation with so many messages a second for `hot_ticks` seconds is spread over `hot_topics` sub-topics;

@@ -24,6 +24,7 @@ from typing import Any
 log = logging.getLogger("imray.asks")
 
 _BACKLOG = 128
+_ACCEPT_AGAIN_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,12 @@ class AskServer:
             try:
                 connection = self._listener.accept()
             except OSError as e:
-                if not self._ended:
-                    log.error("asks are taken no more: %s", e)
-                return
+                if self._ended:
+                    return
+                # out of descriptors, say, or the other end is gone already: the next one may fare better
+                log.warning("a connection for asks failed: %s", e)
+                time.sleep(_ACCEPT_AGAIN_S)
+                continue
             _at_once(connection)
             with self._lock:
                 if self._ended:

@@ -16,7 +16,7 @@ from imray.cluster.batcher import Batcher, Outcome, Send
 from imray.cluster.links import ActorClient, ShardClient
 from imray.cluster.replies import Appended, Located, Refusal, Refused
 from imray.cluster.ways import Ways
-from imray.core.errors import CorruptError
+from imray.core.errors import CorruptError, DerivedError
 from imray.core.routing import home_of, shard_of
 from imray.log.manifest import Manifest
 from imray.settings import Settings
@@ -114,7 +114,9 @@ class Backend:
                 cause = e.cause if isinstance(e, RayTaskError) else e
                 if isinstance(cause, CorruptError):
                     return Refusal(Refused.CORRUPT, str(cause))
-                # the reader restarts, or files were merged since `locate`: ask the shard again
+                if isinstance(cause, DerivedError):
+                    await self._client(conv_id).mend(cause.file)
+                # the reader restarts, or files were merged or made anew since `locate`: ask the shard again
                 if time.monotonic() + self.settings.retry_delay_s_max > deadline:
                     return Refusal(Refused.UNAVAILABLE, f"history: {str(cause).splitlines()[0]}")
                 await asyncio.sleep(self.settings.retry_delay_s_min)

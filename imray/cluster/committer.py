@@ -6,6 +6,8 @@ another is on its way to the disk.
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +25,8 @@ from imray.core.sequencer import NEW, commit_of, locate, plan
 from imray.core.state import ShardState
 from imray.log.checkpoint import Snapshot, snapshot
 from imray.log.confirm import Confirmer
-from imray.log.recovery import become_writer
+from imray.log.recovery import Readable, become_writer
+from imray.log.retire import Retired
 from imray.log.rows import Prepared, gather, read_back
 from imray.log.schema import Record, record_table, segment_table
 from imray.log.sealed import SealedInterval
@@ -31,8 +34,13 @@ from imray.log.store import Store
 from imray.log.writer import Encoded, Writer
 from imray.settings import Settings
 
+log = logging.getLogger("imray.committer")
+
 _OVERDUE = 4
-"""Past so many times the ids of a checkpoint without one (a full disk, say) senders must wait: memory is bounded."""
+_OVERDUE_SEGMENTS = 16
+"""Past so many times the ids or segments of a checkpoint without one (a full disk, say) senders must wait: memory, and
+what the next recovery reads, are bounded."""
+_NOTES_KEPT = 20
 
 
 Records = Callable[[ShardState], list[Record]]
@@ -62,23 +70,53 @@ class Committer:
         clock_ms: Callable[[], int],
     ) -> None:
         self.state, self.writer = state, writer
-        self.intervals: list[SealedInterval] = list(state.sealed)  # type: ignore[arg-type]
         self._settings, self.clock_ms = settings, clock_ms
         self.blocks: Blocks | None = None
-        self.confirmer = Confirmer(store, shard)
+        self.confirmer = Confirmer(store, shard, state.seed)
+        self.retired = Retired(store, shard, writer.is_last)
+        """Touched by whoever writes the checkpoints, after each of them."""
+        self._replaced: list[SealedInterval] = []
+        self.notes: deque[str] = deque(maxlen=_NOTES_KEPT)
+        """Which derived files were missing or damaged, and what was done: for operators."""
         self.shard, self.store = shard, store
         self.heat = Heat(
             settings.hot_rate_per_s, settings.cold_rate_per_s or settings.hot_rate_per_s / 4, settings.hot_ticks
         )
         self._snapshot: Snapshot | None = None
         self._used: IdTable | None = None
-        self._covered = intervals_end(self.intervals)
 
     @classmethod
-    def open(cls, store: Store, shard: int, seed: int, settings: Settings, clock_ms: Callable[[], int]) -> Committer:
-        """Recover the shard and fence off every earlier writer; errors as `become_writer`."""
-        state, writer = become_writer(store, shard, seed, clock_ms)
-        return cls(store, shard, state, writer, settings, clock_ms)
+    def open(
+        cls,
+        store: Store,
+        shard: int,
+        seed: int,
+        settings: Settings,
+        clock_ms: Callable[[], int],
+        on_unwritable: Callable[[Readable], None] = lambda _: None,
+        notes: deque[str] | None = None,
+    ) -> Committer:
+        """Recover the shard and fence off every earlier writer; as `become_writer`. `notes` are those of former
+        incarnations; they go on."""
+        told: list[str] = []
+        state, writer = become_writer(store, shard, seed, clock_ms, told, on_unwritable)
+        committer = cls(store, shard, state, writer, settings, clock_ms)
+        if notes is not None:
+            committer.notes = notes
+        for note in told:
+            committer.note(note)
+        return committer
+
+    def note(self, text: str) -> None:
+        """Something that operators should know, and that stops nothing."""
+        log.warning("shard %d: %s", self.shard, text)
+        self.notes.append(text)
+
+    @property
+    def intervals(self) -> list[SealedInterval]:
+        """The sealed intervals, oldest first. The list is replaced whole, in the thread of the state: who took it keeps
+        what it was."""
+        return self.state.sealed  # type: ignore[return-value]
 
     def plan(self, requests: Sequence[Prepared]) -> Job:
         """Number the requests' rows and encode the new ones as the next segment. They are reserved now: if `put` does
@@ -149,22 +187,12 @@ class Committer:
 
     def locate(self, conv_id: str, low: int, high: int) -> Located:
         """Where numbers low..high of a conversation are."""
-        state = self.state
-        index = state.conversations.index(conv_id)
-        head = int(state.conversations.stable[index]) if index >= 0 else 0
-        spans: list[tuple[int, int, int]] = []
-        if index >= 0 and low <= min(high, head):
-            spans = state.frozen_postings.spans(index, low, high) + state.postings.spans(index, low, high)
-        intervals = [(i.interval.first, i.interval.last, i.interval.ids) for i in self.intervals]
-        given = int(state.conversations.heads[index]) if index in state.hot else head
-        return Located(given, head, state.log.epoch, self._covered, intervals, spans)
+        return located(self.state, conv_id, low, high)
 
     @property
     def checkpoint_due(self) -> bool:
-        """Whether enough came since the last checkpoint."""
+        """Whether enough came since the last checkpoint, from the shard's own log or its sub-topics'."""
         state = self.state
-        if state.log.segment <= self._covered:
-            return False  # an interval is called after the shard's own segments; ceilings are among them
         return (
             state.frozen is not None
             or state.recent.count >= self._settings.checkpoint_ids_max
@@ -174,7 +202,16 @@ class Committer:
     @property
     def checkpoint_overdue(self) -> bool:
         """Whether so much came since that memory must be protected."""
-        return self.state.recent.count >= _OVERDUE * self._settings.checkpoint_ids_max
+        state, settings = self.state, self._settings
+        return (
+            state.recent.count >= _OVERDUE * settings.checkpoint_ids_max
+            or len(state.postings.entries) >= _OVERDUE_SEGMENTS * settings.checkpoint_segments_max
+        )
+
+    @property
+    def log_moved(self) -> bool:
+        """Whether the shard's own log has a segment that no checkpoint covers: a checkpoint is called after it."""
+        return self.state.log.segment > self.state.covered.get(0, 0)
 
     def freeze(self) -> Snapshot:
         """Set aside what the next checkpoint covers; again after a failed one: the same."""
@@ -187,11 +224,11 @@ class Committer:
         """Whether what was set aside can be sealed: no grant of it is outstanding."""
         return self.blocks is None or not self.blocks.frozen_in_flight
 
-    def sealed(self, files: list[SealedInterval]) -> None:
-        """The checkpoint of the last freeze is durable."""
-        self._used = sealed(self.state, list(files))
-        self.intervals, self._snapshot = files, None
-        self._covered = intervals_end(files)
+    def sealed(self, files: Sequence[SealedInterval]) -> None:
+        """The checkpoint of the last freeze is durable; its ids are in the last of `files`. What was merged or made
+        anew while it was written stays so."""
+        self._used = sealed(self.state, [*self.intervals, files[-1]])
+        self._snapshot = None
 
     def clear_used(self) -> IdTable | None:
         """Clear the table of the last freeze, if not done yet. In any thread: nobody else uses it, and clearing tens
@@ -205,11 +242,28 @@ class Committer:
         """The next freeze takes over a cleared table's memory."""
         self.state.spare = table
 
-    def merged(self, parts: list[SealedInterval], whole: SealedInterval) -> None:
-        """One interval takes the place of adjacent ones."""
-        at = self.intervals.index(parts[0])
-        self.intervals[at : at + len(parts)] = [whole]
-        self.state.sealed = list(self.intervals)
+    def merged(self, parts: Sequence[SealedInterval], whole: SealedInterval) -> bool:
+        """One interval takes the place of adjacent ones, or of one that is damaged. False: these are not there as they
+        were read, and `whole` is of no use."""
+        there = self.intervals
+        at = next((i for i, sealed in enumerate(there) if sealed is parts[0]), None)
+        if at is None or [id(p) for p in parts] != [id(p) for p in there[at : at + len(parts)]]:
+            return False
+        self.state.sealed = [*there[:at], whole, *there[at + len(parts) :]]
+        self._replaced += parts
+        self.confirmer.damaged.difference_update(parts)
+        return True
+
+    def collect(self, replaced: Sequence[SealedInterval], in_use: Sequence[SealedInterval]) -> int:
+        """Delete derived files that nobody needs any more, after a checkpoint: `imray.log.retire`. In one thread, that
+        of the checkpoints."""
+        self.retired.add(replaced)
+        return self.retired.collect(in_use)
+
+    def take_replaced(self) -> tuple[list[SealedInterval], list[SealedInterval]]:
+        """What `collect` takes: the intervals that were replaced since the last time, and those in use."""
+        replaced, self._replaced = self._replaced, []
+        return replaced, self.intervals
 
     def figures(self) -> dict[str, object]:
         """Figures for operators."""
@@ -223,10 +277,17 @@ class Committer:
             "bytes": state.conversations.nbytes
             + sum(t.nbytes for t in (state.recent, state.frozen, state.spare) if t is not None)
             + sum(i.bloom.words.nbytes for i in self.intervals),
-            "checkpoint_segment": self._covered,
+            "checkpoint_segment": state.covered.get(0, 0),
         }
 
 
-def intervals_end(intervals: Sequence[SealedInterval]) -> int:
-    """The last segment that intervals cover."""
-    return intervals[-1].interval.last if intervals else 0
+def located(state: ShardState, conv_id: str, low: int, high: int) -> Located:
+    """Where numbers low..high of a conversation are, as a state has them."""
+    index = state.conversations.index(conv_id)
+    head = int(state.conversations.stable[index]) if index >= 0 else 0
+    spans: list[tuple[int, int, int]] = []
+    if index >= 0 and low <= min(high, head):
+        spans = state.frozen_postings.spans(index, low, high) + state.postings.spans(index, low, high)
+    intervals = [sealed.interval for sealed in state.sealed]  # type: ignore[attr-defined]
+    given = int(state.conversations.heads[index]) if index in state.hot else head
+    return Located(given, head, state.log.epoch, state.covered.get(0, 0), intervals, spans)

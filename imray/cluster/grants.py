@@ -24,12 +24,12 @@ from imray.core.columns import Rows
 from imray.core.errors import CorruptError, InvalidError
 from imray.core.routing import log_of
 from imray.core.sequencer import locate
-from imray.core.state import ShardState
+from imray.core.state import HotGroup, ShardState
 from imray.log.reader import read_log
 from imray.log.recovery import fence_log
 from imray.log.schema import KIND_COLD, KIND_HOT, KIND_VOID, Record
 
-_CEILING_MIN = 1 << 16
+_CEILING_MIN = 1 << 10
 
 
 class Grants:
@@ -74,6 +74,8 @@ class Grants:
         known = self.blocks.answered(slot, epoch, ask)
         if known is not None:
             return known
+        if self.committer.checkpoint_overdue:
+            return self.blocks.decline(slot, ask, "busy")
         state = self.committer.state
         located = locate(state, rows)
         old = self.committer.confirmer.confirm(rows, located) if located.maybe else {}
@@ -92,9 +94,12 @@ class Grants:
             return
         head = int(self.committer.state.conversations.heads[conv])
         asked_at = self._ceilings_asked.get(conv)
-        if asked_at != group.ceiling and next_ceiling(group, head, self._block_max.get(conv, 0)) is not None:
+        if asked_at != group.ceiling and self._next_ceiling(group, conv, head) is not None:
             self._ceilings_asked[conv] = group.ceiling
             self.ceilings_wanted.add(conv)
+
+    def _next_ceiling(self, group: HotGroup, conv: int, head: int) -> int | None:
+        return next_ceiling(group, head, self._block_max.get(conv, 0), self.committer.heat.rates.get(conv, 0.0))
 
     def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> None:
         """A sub-topic's segments are durable. In order; what is known already is skipped."""
@@ -107,9 +112,11 @@ class Grants:
     def register(self, slot: int, epoch: int, segment: int) -> list[Block] | None:
         """A new writer of a sub-topic's log has fenced it with `segment`: what is in it counts, and what earlier
         writers did not write, returned, will never be. None: a newer
-        writer is registered, or the slot is none of ours."""
+        writer is registered, or the slot is none of ours, or its fence was read past already: what followed it may have
+        been fenced by this shard itself."""
         position = self.committer.state.topics.get(slot)
-        if position is None or epoch < self.blocks.slot_epoch(slot):
+        registered = self.blocks.slot_epoch(slot)
+        if position is None or epoch < registered or (epoch > registered and segment <= position.segment):
             return None
         if segment > position.segment:
             self._read_tail(slot, segment)
@@ -176,6 +183,27 @@ class Grants:
 
         return records
 
+    def exact_ceilings(self) -> Records:
+        """Records with the heads as ceilings, for a stop in good order: `blocks.closed` is set, and no grant is
+        outstanding."""
+
+        def records(state: ShardState) -> list[Record]:
+            assert self.blocks.closed
+            assert not self.blocks.outstanding
+            found: list[Record] = []
+            for conv, group in sorted(state.hot.items()):
+                head = int(state.conversations.heads[conv])
+                body: dict[str, object] = {
+                    "topics": group.topics,
+                    "ceiling": head,
+                    "by_rate": group.by_rate,
+                    "exact": True,
+                }
+                found.append((state.conversations.name(conv), head, KIND_HOT, body))
+            return found
+
+        return records
+
     def heat(self, conv_id: str, topics: int, by_rate: bool = False) -> Records:
         """The record that turns a conversation hot, or changes its number of sub-topics."""
 
@@ -210,7 +238,8 @@ class Grants:
     ) -> Record:
         group, name = state.hot[conv], state.conversations.name(conv)
         head = max([int(state.conversations.heads[conv]), *(int(str(v[3]["last"])) for v in voids if v[0] == name)])
-        ceiling = next_ceiling(group, head, self._block_max.get(conv, 0)) or max(group.ceiling, head + _CEILING_MIN)
+        ceiling = self._next_ceiling(group, conv, head) or max(group.ceiling, head + _CEILING_MIN)
+        self._block_max[conv] = self._block_max.get(conv, 0) // 2  # the next asks say anew how large blocks are
         by_rate = group.by_rate if by_rate is None else by_rate
         return name, head, KIND_HOT, {"topics": topics or group.topics, "ceiling": ceiling, "by_rate": by_rate}
 

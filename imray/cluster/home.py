@@ -6,23 +6,31 @@ Owns the shard's incarnations and the thread that touches their state. Shard act
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
-from imray.cluster.committer import Committer, Job, Records
+from imray.cluster.committer import Committer, Job, Records, located
 from imray.cluster.grants import Grants
 from imray.cluster.hot import HotGroups
 from imray.cluster.owner import Owner, now_ms
 from imray.cluster.replies import Located, Refusal, Refused
 from imray.cluster.upkeep import Upkeep
+from imray.core.errors import StorageError
+from imray.log.recovery import Readable
 from imray.log.rows import Prepared
 from imray.log.store import Store
 from imray.settings import Settings
 
 StartTopics = Callable[[int], Awaitable[None]]
 """Make the sub-topics 1 .. n run; UnavailableError where they cannot."""
+_NOTES_KEPT = 20
+_CLOSE_TIMEOUT_S = 5.0
+"""For the grants of a shard that stops in good order to be settled: they are, or their writer is fenced, sooner."""
 
 
 class Home(Owner):
@@ -46,6 +54,9 @@ class Home(Owner):
         self._thread = ThreadPoolExecutor(1, f"commit-{shard}")
         self._lock = threading.Lock()
         self._committer: Committer | None = None
+        self._readable: Readable | None = None
+        """What was recovered while the store took no fence, until the shard can write."""
+        self._notes: deque[str] = deque(maxlen=_NOTES_KEPT)
         self._upkeep: Upkeep | None = None
         self.hot: HotGroups | None = None
 
@@ -59,16 +70,28 @@ class Home(Owner):
             return call(*args)
 
     async def _become_writer(self) -> None:
-        args = (self._store, self.shard, self._seed, self._settings, self._clock_ms)
+        fail = partial(self.fail, incarnation=self._incarnation)
+        args = (self._store, self.shard, self._seed, self._settings, self._clock_ms, self._found, self._notes)
         committer: Committer = await self.on_state(Committer.open, *args)
-        grants: Grants = await self.on_state(Grants.open, committer)
+        try:
+            grants: Grants = await self.on_state(Grants.open, committer)
+            hot = HotGroups(self, grants, self._settings, self._start_topics, self._host, fail)
+        except BaseException:
+            committer.writer.close()
+            raise
         self._committer = committer
-        self.hot = HotGroups(self, grants, self._settings, self._start_topics, self._host)
+        self._readable = None
+        self.hot = hot
         self._upkeep = Upkeep(
-            committer, self.on_state, self._settings, self._when_quiet, self.hot.until_settled, self.fail
-        )  # fmt: skip
-        self.hot.start()
+            committer, self.on_state, self._settings, self._when_quiet, hot.until_settled, fail, hot.log_ceilings_soon
+        )
+        hot.on_progress = self._upkeep.start_checkpoint
+        hot.start()
         self._upkeep.start()
+
+    def _found(self, readable: Readable) -> None:
+        self._readable = readable
+        self._committer = None  # what an earlier incarnation knew is older
 
     def _when_quiet(self, do: Callable[[], Awaitable[None]]) -> None:
         self._between.append(do)
@@ -89,11 +112,11 @@ class Home(Owner):
     def _settle(self, job: Job) -> None:
         assert self._committer is not None
         settled = asyncio.get_running_loop().run_in_executor(self._thread, self.locked, self._committer.settle, job)
-        settled.add_done_callback(self._settled)
+        settled.add_done_callback(partial(self._settled, self._incarnation))
 
-    def _settled(self, settled: asyncio.Future[None]) -> None:
+    def _settled(self, incarnation: int, settled: asyncio.Future[None]) -> None:
         if not settled.cancelled() and (error := settled.exception()) is not None:
-            self.fail(error)
+            self.fail(error, incarnation)
         elif self._upkeep is not None:
             self._upkeep.start_checkpoint()
 
@@ -114,18 +137,49 @@ class Home(Owner):
             self._committer.writer.close()
 
     async def stop(self) -> None:
+        """As `Owner.stop`; a hot group's ceiling is taken back to its head, so that the next start voids nothing."""
+        if self.hot is not None and self._refusal is None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.hot.close(), _CLOSE_TIMEOUT_S)
         await super().stop()
+        if self._upkeep is not None:
+            await self._upkeep.wait()
         self._thread.shutdown(wait=True)
 
     async def locate(self, conv_id: str, low: int, high: int) -> Located | Refusal:
-        """Where numbers low..high of a conversation are. Works while the shard cannot write."""
-        if self._committer is None:
+        """Where numbers low..high of a conversation are. Works while the shard cannot write, but not where another
+        process has taken over: its `stable_seq` may be higher by now."""
+        try:
+            found: Located | None = await self.on_state(self._locate, conv_id, low, high)
+        except StorageError as e:
+            return Refusal(Refused.UNAVAILABLE, f"{self.label}: {e}")
+        return found or self._refusal or Refusal(Refused.UNAVAILABLE, f"{self.label} is not the writer any more")
+
+    def _locate(self, conv_id: str, low: int, high: int) -> Located | None:
+        if self.replaced:
+            return None
+        if self._committer is not None:
+            found = self._committer.locate(conv_id, low, high)
+            return found if self._committer.writer.is_last() else None
+        readable = self._readable
+        if readable is None:
+            return None
+        state = readable.state
+        if not readable.topics_read and state.conversations.index(conv_id) in state.hot:
+            return None
+        return located(state, conv_id, low, high) if readable.is_current(self._store, self.shard) else None
+
+    async def mend(self, file: str) -> Refusal | None:
+        """A reader found that a derived file is missing or damaged: look, and make it anew. None: looked at."""
+        if self._refusal is not None or self._upkeep is None:
             return self._refusal or Refusal(Refused.UNAVAILABLE, f"{self.label} is not ready")
-        return await self.on_state(self._committer.locate, conv_id, low, high)
+        await self._upkeep.mend(file)
+        return None
 
     async def status(self) -> dict[str, object]:
         """Figures for operators; `state` is "serving" or the reason why not."""
-        figures: dict[str, object] = {"shard": self.shard, "state": self.state, "queued_rows": self._queued_rows}
+        figures: dict[str, object] = {"shard": self.shard, "state": self.state, "queued_rows": self._queue.rows}
+        figures["notes"] = list(self._notes)
         if self._committer is not None and self.hot is not None:
             figures |= await self.on_state(self._committer.figures)
             figures |= {"hot": await self.hot.figures(), **self.hot.asked()}

@@ -56,7 +56,10 @@ class HotGroups:
         settings: Settings,
         start_topics: Callable[[int], Awaitable[None]] | None,
         host: str,
+        fail: Callable[[BaseException], None] | None = None,
     ) -> None:
+        """`fail` ends this incarnation of the shard (None: the shard's own)."""
+        self._fail_incarnation = shard.fail if fail is None else fail
         self._shard, self.grants, self._settings, self._start_topics = shard, grants, settings, start_topics
         self._loop = asyncio.get_running_loop()
         self._server = AskServer(host, self.ask)
@@ -65,6 +68,8 @@ class HotGroups:
         self._waiting: list[asyncio.Future[None]] = []
         self._turning: asyncio.Task[None] | None = None
         self._ended = False
+        self.on_progress: Callable[[], None] = lambda: None
+        """Called when asks or reports may have made a checkpoint due."""
 
     def start(self) -> None:
         """Begin to watch."""
@@ -93,7 +98,7 @@ class HotGroups:
 
     def _fail(self, error: BaseException) -> None:
         if not self._ended:  # or it would end the next incarnation
-            self._shard.fail(error)
+            self._fail_incarnation(error)
 
     async def _record(self, records: Records) -> Refusal | None:
         """What this incarnation wants to log, the next one must not: it has grants and voids of its own."""
@@ -111,14 +116,32 @@ class HotGroups:
         answer: Granted | Declined = self._shard.locked(
             self.grants.ask, slot, epoch, ask, rows, reports, time.monotonic()
         )
-        if self._waiting or self.grants.ceilings_wanted:
+        committer = self.grants.committer
+        if self._waiting or self.grants.ceilings_wanted or committer.checkpoint_due:
             self._loop.call_soon_threadsafe(self._after_ask)
         return answer
 
     def _after_ask(self) -> None:
+        if self._ended:
+            return
         self._settled()
         if self.grants.ceilings_wanted:
             self._spawn(self._log_ceilings())
+
+    def log_ceilings_soon(self) -> None:
+        """Log the ceilings of all hot groups again: a record of theirs in the shard's own log, which a checkpoint is
+        called after."""
+        if not self._ended:
+            self.grants.ceilings_wanted |= set(self.grants.committer.state.hot)
+            self._spawn(self._log_ceilings())
+
+    async def close(self) -> None:
+        """For a stop in good order: grant no more, wait until everything granted is settled, and log that no number
+        above the heads was given out. Whoever waits for a grant is told by its own deadline."""
+        self.grants.blocks.closed = True
+        await self.until_settled(lambda: not self.grants.blocks.outstanding)
+        if self.grants.committer.state.hot:
+            await self._record(self.grants.exact_ceilings())
 
     async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
         """A sub-topic's segments are durable. None: heard."""
@@ -143,6 +166,7 @@ class HotGroups:
         for one in waiting:
             if not one.done():
                 one.set_result(None)
+        self.on_progress()
 
     async def heat(self, conv_id: str, topics: int, by_rate: bool = False) -> Refusal | None:
         """Turn a conversation hot, or change how many sub-topics take its sends; None: done, and durable."""

@@ -129,6 +129,10 @@ class ShardClient(ActorClient):
         self._epoch = answer.epoch
         return answer
 
+    async def mend(self, file: str) -> None:
+        """Have a derived file looked at, and made anew if it is damaged. Whether that worked shows when it is read."""
+        await self._call("mend", (file,), self._settings.call_timeout_s)
+
     async def heat(self, conv_id: str, topics: int, deadline: float) -> Refusal | None:
         """Turn a conversation hot; 0: cold."""
         return await self._retry(lambda timeout_s: self._call("heat", (conv_id, topics), timeout_s), deadline)

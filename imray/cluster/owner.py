@@ -1,7 +1,8 @@
 """The owner of one log: recover, then the write loop. Shards and sub-topics differ only in where numbers come from.
 
 Owns the queue and the group commit: one put in flight, what arrives meanwhile is the next; where much waits, the next
-is planned and encoded beside it. Knows nothing of Ray or HTTP, and nothing of numbers.
+is planned and encoded beside it. What comes back from beside the loop (a put, a settlement, an error) names the
+incarnation that it belongs to. Knows nothing of Ray or HTTP, and nothing of numbers.
 """
 
 from __future__ import annotations
@@ -14,17 +15,22 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from imray.cluster.committer import Job, Records
+from imray.cluster.queue import CommitQueue, Flight, Waiting
 from imray.cluster.replies import Appended, Refusal, Refused
-from imray.core.errors import CorruptError, FencedError, ImrayError, InvalidError, StorageError
+from imray.core.errors import CorruptError, FencedError, ImrayError, InvalidError
 from imray.log.rows import Prepared, prepare
 from imray.log.schema import from_ipc
 from imray.settings import Settings
 
 log = logging.getLogger("imray.owner")
+
+_REOPEN_DELAY_S_MIN = 0.1
+_CORRUPT_DELAY_S = 60.0
+"""A person must look; once the file is back, the shard serves by itself."""
 
 
 def now_ms() -> int:
@@ -32,39 +38,37 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-@dataclass(slots=True)
-class _Waiting:
-    what: Prepared | Records
-    rows: int
-    bytes: int
-    answer: asyncio.Future[Any]
-
-
 class Owner(ABC):
     """One incarnation after another of a log's writer, in one process.
 
-    An error of the store ends an incarnation: its waiting requests are answered "unknown, retry", and a new one
-    reads the log. A fence ends the owner for good; so does corruption, which it then reports to every caller."""
+    An error ends an incarnation: its waiting requests are answered "unknown, retry", and a new one reads the log, once
+    nothing of the old one is on its way to the store. A fence ends the owner for good. Corruption is reported to every
+    caller, and looked at again from time to time."""
 
     def __init__(self, label: str, seed: int, settings: Settings, on_fenced: Callable[[], None]) -> None:
         self.label, self._seed, self._settings, self._on_fenced = label, seed, settings, on_fenced
-        self._queue: deque[_Waiting] = deque()
-        self._queued_rows = self._queued_bytes = 0
+        self._queue = CommitQueue(settings)
         self._wake = asyncio.Event()
         self._putting = ThreadPoolExecutor(1, f"put-{label}")
         self._refusal: Refusal | None = None
-        self._planning: list[_Waiting] = []
-        self._in_air: tuple[Job, list[_Waiting]] | None = None
-        """The job whose put is in flight, and whom to answer."""
+        self._planning: list[Waiting] = []
+        self._flight: Flight | None = None
+        """The commit whose put has not returned yet."""
+        self._incarnation = 0
         self._failure: BaseException | None = None
+        """What ended this incarnation, where that was beside the write loop."""
         self._between: deque[Callable[[], Awaitable[None]]] = deque()
         """To be done once nothing is in flight, before anything else is planned."""
         self._loop_task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._tried = asyncio.Event()
+        """The first try to become the writer has ended."""
+        self.replaced = False
+        """Another process is the writer now: what this one knows is of the past."""
 
     @abstractmethod
     async def _become_writer(self) -> None:
-        """Recover and fence. ImrayError where that cannot be now, CorruptError where it never can."""
+        """Recover and fence. Every error leads to another try."""
 
     @abstractmethod
     async def _plan(self, requests: list[Prepared]) -> Job:
@@ -84,17 +88,26 @@ class Owner(ABC):
 
     @abstractmethod
     async def _end_incarnation(self) -> None:
-        """The writer is over; wait for what it left behind."""
+        """The writer is over, or did not quite begin; end what stands beside it."""
 
     def _busy(self) -> bool:
         """Whether senders must wait for another reason than a full queue."""
         return False
 
     async def start(self) -> None:
-        """Become the writer; answers with refusals until that has worked."""
+        """Try to become the writer, and wait for the first try's end; answers with refusals until one has worked."""
         self._refusal = Refusal(Refused.UNAVAILABLE, f"{self.label} is recovering: retry with the same ids")
-        await self._open()
         self._loop_task = asyncio.create_task(self._run())
+        self._loop_task.add_done_callback(self._loop_ended)
+        await self._tried.wait()
+
+    def _loop_ended(self, loop: asyncio.Task[None]) -> None:
+        self._tried.set()
+        if not loop.cancelled() and (error := loop.exception()) is not None:
+            # a bug of ours: a process that lives and never serves again helps nobody
+            log.critical("%s: its write loop is broken", self.label, exc_info=error)
+            self._refuse(Refusal(Refused.UNAVAILABLE, f"{self.label} ends: retry with the same ids"))
+            self._on_fenced()
 
     async def stop(self) -> None:
         """End in good order: what is being committed is answered, the rest is refused."""
@@ -120,11 +133,7 @@ class Owner(ABC):
         size = request.batch.nbytes
         if not len(request) or len(request) > settings.commit_rows_max or size > settings.shard_queue_bytes_max:
             return Refusal(Refused.INVALID, f"a batch of {len(request)} messages: send 1 to {settings.commit_rows_max}")
-        if (
-            self._queued_rows + len(request) > settings.shard_queue_rows_max
-            or self._queued_bytes + size > settings.shard_queue_bytes_max
-            or self._busy()
-        ):
+        if not self._queue.has_room(len(request), size) or self._busy():
             return Refusal(Refused.BUSY, f"{self.label} has a full queue: retry later")
         return await self._enqueue(request, len(request), size)
 
@@ -133,80 +142,90 @@ class Owner(ABC):
         return self._refusal or await self._enqueue(records, 0, 0)
 
     def _enqueue(self, what: Prepared | Records, rows: int, size: int) -> asyncio.Future[Any]:
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(what, rows, size, answer))
-        self._queued_rows += rows
-        self._queued_bytes += size
         self._wake.set()
-        return answer
+        return self._queue.add(what, rows, size)
 
     @property
     def state(self) -> str:
         """ "serving", or the reason why not."""
         return "serving" if self._refusal is None else self._refusal.detail
 
-    async def _open(self) -> None:
-        delay_s = 0.1
+    async def _open(self) -> bool:
+        """Try until this is the writer. False: the owner stops."""
+        delay_s = _REOPEN_DELAY_S_MIN
         while not self._stopping.is_set():
+            self._incarnation += 1
+            self._failure = None
             try:
                 await self._become_writer()
-            except CorruptError as e:
-                log.error("%s refuses to start: %s", self.label, e)
-                self._refusal = Refusal(Refused.CORRUPT, str(e))
-                return
-            except ImrayError as e:
-                log.warning("%s cannot become the writer: %s; next try in %.1f s", self.label, e, delay_s)
-                self._refusal = Refusal(Refused.UNAVAILABLE, f"{self.label} cannot write: {e}", delay_s)
+            except Exception as e:
+                # whatever it is, out of memory or of file descriptors or a bug of ours: it may be over at the next try
+                corrupt = isinstance(e, CorruptError)
+                known = isinstance(e, ImrayError)
+                delay_max_s = _CORRUPT_DELAY_S if corrupt else self._settings.reopen_delay_s_max
+                log.error("%s cannot start: %s; next try in %.1f s", self.label, e, delay_s, exc_info=not known)
+                detail = str(e) if known else f"{type(e).__name__}: {e}"
+                if corrupt:
+                    self._refusal = Refusal(Refused.CORRUPT, detail)
+                else:
+                    self._refusal = Refusal(Refused.UNAVAILABLE, f"{self.label} cannot write: {detail}", delay_s)
+                await self._end_incarnation()
+                self._tried.set()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), delay_s)
-                delay_s = min(2 * delay_s, self._settings.reopen_delay_s_max)
+                delay_s = min(2 * delay_s, delay_max_s)
             else:
-                if not self._stopping.is_set():
-                    self._refusal = None
-                return
+                break
+        self._tried.set()
+        if self._stopping.is_set():
+            return False
+        self._refusal = None
+        return True
 
     async def _run(self) -> None:
-        while self._refusal is None:
+        while await self._open():
             try:
                 await self._pipeline()
-            except FencedError as e:
-                await self._air()
-                log.error("%s stops for good: %s", self.label, e)
-                self._refuse(Refusal(Refused.UNAVAILABLE, f"{e}: retry with the same ids"))
-                if not e.by_home:
-                    self._on_fenced()
+            except Exception as e:  # noqa: BLE001 a bug of ours is an unknown outcome, too: callers must not wait for ever
+                if await self._ended_by(e):
                     return
-            except CorruptError as e:
-                await self._air()
-                log.error("%s stops: %s", self.label, e)
-                self._refuse(Refusal(Refused.CORRUPT, str(e)))
-                return
-            except Exception as e:
-                await self._air()
-                # a bug of ours counts as an unknown outcome, too: callers must not wait for ever
-                known = isinstance(e, (StorageError, ImrayError))
-                log.error("%s stops: %r", self.label, e, exc_info=not known)
-                self._refuse(Refusal(Refused.UNAVAILABLE, f"unknown whether it landed: {e}"))
             else:
                 return
-            await self._end_incarnation()
-            self._failure = None
-            await self._open()
+
+    async def _ended_by(self, error: Exception) -> bool:
+        """Answer everybody, and wait until nothing of the incarnation is on its way. True: there is no other one."""
+        known = isinstance(error, ImrayError)
+        log.error("%s stops: %s", self.label, error, exc_info=not known)
+        if isinstance(error, CorruptError):
+            refusal = Refusal(Refused.CORRUPT, str(error))
+        else:
+            refusal = Refusal(Refused.UNAVAILABLE, f"unknown whether it landed: {error}. Retry with the same ids")
+        self._refuse(refusal)
+        landed = await self._landed()
+        if not landed:
+            log.critical("%s: a put does not return; the process ends", self.label)
+        self.replaced = any(isinstance(e, FencedError) and not e.by_home for e in (error, self._failure))
+        for_good = self.replaced or not landed
+        await self._end_incarnation()
+        if for_good:
+            log.error("%s stops for good", self.label)
+            self._on_fenced()
+        return for_good
 
     async def _pipeline(self) -> None:
         """Commit after commit until an error, which is raised, or a refusal with nothing left in the air."""
         while await self._work():
-            taken = self._planning = self._take()
+            taken = self._planning = self._queue.take()
             first = taken[0].what
             if isinstance(first, Prepared):
                 job = await self._plan([w.what for w in taken])  # type: ignore[misc]
             else:
                 job = await self._record(first)
-            await self._until(lambda: self._in_air is None)
+            await self._until(lambda: self._flight is None)
             self._planning = []
-            self._in_air = job, taken
+            self._flight = Flight(self._incarnation, job, taken)
             put = asyncio.get_running_loop().run_in_executor(self._putting, self._put, job)
-            put.add_done_callback(self._land)
+            put.add_done_callback(partial(self._land, self._flight))
 
     async def _work(self) -> bool:
         """Wait for something that is worth planning now; False where nothing more is to come."""
@@ -214,8 +233,8 @@ class Owner(ABC):
 
         def worth() -> bool:
             if self._refusal is not None or self._between:
-                return self._in_air is None
-            return bool(self._queue) and (self._in_air is None or self._queued_rows >= ahead)
+                return self._flight is None
+            return bool(self._queue) and (self._flight is None or self._queue.rows >= ahead)
 
         while True:
             await self._until(worth)
@@ -234,59 +253,45 @@ class Owner(ABC):
         if self._failure is not None:
             raise self._failure
 
-    async def _air(self) -> None:
-        """Wait until what is in the air has landed, or will not."""
-        while self._in_air is not None and self._failure is None:
-            await self._wake.wait()
+    async def _landed(self) -> bool:
+        """Wait until the put in flight has returned, one way or the other: whoever opens the log before may be acked by
+        it. False: it does not return."""
+        deadline = time.monotonic() + self._settings.put_timeout_s
+        while self._flight is not None:
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    await self._wake.wait()
+            except TimeoutError:
+                return False
             self._wake.clear()
+        return True
 
-    def _land(self, put: asyncio.Future[None]) -> None:
+    def _land(self, flight: Flight, put: asyncio.Future[None]) -> None:
+        """A put has returned: answer those who sent what it carried, and nobody else."""
+        assert flight is self._flight
+        assert flight.incarnation == self._incarnation
+        self._flight = None
         self._wake.set()
-        if self._in_air is None:
-            return  # refused already, when something beside the loop failed
-        if put.cancelled() or put.exception() is not None:
-            self._failure = put.exception() or asyncio.CancelledError()
-            return
-        job, taken = self._in_air
-        self._in_air = None
-        self._settle(job)
-        answers: list[Appended | Refusal | None] = [*job.answers] or [None] * len(taken)
-        for waiting, answer in zip(taken, answers, strict=True):
-            if not waiting.answer.done():
-                waiting.answer.set_result(answer)
+        error = asyncio.CancelledError() if put.cancelled() else put.exception()
+        if error is None and self._failure is None:
+            self._settle(flight.job)  # posts what it does: an error there ends the incarnation, and takes no ack back
+            answers: list[Appended | Refusal | None] = [*flight.job.answers] or [None] * len(flight.taken)
+        else:
+            self._failure = self._failure or error
+            unknown = Refusal(Refused.UNAVAILABLE, f"unknown whether it landed: {self._failure}")
+            answers = [unknown] * len(flight.taken)
+        for waiting, answer in zip(flight.taken, answers, strict=True):
+            waiting.tell(answer)
 
-    def _take(self) -> list[_Waiting]:
-        rows = size = 0
-        taken: list[_Waiting] = []
-        while self._queue:
-            following = self._queue[0]
-            rows += following.rows
-            size += following.bytes
-            full = rows > self._settings.commit_rows_max or size > self._settings.commit_bytes_max
-            if taken and (full or not isinstance(following.what, Prepared)):
-                break
-            taken.append(self._queue.popleft())
-            self._queued_rows -= following.rows
-            self._queued_bytes -= following.bytes
-            if not isinstance(following.what, Prepared):
-                break
-        return taken
-
-    def fail(self, error: BaseException) -> None:
-        """End the incarnation: something beside the write loop found that it cannot go on."""
-        self._failure = error
-        self._wake.set()
+    def fail(self, error: BaseException, incarnation: int | None = None) -> None:
+        """End an incarnation (None: this one): something beside the write loop found that it cannot go on. Nothing
+        happens where it is over already."""
+        if incarnation is None or incarnation == self._incarnation:
+            self._failure = self._failure or error
+            self._wake.set()
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Refuse everything that is not in the air of a healthy writer."""
+        """Refuse everything that is not on its way to the store."""
         self._refusal = refusal
-        waiting = [*self._planning, *self._queue]
-        if self._failure is not None and self._in_air is not None:
-            waiting = [*self._in_air[1], *waiting]
-            self._in_air = None
+        self._queue.refuse_all(self._planning, refusal)
         self._planning = []
-        self._queue.clear()
-        self._queued_rows = self._queued_bytes = 0
-        for w in waiting:
-            if not w.answer.done():
-                w.answer.set_result(refusal)

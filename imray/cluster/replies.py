@@ -7,6 +7,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from imray.core.sequencer import CONFLICT, UNREADABLE
 from imray.log.sealed import Interval
 
 
@@ -56,21 +57,35 @@ class Firsts:
     """Of the rows that are no new messages: their row in the request and the first send's numbers."""
 
     at: np.ndarray
-    conflict: np.ndarray
+    status: np.ndarray
+    """DUPLICATE, CONFLICT or UNREADABLE (`imray.core.sequencer`); the last has no numbers: see `why`."""
     place: np.ndarray
     row: np.ndarray
     epoch: np.ndarray
     server_ts: np.ndarray
+    why: str = ""
+    """Why rows are UNREADABLE."""
+
+    @property
+    def conflict(self) -> np.ndarray:
+        """True for each row whose id was sent before with another payload."""
+        return self.status == CONFLICT
+
+    @property
+    def unreadable(self) -> np.ndarray:
+        """True for each row whose first send cannot be read."""
+        return self.status == UNREADABLE
 
     def slice(self, begin: int, end: int, shift: int) -> Firsts:
         """Entries begin..end, their rows counted from `shift`."""
         return Firsts(
             self.at[begin:end] - shift,
-            self.conflict[begin:end],
+            self.status[begin:end],
             self.place[begin:end],
             self.row[begin:end],
             self.epoch[begin:end],
             self.server_ts[begin:end],
+            self.why,
         )
 
 

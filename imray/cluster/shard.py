@@ -113,6 +113,10 @@ class Shard(OwnerActor[Home]):
         """As `Home.locate`."""
         return await (await self._started()).locate(conv_id, low, high)
 
+    async def mend(self, file: str) -> Refusal | None:
+        """As `Home.mend`."""
+        return await (await self._started()).mend(file)
+
     async def heat(self, conv_id: str, topics: int) -> Refusal | None:
         """Turn a conversation hot (0 sub-topics: cold). None: done, and durable."""
         owner = await self._started()

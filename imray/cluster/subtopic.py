@@ -110,6 +110,9 @@ class SubTopic(Owner):
         granted = self._ask(rows)
         if isinstance(granted, Granted):
             return self._encode(requests, table, rows, granted)
+        if granted.why == "busy":
+            busy = Refusal(Refused.BUSY, f"{self.label}: its home shard has no room for more ids: retry later")
+            return TopicJob([busy] * len(requests), None, None)
         moved = Refusal(Refused.MOVED, f"{self.label}: a conversation is not hot any more, its home shard has it")
         return TopicJob([moved] * len(requests), None, None)
 
@@ -126,7 +129,7 @@ class SubTopic(Owner):
                 raise FencedError(f"{self.label}: its home shard wants its log opened anew", by_home=True)
             else:
                 self._heard(reports)
-                if isinstance(answer, Granted) or answer.why == "moved":
+                if isinstance(answer, Granted) or answer.why in ("moved", "busy"):
                     return answer
                 detail = "its home shard has no numbers for it now"
             if time.monotonic() > deadline or self._ended.wait(_WAIT_S):

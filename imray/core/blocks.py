@@ -24,9 +24,12 @@ OUTSTANDING_MAX = 4
 """Grants of one sub-topic that are not known to be settled: one being written, one asked beside it, and reports on
 their way. Past it the sub-topic waits."""
 _ANSWERS_KEPT = 4
-_STEP_MIN = 1 << 16
-_STEP_BLOCKS = 64
-"""A ceiling is logged so far ahead: seldom enough to cost nothing, near enough that a restart voids little."""
+_STEP_MIN = 1 << 10
+_STEP_BLOCKS = 4
+_STEP_S = 0.25
+"""A ceiling is logged so many numbers, blocks of each sub-topic, or seconds ahead, whatever is most: seldom enough to
+cost little, near enough that a crash voids little. The next one is logged when half of that is left: two blocks of
+each, one being written and one asked beside it."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ class Declined:
     """No grant, and nothing changed."""
 
     why: str
-    """fenced: open the log anew and register; moved: the home shard takes these sends; wait: ask again."""
+    """fenced: open the log anew and register; moved: the home shard takes these sends; busy: it takes no more now,
+    nothing was granted; wait: ask again."""
 
 
 @dataclass
@@ -113,6 +117,8 @@ class Blocks:
         self._grants = 0
         self.cooling: set[int] = set()
         """Conversations that turn cold: no more grants for them."""
+        self.closed = False
+        """No more grants at all: the shard stops in good order."""
 
     def slot_epoch(self, slot: int) -> int:
         """The epoch of the writer that is registered for a slot, 0 for none."""
@@ -138,11 +144,19 @@ class Blocks:
             return Declined("wait")  # an old call that was overtaken: nobody waits for it
         return None
 
+    def decline(self, slot: int, ask: int, why: str) -> Declined:
+        """End an ask without a grant. `answered` must have said None."""
+        answer = Declined(why)
+        self._remember(slot, ask, answer)
+        return answer
+
     def grant(
         self, slot: int, ask: int, rows: Rows, located: Located, old: dict[int, First], now: float
     ) -> Granted | Declined:
         """Number a sub-topic's batch. `answered` must have said None."""
         state = self._state
+        if self.closed:
+            return Declined("wait")
         convs = conversations_of(rows, located.conv)
         if len(located.fresh) or any(c not in state.hot or c in self.cooling for c in convs):
             return self._remember(slot, ask, Declined("moved"))
@@ -265,9 +279,10 @@ def ranges_of(blocks: Sequence[Block]) -> list[tuple[int, int, int]]:
     ]  # fmt: skip
 
 
-def next_ceiling(group: HotGroup, head: int, block: int) -> int | None:
-    """The ceiling to log now, while half of the way to the old one is left; None: not yet."""
-    step = max(_STEP_MIN, _STEP_BLOCKS * block)
+def next_ceiling(group: HotGroup, head: int, block: int, rate_per_s: float) -> int | None:
+    """The ceiling to log now, while half of the way to the old one is left; None: not yet. `block`: the largest that
+    was lately asked for; `rate_per_s`: numbers given out a second, where that is known."""
+    step = max(_STEP_MIN, _STEP_BLOCKS * group.topics * block, int(_STEP_S * rate_per_s))
     return head + step if group.ceiling - head < step // 2 else None
 
 

@@ -35,6 +35,8 @@ class First:
     row: int
     epoch: int
     server_ts: int
+    status: int | None = None
+    """What to say of the row where its first send cannot be read (`imray.core.sequencer`); None: the payload tells."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Control:
     ceiling: int
     by_rate: bool = False
     """It turned hot by its rate, so it may turn cold by it."""
+    exact: bool = False
+    """Nothing above `ceiling` was or will be granted in this epoch, whatever was logged before."""
 
 
 @dataclass(frozen=True)

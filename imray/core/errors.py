@@ -46,6 +46,21 @@ class StorageError(ImrayError):
     The writer that meets it stops; a new incarnation reads the log to find out."""
 
 
+class DerivedError(ImrayError):
+    """A derived file (checkpoint, ids, filter, postings) is missing or does not verify. Never fatal: an older one
+    serves, or it is made anew from the log.
+
+    `file` is the name in the store, `check` what is wrong with it."""
+
+    def __init__(self, file: str, check: str) -> None:
+        super().__init__(file, check)
+        self.file = file
+        self.check = check
+
+    def __str__(self) -> str:
+        return f"derived file {self.file}: {self.check}"
+
+
 class CorruptError(ImrayError):
     """Published bytes do not verify. Nothing is served from them; a person must look.
 

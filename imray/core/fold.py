@@ -45,7 +45,8 @@ def commit_read_back(state: ShardState, place: int, epoch: int, server_ts: int, 
     """The commit that a segment read back stands for; InvalidError where its numbers do not follow the state's."""
     rows, voids = found.rows, found.voids
     known = state.conversations.find(rows.names_data, rows.names_offsets)
-    if found.grants is not None and (known < 0).any():
+    # a batch that was split by log keeps the names of the other parts' conversations
+    if found.grants is not None and (known[rows.conv] < 0).any():
         raise InvalidError("it has rows of a conversation that was never hot")
     others = [v[0] for v in voids] + [c.conv for c in found.controls]
     order = np.concatenate([rows.conv, np.array(others, np.int32)]) if others else rows.conv
@@ -205,7 +206,7 @@ def _control(state: ShardState, control: Control) -> None:
         conversations.stable[control.conv] = control.number
     else:
         group.topics, group.by_rate = control.topics, control.by_rate
-        group.ceiling = max(group.ceiling, control.ceiling)
+        group.ceiling = control.ceiling if control.exact else max(group.ceiling, control.ceiling)
     for slot in range(1, control.topics + 1):
         state.topics.setdefault(slot, Position())
 
@@ -233,13 +234,14 @@ def freeze(state: ShardState) -> IdTable:
 
 
 def sealed(state: ShardState, files: list[SealedIds]) -> IdTable | None:
-    """The frozen ids are in `files` now, which replace all earlier ones. Returned: their table, which nobody uses any
-    more; cleared, it may become `state.spare`."""
+    """The frozen ids are in the last of `files` now, which are all there are. Returned: their table, which nobody uses
+    any more; cleared, it may become `state.spare`."""
     state.sealed = files
     table, state.frozen = state.frozen, None
     state.frozen_postings = Postings()
     covered = {slot: position.segment for slot, position in state.frozen_topics.items()}
     covered[0] = state.recent.base_segment
+    state.covered = covered
     state.segment_ts = {
         place: ts for place, ts in state.segment_ts.items() if segment_of(place) > covered.get(slot_of(place), 0)
     }

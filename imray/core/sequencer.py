@@ -20,6 +20,8 @@ DUPLICATE = 1
 CONFLICT = 2
 IN_FLIGHT = 3
 """The same id was sent before and is not settled yet: whether it will be a message is unknown."""
+UNREADABLE = 4
+"""The id may have been sent before, in a segment that does not verify: it can be neither numbered nor answered."""
 
 _THIS_SEGMENT = -1
 
@@ -79,7 +81,10 @@ def plan(state: ShardState, rows: Rows, located: Located, old: dict[int, First],
             if table is not None and entry is not None:
                 _from_table(state, table, entry, rows, slot, status, seq, row, place, epoch, server_ts)
         for i, first in old.items():
-            status[i] = DUPLICATE if first.payload == rows.payload[i] else CONFLICT
+            if first.status is not None:
+                status[i] = first.status
+            else:
+                status[i] = DUPLICATE if first.payload == rows.payload[i] else CONFLICT
             seq[i], row[i], place[i] = first.seq, first.row, first.place
             epoch[i], server_ts[i] = first.epoch, first.server_ts
         again = np.flatnonzero((in_batch >= 0) & (status == NEW))

@@ -115,6 +115,8 @@ class ShardState:
     """An empty table whose memory the next one takes over."""
     postings: Postings = field(default_factory=Postings)
     frozen_postings: Postings = field(default_factory=Postings)
+    covered: dict[int, int] = field(default_factory=dict)
+    """The last segment of each log, by slot, that `sealed` covers."""
     frozen_topics: dict[int, Position] = field(default_factory=dict)
     """How far the sub-topics' logs are covered by what is being sealed."""
 

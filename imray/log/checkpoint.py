@@ -1,13 +1,14 @@
 """Checkpoints: a shard's state at one segment, so that recovery costs what came since, not the history.
 
 A checkpoint holds the conversations with their heads, and names the sealed intervals that hold everything else.
-Derived from the log; put under the number of the last segment that it covers.
+Derived from the log, so never fatal: where one does not verify, an older one serves, or the whole log. Put under the
+number of the last segment that it covers. Does not own the deletion of derived files (`imray.log.retire`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -15,19 +16,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imray.core.dedup import IdTable
-from imray.core.errors import CorruptError
+from imray.core.errors import CorruptError, DerivedError, StorageError
 from imray.core.hashing import I64, U8
 from imray.core.postings import Postings
 from imray.core.state import HotGroup, Position, ShardState
 from imray.log import digest as digests
 from imray.log.reader import read_segment
+from imray.log.remake import remake
 from imray.log.schema import body_parts
 from imray.log.sealed import Interval, SealedInterval, merge, merge_due, open_interval, seal
 from imray.log.segment import META_KEY, encode_parquet, read_meta, segment_name
 from imray.log.store import Store
 
-_KEEP = 2
-"""How many checkpoints stay: the newest, and the one a reader may have just been told of."""
+_LISTINGS_MAX = 10
+"""Every new listing means that a live predecessor made a checkpoint meanwhile: seconds apart."""
 
 
 class TopicMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,7 +66,7 @@ class CheckpointMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     hot: list[HotMeta] = []
 
 
-@dataclass(frozen=True)
+@dataclass
 class Snapshot:
     """What must be taken from the state at the moment of the freeze; the rest can be written while commits go on."""
 
@@ -81,6 +83,10 @@ class Snapshot:
     hot: list[HotMeta]
     topics: dict[int, Position]
     """Goes on while grants of the frozen ids are settled: complete when none is in flight."""
+    covered: dict[int, int] = field(default_factory=dict)
+    """The last segment of each log, by slot, that intervals covered before."""
+    made: SealedInterval | None = None
+    """The interval of the frozen ids, once its files are written: a checkpoint that is tried again names the same."""
 
 
 def snapshot(state: ShardState, shard: int) -> Snapshot:
@@ -91,16 +97,21 @@ def snapshot(state: ShardState, shard: int) -> Snapshot:
         shard, log.segment, log.epoch, log.digest, list(log.epoch_starts),
         state.frozen, state.frozen_postings, *state.conversations.copy_columns(),
         [HotMeta(row, g.topics, g.ceiling, g.by_rate) for row, g in state.hot.items()], state.frozen_topics,
+        dict(state.covered),
     )  # fmt: skip
 
 
-def write(store: Store, snap: Snapshot, before: list[SealedInterval]) -> list[SealedInterval]:
-    """Make a checkpoint durable, with a sealed interval for the frozen ids: the intervals that it names.
+def write(store: Store, snap: Snapshot, before: Sequence[SealedInterval]) -> list[SealedInterval]:
+    """Make a checkpoint durable, with a sealed interval for the frozen ids: the intervals that it names, that one last.
 
     StorageError where the store refuses; nothing is lost then, since all of it can be made again."""
     offsets = pa.py_buffer(snap.ends.astype(np.int64))
     names = pa.Array.from_buffers(pa.large_string(), len(snap.heads), [None, offsets, pa.py_buffer(snap.text)])
-    sealed = [*before, seal(store, snap.shard, snap.table, snap.postings, snap.segment, names)]
+    if snap.made is None:
+        ends = [(slot, snap.covered.get(slot, 0), position.segment) for slot, position in sorted(snap.topics.items())]
+        topics = tuple((slot, before + 1, end) for slot, before, end in ends if end > before)
+        snap.made = seal(store, snap.shard, snap.table, snap.postings, snap.segment, names, topics)
+    sealed = [*before, snap.made]
     meta = CheckpointMeta(
         snap.shard, snap.segment, snap.epoch, snap.digest.hex(), len(snap.heads),
         snap.epoch_starts, [s.interval for s in sealed],
@@ -109,46 +120,60 @@ def write(store: Store, snap: Snapshot, before: list[SealedInterval]) -> list[Se
     )  # fmt: skip
     table = pa.table({"conv_id": names.cast(pa.string()), "head": snap.heads})
     data = encode_parquet(table, META_KEY, msgspec.json.encode(meta), "lz4")
-    store.put_if_absent(_name(snap.shard, snap.segment), digests.seal(data)[0])
+    _put(store, _name(snap.shard, snap.segment), digests.seal(data)[0])
     return sealed
 
 
-def merge_step(store: Store, intervals: list[SealedInterval]) -> tuple[list[SealedInterval], SealedInterval] | None:
+def _put(store: Store, name: str, parts: digests.Parts) -> None:
+    if store.put_if_absent(name, parts):
+        return
+    # an earlier try of this one, whose outcome was unknown: the number is the writer's own. Its intervals were durable
+    # before it, so it serves as it is; one that does not verify is put anew
+    try:
+        checkpoint_meta(store, name)
+    except DerivedError:
+        store.delete(name)
+        if not store.put_if_absent(name, parts):
+            raise StorageError(f"put {name}: it was taken again") from None
+
+
+def merge_step(store: Store, intervals: Sequence[SealedInterval]) -> tuple[list[SealedInterval], SealedInterval] | None:
     """Merge adjacent intervals where that is due: which, and what takes their place. The next checkpoint names it.
 
     Apart from `write`, since a merge takes seconds, and ids gather in memory until a checkpoint is written."""
     due = merge_due([s.interval for s in intervals])
-    return None if due is None else (intervals[due], merge(store, intervals[due]))
+    if due is None:
+        return None
+    parts = list(intervals[due])
+    return parts, merge(store, parts)
 
 
-def collect(store: Store, shard: int, in_use: Collection[SealedInterval] = ()) -> None:
-    """Delete checkpoints older than the newest two, and sealed files that neither of the two names (nor is in use)."""
-    names = store.list(_prefix(shard))
-    kept = names[-_KEEP:]
-    named = {file for name in kept for i in _read_meta(store, name).intervals for file in i.names}
-    named.update(file for sealed in in_use for file in sealed.interval.names)
-    newest = _read_meta(store, kept[-1]).segment if kept else 0
-    for name in names[:-_KEEP]:
-        store.delete(name)
-    for name in store.list(f"sealed/shard={shard:04d}/"):
-        if name not in named and int(name.rsplit("/", 1)[-1].split(".")[0].split("-")[1]) <= newest:
-            store.delete(name)
+def restore(store: Store, shard: int, seed: int, notes: list[str] | None = None) -> ShardState:
+    """The state at the newest checkpoint that serves; the state of an empty log where there is none.
+
+    A derived file that is missing or does not verify is passed over: an older checkpoint serves, an interval is made
+    anew from the log. `notes` are told. CorruptError: the log itself does not verify."""
+    told: list[str] = [] if notes is None else notes
+    for _ in range(_LISTINGS_MAX):
+        names = checkpoints(store, shard)
+        for name in reversed(names):
+            try:
+                return _restored(store, shard, seed, name, told)
+            except DerivedError as e:
+                if checkpoints(store, shard) != names:
+                    break  # a live predecessor made another one, and removed what that one replaces
+                told.append(f"{e}; an older checkpoint is read, or the whole log")
+        else:
+            return ShardState(seed)
+    raise StorageError(f"checkpoints of shard {shard}: another writer keeps making them; retry")
 
 
-def restore(store: Store, shard: int, seed: int) -> ShardState:
-    """The state at the newest checkpoint; the state of an empty log where there is none."""
+def _restored(store: Store, shard: int, seed: int, name: str, notes: list[str]) -> ShardState:
     state = ShardState(seed)
-    names = store.list(_prefix(shard))
-    if not names:
-        return state
-    name = names[-1]
-    data = _get(store, name)
-    meta = read_meta(memoryview(data), name, META_KEY, CheckpointMeta)
+    meta, table = _read(store, name)
     if meta.shard != shard or _name(shard, meta.segment) != name:
-        raise CorruptError(name, "metadata", f"it is the checkpoint of segment {meta.segment} of shard {meta.shard}")
-    if read_segment(store, shard, meta.segment).digest.hex() != meta.digest:
-        raise CorruptError(segment_name(shard, meta.segment), "the whole file", f"{name} covers another file there")
-    table = pq.read_table(pa.BufferReader(data), use_threads=False).combine_chunks()
+        raise DerivedError(name, f"it is the checkpoint of segment {meta.segment} of shard {meta.shard}")
+    _check_covered(store, shard, meta, name, notes)
     if meta.conversations:
         _, offsets = parts = body_parts(table.column("conv_id").chunk(0))
         state.conversations.add(*parts, np.arange(len(offsets) - 1, dtype=np.int32))
@@ -156,12 +181,45 @@ def restore(store: Store, shard: int, seed: int) -> ShardState:
         state.conversations.stable[: meta.conversations] = state.conversations.heads[: meta.conversations]
     state.log = Position(meta.segment, meta.epoch, bytes.fromhex(meta.digest), list(meta.epoch_starts))
     state.topics = {t.slot: _position(t) for t in meta.topics}
+    state.covered = {0: meta.segment} | {t.slot: t.segment for t in meta.topics}
     # nothing that was granted before a checkpoint is in flight when it is written
     heads = state.conversations.heads
     state.hot = {h.row: HotGroup(h.topics, h.ceiling, int(heads[h.row]), h.by_rate) for h in meta.hot}
     state.recent = IdTable(meta.segment)
-    state.sealed = [open_interval(store, i) for i in meta.intervals]
+    state.sealed = [_opened(store, seed, i, state.covered, notes) for i in meta.intervals]
     return state
+
+
+def _check_covered(store: Store, shard: int, meta: CheckpointMeta, name: str, notes: list[str]) -> None:
+    """The log under a checkpoint is the one that it was made of: DerivedError where another file is there, so that an
+    older checkpoint, or none, shows which of the two was exchanged. CorruptError where there is no file.
+
+    One that does not verify takes out its own messages only: the chain goes on with the digest that the checkpoint
+    has."""
+    covered = segment_name(shard, meta.segment)
+    if not store.exists(covered):
+        raise CorruptError(covered, "the whole file", f"the checkpoint {name} covers it, but it is not there")
+    try:
+        there = read_segment(store, shard, meta.segment).digest.hex()
+    except CorruptError as e:
+        notes.append(f"its messages cannot be read: {e}")
+        return
+    if there != meta.digest:
+        raise DerivedError(name, f"it covers another file than {covered}")
+
+
+def _opened(store: Store, seed: int, interval: Interval, covered: dict[int, int], notes: list[str]) -> SealedInterval:
+    try:
+        return open_interval(store, interval)
+    except DerivedError as e:
+        made = remake(store, seed, interval, covered)
+        notes.append(f"{e}; made anew from the log")
+        return made
+
+
+def checkpoints(store: Store, shard: int) -> list[str]:
+    """The names of a shard's checkpoints, oldest first."""
+    return store.list(checkpoint_prefix(shard))
 
 
 def _position(topic: TopicMeta) -> Position:
@@ -171,36 +229,50 @@ def _position(topic: TopicMeta) -> Position:
 
 
 def topic_position(store: Store, home: int, slot: int) -> Position:
-    """From where a sub-topic's log must be read: the newest checkpoint of its home shard covers the rest."""
-    names = store.list(_prefix(home))
-    found = [t for t in _read_meta(store, names[-1]).topics if t.slot == slot] if names else []
-    return _position(found[0]) if found else Position()
+    """From where a sub-topic's log must be read: a checkpoint of its home shard covers the rest, the newest that
+    serves."""
+    for name in reversed(checkpoints(store, home)):
+        try:
+            meta = checkpoint_meta(store, name)
+        except DerivedError:
+            continue  # it was removed meanwhile, or is damaged: an older one covers less, and more is read
+        found = [t for t in meta.topics if t.slot == slot]
+        return _position(found[0]) if found else Position()
+    return Position()
 
 
-def newest_intervals(store: Store, shard: int) -> tuple[int, list[Interval]]:
-    """The last segment that the newest checkpoint covers, and its sealed intervals."""
-    names = store.list(_prefix(shard))
-    if not names:
-        return 0, []
-    meta = _read_meta(store, names[-1])
-    return meta.segment, meta.intervals
+def checkpoint_meta(store: Store, name: str) -> CheckpointMeta:
+    """What a checkpoint says. DerivedError where it is missing or does not verify."""
+    return _verified(store, name)[0]
 
 
-def _read_meta(store: Store, name: str) -> CheckpointMeta:
-    return read_meta(memoryview(_get(store, name)), name, META_KEY, CheckpointMeta)
-
-
-def _get(store: Store, name: str) -> bytes:
+def _verified(store: Store, name: str) -> tuple[CheckpointMeta, bytes]:
     data = store.get(name)
     if data is None:
-        raise CorruptError(name, "the whole file", "it was listed, but it is not there")
-    digests.verify(data, name)
-    return data
+        raise DerivedError(name, "it was listed, but it is not there")
+    try:
+        digests.verify(data, name)
+        return read_meta(memoryview(data), name, META_KEY, CheckpointMeta), data
+    except CorruptError as e:
+        raise DerivedError(name, f"it does not verify: {e}") from e
 
 
-def _prefix(shard: int) -> str:
+def _read(store: Store, name: str) -> tuple[CheckpointMeta, pa.Table]:
+    """What a checkpoint says, and its rows (conv_id, head)."""
+    meta, data = _verified(store, name)
+    try:
+        table = pq.read_table(pa.BufferReader(data), use_threads=False).combine_chunks()
+    except (pa.ArrowException, OSError) as e:
+        raise DerivedError(name, f"it cannot be decoded: {e}") from e
+    if table.num_rows != meta.conversations:
+        raise DerivedError(name, f"it says {meta.conversations} conversations and has {table.num_rows}")
+    return meta, table
+
+
+def checkpoint_prefix(shard: int) -> str:
+    """The folder of a shard's checkpoints."""
     return f"checkpoint/shard={shard:04d}/"
 
 
 def _name(shard: int, segment: int) -> str:
-    return f"{_prefix(shard)}{segment:020d}.parquet"
+    return f"{checkpoint_prefix(shard)}{segment:020d}.parquet"

@@ -1,7 +1,11 @@
-"""Old ids confirmed: a filter's "maybe" is looked up in the segments, against conversation and 128 bits."""
+"""Old ids confirmed: a filter's "maybe" is looked up in the segments, against conversation and 128 bits.
+
+What cannot be read takes out the rows that need it, and no others.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterable
 
@@ -9,13 +13,16 @@ import numpy as np
 import pyarrow as pa
 
 from imray.core.columns import First, Located, Rows
-from imray.core.errors import CorruptError
+from imray.core.errors import CorruptError, DerivedError, StorageError
 from imray.core.routing import offset_of
+from imray.core.sequencer import IN_FLIGHT, UNREADABLE
 from imray.log.reader import read_segment
 from imray.log.schema import id_words, payload_fingerprints
 from imray.log.sealed import SealedInterval
 from imray.log.segment import Segment
 from imray.log.store import Store
+
+log = logging.getLogger("imray.confirm")
 
 _CONFIRM_COLUMNS = ["conv_id", "client_msg_id", "conv_seq", "sender", "topic", "content_type", "body"]
 
@@ -28,28 +35,49 @@ class Confirmer:
     SEGMENTS_MAX = 64
     ROWS_MAX = 500_000
 
-    def __init__(self, store: Store, shard: int) -> None:
+    def __init__(self, store: Store, shard: int, seed: int) -> None:
         self._store = store
         self._shard = shard
+        self._seed = seed
         self._cache: OrderedDict[int, tuple[Segment, pa.RecordBatch]] = OrderedDict()
+        self.damaged: set[SealedInterval] = set()
+        """Intervals whose ids could not be read: to be made anew by whoever looks here."""
 
     def confirm(self, rows: Rows, located: Located) -> dict[int, First]:
-        """For each row of `located.maybe` that really is an old id: the first send's numbers."""
+        """For each row of `located.maybe` that really is an old id: the first send's numbers.
+
+        A row whose first send, if there is one, stands in a segment that does not verify is UNREADABLE; one that must
+        wait for a file (the store's error, ids that are made anew) is IN_FLIGHT."""
         found: dict[int, First] = {}
         by_place: dict[int, list[tuple[int, int]]] = {}
         for sealed, which in located.maybe:
             assert isinstance(sealed, SealedInterval)
-            for i, place, row in sealed.candidates(rows.fps[which]):
+            try:
+                candidates = sealed.candidates(rows.fps[which])
+            except (DerivedError, StorageError) as e:
+                log.warning("rows wait for the ids of an interval: %s", e)
+                if isinstance(e, DerivedError):
+                    self.damaged.add(sealed)
+                found.update((i, _unknown(IN_FLIGHT, 0, 0)) for i in which.tolist())
+                continue
+            for i, place, row in candidates:
                 by_place.setdefault(place, []).append((int(which[i]), row))
         for place, hits in by_place.items():
-            found.update(self._firsts(place, hits, rows))
+            try:
+                found.update(self._firsts(place, hits, rows))
+            except (CorruptError, StorageError) as e:
+                log.error("rows cannot be told from earlier ones: %s", e)
+                status = UNREADABLE if isinstance(e, CorruptError) else IN_FLIGHT
+                found.update((i, _unknown(status, place, row)) for i, row in hits if i not in found)
         return found
 
     def _firsts(self, place: int, hits: list[tuple[int, int]], rows: Rows) -> Iterable[tuple[int, First]]:
         segment, batch = self._segment(place)
         there = batch.take(pa.array([row for _, row in hits]))
-        ids, payload = id_words(there.column("client_msg_id")), payload_fingerprints(there)
-        names, seq = there.column("conv_id").cast(pa.string()).to_pylist(), there.column("conv_seq").to_numpy()
+        ids = id_words(there.column("client_msg_id"))
+        payload = payload_fingerprints(there, self._seed)
+        names = there.column("conv_id").cast(pa.string()).to_pylist()
+        seq = there.column("conv_seq").to_numpy()
         for j, (i, row) in enumerate(hits):
             k = rows.conv[i]
             name = rows.names_data[rows.names_offsets[k] : rows.names_offsets[k + 1]].tobytes()
@@ -71,3 +99,7 @@ class Confirmer:
         ):
             self._cache.popitem(last=False)
         return self._cache[place]
+
+
+def _unknown(status: int, place: int, row: int) -> First:
+    return First(0, 0, place, row, 0, 0, status)

@@ -14,30 +14,52 @@ from imray.log.store import Store
 
 def read_segment(store: Store, shard: int, number: int) -> Segment:
     """One verified segment. CorruptError where it is missing, changed, or another one in its place."""
+    found = _read(store, shard, number)
+    if found is None:
+        raise _missing(shard, number)
+    return found
+
+
+def _read(store: Store, shard: int, number: int) -> Segment | None:
     name = segment_name(shard, number)
     data = store.get(name)
     if data is None:
-        raise CorruptError(name, "the whole file", "the log goes on after it, but it is not there")
+        return None
     segment = open_segment(data, name)
     if (segment.meta.shard, segment.meta.segment) != (shard, number):
         raise CorruptError(name, "metadata", f"it is segment {segment.meta.segment} of shard {segment.meta.shard}")
     return segment
 
 
+def _missing(shard: int, number: int) -> CorruptError:
+    return CorruptError(segment_name(shard, number), "the whole file", "the log goes on after it, but it is not there")
+
+
 def last_segment(store: Store, shard: int, after: int = 0) -> int:
-    """The highest published segment number (`after` where none is higher)."""
+    """The highest published segment number (`after` where none is higher). Lists the folder: seconds where it is
+    large, so never between a look at the end and a fence."""
     names = store.list(segment_prefix(shard), segment_name(shard, after))
     return segment_number(names[-1]) if names else after
 
 
-def read_log(store: Store, shard: int, after: int, digest: bytes, last: int | None = None) -> Iterator[Segment]:
+def read_log(
+    store: Store, shard: int, after: int, digest: bytes, last: int | None = None, at_least: int = 0
+) -> Iterator[Segment]:
     """The segments after number `after`, whose digest is `digest`, up to `last` (None: the end as it is now).
 
+    The end is found by following names, so a busy writer is caught up with however large the folder is. Following
+    cannot tell a lost segment from the end: `at_least` is a number that is known to be there (`last_segment`).
     CorruptError at the first one that does not verify or does not follow its predecessor."""
-    end = last_segment(store, shard, after) if last is None else last
+    must = max(at_least, last or 0)
     epoch = 0
-    for number in range(after + 1, end + 1):
-        segment = read_segment(store, shard, number)
+    number = after
+    while last is None or number < last:
+        number += 1
+        segment = _read(store, shard, number)
+        if segment is None:
+            if number <= must:
+                raise _missing(shard, number)
+            return
         if segment.meta.previous != digest.hex():
             raise CorruptError(
                 segment.name,
@@ -47,5 +69,6 @@ def read_log(store: Store, shard: int, after: int, digest: bytes, last: int | No
             )
         if segment.meta.epoch < epoch:
             raise CorruptError(segment.name, "metadata", f"epoch {segment.meta.epoch} after epoch {epoch}")
-        digest, epoch = segment.digest, segment.meta.epoch
+        digest = segment.digest
+        epoch = segment.meta.epoch
         yield segment

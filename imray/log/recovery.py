@@ -5,27 +5,51 @@ A home shard fences and reads the logs of its sub-topics, too: they hold numbers
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from imray.core.columns import Commit
-from imray.core.errors import CorruptError, InvalidError, UnavailableError
+from imray.core.errors import CorruptError, FencedError, InvalidError, StorageError, UnavailableError
 from imray.core.fold import apply
 from imray.core.routing import log_of
 from imray.core.state import Position, ShardState
 from imray.log import checkpoint
-from imray.log.reader import read_log
+from imray.log.reader import last_segment, read_log
 from imray.log.rows import read_commit
-from imray.log.segment import Segment
+from imray.log.segment import Segment, segment_name, segment_prefix
 from imray.log.store import Store
 from imray.log.writer import Writer
 
+log = logging.getLogger("imray.recovery")
+
 _FENCE_TRIES_MAX = 100
+_RESTORES_MAX = 5
+"""Each further one means that a predecessor made a checkpoint between our look and our fence."""
 
 
-def replay(store: Store, shard: int, state: ShardState, slot: int = 0) -> None:
-    """Fold the rest of one of a shard's logs into the state. CorruptError at the first segment that does not verify."""
+@dataclass(frozen=True)
+class Readable:
+    """What was recovered of a shard that could not be fenced: it is durable, so it may be read."""
+
+    state: ShardState
+    topics_read: bool
+    """False: what hot conversations have in their sub-topics' logs is not known."""
+
+    def is_current(self, store: Store, shard: int) -> bool:
+        """Whether nobody has written since: else more may be stable by now than is known here."""
+        slots = [0, *(self.state.topics if self.topics_read else ())]
+        ends = [segment_name(log_of(shard, slot), self.state.position(slot).segment + 1) for slot in slots]
+        return not any(store.exists(name) for name in ends)
+
+
+def replay(store: Store, shard: int, state: ShardState, slot: int = 0, at_least: int = 0) -> None:
+    """Fold the rest of one of a shard's logs into the state. CorruptError at the first segment that does not verify.
+    FencedError: another writer of the shard has taken over since its own log was read."""
     position = state.position(slot)
-    for segment in read_log(store, log_of(shard, slot), position.segment, position.digest):
+    for segment in read_log(
+        store, log_of(shard, slot), position.segment, position.digest, at_least=at_least
+    ):  # fmt: skip
         commit: Commit = read_commit(state, segment)
         try:
             apply(state, commit, segment.digest)
@@ -33,26 +57,76 @@ def replay(store: Store, shard: int, state: ShardState, slot: int = 0) -> None:
             raise CorruptError(segment.name, "numbers", str(e)) from e
 
 
-def become_writer(store: Store, shard: int, seed: int, now_ms: Callable[[], int]) -> tuple[ShardState, Writer]:
+def become_writer(
+    store: Store,
+    shard: int,
+    seed: int,
+    now_ms: Callable[[], int],
+    notes: list[str] | None = None,
+    on_unwritable: Callable[[Readable], None] = lambda _: None,
+) -> tuple[ShardState, Writer]:
     """Recover a shard and fence off every earlier writer, those of its sub-topics included.
 
-    CorruptError: the log does not verify, a person must look. StorageError: the fence could not be written.
-    UnavailableError: others keep taking the next number."""
-    state = checkpoint.restore(store, shard, seed)
+    `notes` are told which derived files were passed over. `on_unwritable` gets what was recovered where the store takes
+    no fence. CorruptError: the log does not verify, a person must look. StorageError: the fence could not be written.
+    FencedError, UnavailableError: others keep taking the next number."""
+    for _ in range(_RESTORES_MAX):
+        before = checkpoint.checkpoints(store, shard)
+        state = checkpoint.restore(store, shard, seed, notes)
+        try:
+            writer = _fence_all(store, shard, state, now_ms)
+        except StorageError:
+            _offer(store, shard, state, on_unwritable)
+            raise
+        # a predecessor may have made a checkpoint, and removed what it replaces, until it was fenced
+        if checkpoint.checkpoints(store, shard)[-1:] <= before[-1:]:
+            return state, writer
+        writer.close()
+    raise UnavailableError(f"shard {shard}: another writer keeps making checkpoints")
+
+
+def _fence_all(store: Store, shard: int, state: ShardState, now_ms: Callable[[], int]) -> Writer:
     # its own log first: then no earlier incarnation can make a further sub-topic, or move a ceiling
-    writer = fence_log(store, shard, state.log, 0, lambda: replay(store, shard, state), now_ms)
+    end = last_segment(store, shard, state.log.segment)
+    writer = fence_log(store, shard, state.log, 0, lambda: replay(store, shard, state, at_least=end), now_ms)
     for slot in sorted(state.topics):
-        fence_topic(store, shard, slot, state, now_ms)
-    return state, writer
+        try:
+            fence_topic(store, shard, slot, state, now_ms)
+        except FencedError as e:
+            if not writer.is_last():
+                raise  # whoever took over fenced the shard's own log before this one
+            name = segment_name(log_of(shard, slot), state.topics[slot].segment + 1)
+            raise CorruptError(name, "grants", f"no valid grant: {e}, says this file, but no log of that epoch") from e
+    return writer
+
+
+def _offer(store: Store, shard: int, state: ShardState, on_unwritable: Callable[[Readable], None]) -> None:
+    """Read what can be read without a fence, make sure that it is durable, and hand it over."""
+    topics_read = True
+    try:
+        replay(store, shard, state)
+        store.sync(segment_prefix(shard))
+        for slot in sorted(state.topics):
+            try:
+                replay(store, shard, state, slot)
+                store.sync(segment_prefix(log_of(shard, slot)))
+            except (CorruptError, FencedError):
+                topics_read = False  # a live predecessor's grants: without a fence they cannot be judged
+    except (StorageError, CorruptError) as e:
+        log.warning("shard %d cannot be read either: %s", shard, e)
+        return
+    on_unwritable(Readable(state, topics_read))
 
 
 def fence_topic(store: Store, shard: int, slot: int, state: ShardState, now_ms: Callable[[], int]) -> None:
     """Put the home shard's fence into a sub-topic's log and fold what landed before it.
 
     Whoever writes there next has read the fence, and takes no grants of an older epoch than the state's."""
+    number = log_of(shard, slot)
+    end = last_segment(store, number, state.topics[slot].segment)
     fence_log(
-        store, log_of(shard, slot), state.topics[slot], state.log.epoch,
-        lambda: replay(store, shard, state, slot), now_ms, by_home=True,
+        store, number, state.topics[slot], state.log.epoch,
+        lambda: replay(store, shard, state, slot, end), now_ms, by_home=True,
     ).close()  # fmt: skip
 
 
@@ -61,13 +135,14 @@ def become_topic_writer(store: Store, shard: int, slot: int, now_ms: Callable[[]
 
     Numbers and ids are its home shard's business: here the segments are verified and counted."""
     position = checkpoint.topic_position(store, shard, slot)
-    log = log_of(shard, slot)
+    number = log_of(shard, slot)
+    end = last_segment(store, number, position.segment)
 
     def follow() -> None:
-        for segment in read_log(store, log, position.segment, position.digest):
+        for segment in read_log(store, number, position.segment, position.digest, at_least=end):
             step(position, segment)
 
-    writer = fence_log(store, log, position, None, follow, now_ms)
+    writer = fence_log(store, number, position, None, follow, now_ms)
     return position, writer
 
 

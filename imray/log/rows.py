@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from imray.core.columns import Commit, Control, Rows
 from imray.core.errors import CorruptError, InvalidError
-from imray.core.fold import ReadBack, commit_read_back
+from imray.core.fold import ReadBack, check_sequencer, commit_read_back
 from imray.core.hashing import U64, hash_rows, id_fingerprints
 from imray.core.routing import home_of, place_of
 from imray.core.state import ShardState
@@ -42,6 +42,8 @@ class Hot(msgspec.Struct, frozen=True):
     topics: int
     ceiling: int
     by_rate: bool = False
+    exact: bool = False
+    """The shard stopped in good order: no number above the ceiling was granted, whatever earlier records say."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def prepare(batch: pa.RecordBatch, seed: int) -> Prepared:
         keys,
         np.uint64(seed),
     )
-    return Prepared(batch, fps, payload_fingerprints(batch))
+    return Prepared(batch, fps, payload_fingerprints(batch, seed))
 
 
 def gather(requests: Sequence[Prepared]) -> tuple[pa.Table, Rows]:
@@ -96,7 +98,7 @@ def _join(columns: list[np.ndarray]) -> np.ndarray:
 
 def read_commit(state: ShardState, segment: Segment) -> Commit:
     """What `apply` takes to replay a verified segment of one of the state's logs. CorruptError where it does not
-    follow the state."""
+    follow the state. FencedError as `imray.core.fold.check_sequencer`."""
     meta = segment.meta
     table = segment.table().combine_chunks()
     if table.num_rows != meta.rows:
@@ -114,14 +116,8 @@ def read_commit(state: ShardState, segment: Segment) -> Commit:
 
 def _grants(state: ShardState, segment: Segment, slot: int, table: pa.Table) -> tuple[tuple[int, int, int], ...]:
     """The blocks that a sub-topic's segment uses, by the index of their conversation's name."""
-    meta, position = segment.meta, state.topics[slot]
-    if meta.sequencer < position.sequencer:
-        raise InvalidError(
-            f"its grants are of epoch {meta.sequencer} of the home shard, but the log before it names "
-            f"epoch {position.sequencer}"
-        )
-    if not any(epoch == meta.sequencer for _, epoch in state.log.epoch_starts) and (meta.grants or meta.sequencer):
-        raise InvalidError(f"its home shard has no epoch {meta.sequencer}: no valid grant")
+    meta = segment.meta
+    check_sequencer(state, slot, meta.sequencer)
     if len({g.grant for g in meta.grants}) > 1:
         raise InvalidError("it uses the numbers of more than one grant: no valid grant")
     names: list[str] = table.column("conv_id").chunk(0).dictionary.to_pylist() if table.num_rows else []
@@ -162,7 +158,7 @@ def read_back(table: pa.Table, seed: int) -> ReadBack:
     local = dictionary_rows(messages.column("conv_id"))
     ids = id_words(messages.column("client_msg_id"))
     fps = id_fingerprints(ids, local, hash_rows(names_data, names_offsets), np.uint64(seed))
-    rows = Rows(names_data, names_offsets, local, ids, fps, payload_fingerprints(messages))
+    rows = Rows(names_data, names_offsets, local, ids, fps, payload_fingerprints(messages, seed))
     return ReadBack(rows, messages.column("conv_seq").to_numpy(), where, voids, controls)
 
 
@@ -171,7 +167,7 @@ def _control(batch: pa.RecordBatch, row: int, conv: int) -> Control:
     if batch.column("kind")[row].as_py() == KIND_COLD:
         return Control(conv, 0, number, number)
     hot = msgspec.json.decode(batch.column("body")[row].as_py(), type=Hot)
-    return Control(conv, hot.topics, number, hot.ceiling, hot.by_rate)
+    return Control(conv, hot.topics, number, hot.ceiling, hot.by_rate, hot.exact)
 
 
 def void_of(batch: pa.RecordBatch, row: int) -> Void:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from imray.core.errors import InvalidError
-from imray.core.hashing import U64, hash_rows, mix_keys
+from imray.core.hashing import U64, keyed_hash_rows, mix_keys
 from imray.core.ids import ID_BYTES
 
 SCHEMA_VERSION = 1
@@ -126,14 +126,17 @@ def body_parts(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return (np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)), offs
 
 
-def payload_fingerprints(batch: pa.RecordBatch) -> U64:
+def payload_fingerprints(batch: pa.RecordBatch, seed: int) -> U64:
     """What tells a retry from a conflict, one value a row: of body, sender, topic and content type.
 
-    `client_ts` is left out: a client that stamps its retry anew still retries. Works on batches and segments."""
-    hashes = hash_rows(*body_parts(batch.column("body")))
+    `client_ts` is left out: a client that stamps its retry anew still retries. Works on batches and segments. `seed` is
+    the folder's secret: nobody can make another payload with the fingerprint of a known one. Stored nowhere, so it may
+    change with the code."""
+    key = np.uint64(seed)
+    hashes = keyed_hash_rows(*body_parts(batch.column("body")), key)
     for name in _PAYLOAD_TEXTS:
         column = batch.column(name)
-        mix_keys(hashes, dictionary_rows(column), hash_rows(*body_parts(column.dictionary)))
+        mix_keys(hashes, dictionary_rows(column), keyed_hash_rows(*body_parts(column.dictionary), key))
     return hashes
 
 

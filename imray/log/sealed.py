@@ -1,13 +1,16 @@
 """Sealed intervals: for a run of segments, where each id stands, a filter over the ids, and which numbers are where.
 
-Owns three derived files an interval (all can be made again from the log): `ids` (fingerprints, sorted, with place
-and row), `bloom` (a filter over them), `postings` (conversation, place, first and last number). Intervals of like
-size are merged, as levels of a log-structured merge tree (O'Neil et al. 1996), so a look-up meets few of them.
+Owns three derived files an interval: `ids` (fingerprints, sorted, with place and row), `bloom` (a filter over them),
+`postings` (conversation, place, first and last number). All can be made again from the log (`imray.log.remake`), so
+what does not verify here is a DerivedError. Intervals of like size are merged, as levels of a log-structured merge tree
+(O'Neil et al. 1996), so a look-up meets few of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -18,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imray.core.dedup import RELEASED, BlockedBloom, IdTable
-from imray.core.errors import CorruptError
+from imray.core.errors import CorruptError, DerivedError, StorageError
 from imray.core.hashing import I64, U64, jit
 from imray.core.postings import Postings
 from imray.log import digest as digests
@@ -36,24 +39,33 @@ POSTINGS_SCHEMA = pa.schema(
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """Which segments of the shard's own log an interval covers, and how many ids it holds.
-
-    It also covers segments of its sub-topics' logs: which ones the checkpoints say."""
+    """Which segments an interval covers, and how many ids it holds."""
 
     shard: int
     first: int
     last: int
+    """Of the shard's own log."""
     ids: int
+    tag: str = ""
+    """Its own part of its files' names: nobody else's try writes, or deletes, the same files."""
+    topics: tuple[tuple[int, int, int], ...] | None = None
+    """Slot, first and last segment of each sub-topic's log; None: made by a version that did not say."""
 
     def name(self, kind: str) -> str:
         """The name in the store of its `ids`, `bloom` or `postings` file."""
         suffix = "parquet" if kind == "postings" else "arrow"
-        return f"sealed/shard={self.shard:04d}/{self.first:020d}-{self.last:020d}.{kind}.{suffix}"
+        tag = f"-{self.tag}" if self.tag else ""
+        return f"{sealed_prefix(self.shard)}{self.first:020d}-{self.last:020d}{tag}.{kind}.{suffix}"
 
     @property
     def names(self) -> list[str]:
         """All its files."""
         return [self.name(kind) for kind in ("ids", "bloom", "postings")]
+
+
+def sealed_prefix(shard: int) -> str:
+    """The folder of a shard's sealed intervals."""
+    return f"sealed/shard={shard:04d}/"
 
 
 @jit
@@ -95,9 +107,11 @@ def order_of(fps: U64) -> I64:
     return out
 
 
-@dataclass
+@dataclass(eq=False)
 class SealedInterval:
-    """One interval's filter in memory and its ids on call: `imray.core.dedup.SealedIds` and what confirms it."""
+    """One interval's filter in memory and its ids on call: `imray.core.dedup.SealedIds` and what confirms it.
+
+    Equal to itself only: an interval made anew is another one."""
 
     store: Store
     interval: Interval
@@ -109,7 +123,8 @@ class SealedInterval:
 
     @cached_property
     def ids(self) -> pa.RecordBatch:
-        """Columns fp (sorted), place, row, in memory that the system may take back. Verified at first use."""
+        """Columns fp (sorted), place, row, in memory that the system may take back. Verified at first use: DerivedError
+        where the file is missing or changed."""
         return _open_arrow(self.store.map, self.interval, "ids")
 
     def loaded(self) -> SealedInterval:
@@ -118,8 +133,14 @@ class SealedInterval:
         assert self.ids.num_rows == self.interval.ids
         return self
 
+    def check(self) -> None:
+        """Read all three files. DerivedError where one is missing or does not verify."""
+        for kind in ("ids", "bloom"):
+            _open_arrow(self.store.get, self.interval, kind)
+        self.postings()
+
     def candidates(self, fps: U64) -> list[tuple[int, int, int]]:
-        """(position in `fps`, place, row) of every entry with an equal fingerprint."""
+        """(position in `fps`, place, row) of every entry with an equal fingerprint; DerivedError as `ids`."""
         column = self.ids.column("fp").to_numpy()
         low, high = np.searchsorted(column, fps, "left"), np.searchsorted(column, fps, "right")
         place, row = self.ids.column("place").to_numpy(), self.ids.column("row").to_numpy()
@@ -133,32 +154,46 @@ class SealedInterval:
 
 
 def open_interval(store: Store, interval: Interval) -> SealedInterval:
-    """Load an interval's filter (2 bytes an id)."""
+    """Load an interval's filter (2 bytes an id). DerivedError where its file is missing or changed."""
     words = _open_arrow(store.get, interval, "bloom").column("words").to_numpy()
     return SealedInterval(store, interval, BlockedBloom(words))
 
 
 def read_postings(store: Store, interval: Interval) -> pa.Table:
-    """The postings of an interval, verified. CorruptError where the file is missing or changed."""
+    """The postings of an interval, verified. DerivedError where the file is missing or changed."""
     name = interval.name("postings")
     data = store.get(name)
     if data is None:
-        raise CorruptError(name, "the whole file", "a checkpoint names it, but it is not there")
-    digests.verify(data, name)
-    if read_meta(memoryview(data), name, META_KEY, Interval) != interval:
-        raise CorruptError(name, "metadata", "it is another interval's file")
-    return pq.read_table(pa.BufferReader(data), use_threads=False)
+        raise DerivedError(name, "a checkpoint names it, but it is not there")
+    try:
+        digests.verify(data, name)
+        said = read_meta(memoryview(data), name, META_KEY, Interval)
+        table = pq.read_table(pa.BufferReader(data), use_threads=False)
+    except (CorruptError, pa.ArrowException, OSError) as e:
+        raise DerivedError(name, f"it does not verify: {e}") from e
+    if said != interval:
+        raise DerivedError(name, "it is another interval's file")
+    return table
 
 
-def seal(store: Store, shard: int, table: IdTable, postings: Postings, last: int, names: list[str]) -> SealedInterval:
-    """Write the files of the interval that ends with segment `last`. `names[i]` is conversation i's conv_id."""
+def seal(
+    store: Store,
+    shard: int,
+    table: IdTable,
+    postings: Postings,
+    last: int,
+    names: list[str],
+    topics: tuple[tuple[int, int, int], ...] = (),
+) -> SealedInterval:
+    """Write the files of the interval that ends with segment `last`. `names[i]` is conversation i's conv_id; `topics`
+    as in Interval."""
     n = table.count
     ids: dict[str, np.ndarray] = {"fp": table.fps[:n], "place": table.place[:n], "row": table.row[:n]}
     released = table.conv[:n] == RELEASED
     if released.any():
         n -= int(np.count_nonzero(released))
         ids = {name: column[~released] for name, column in ids.items()}
-    interval = Interval(shard, table.base_segment + 1, last, n)
+    interval = Interval(shard, table.base_segment + 1, last, n, new_tag(), topics)
     entries = postings.entries
     conv = np.concatenate([e.conv for e in entries]) if entries else np.empty(0, np.int32)
     columns = {
@@ -168,44 +203,83 @@ def seal(store: Store, shard: int, table: IdTable, postings: Postings, last: int
         "last": pa.array(np.concatenate([e.last for e in entries]) if entries else [], pa.int64()),
     }
     found = pa.table(columns, schema=POSTINGS_SCHEMA)
-    return _write(store, interval, ids, found)
+    return write_interval(store, interval, ids, found)
 
 
 def merge(store: Store, parts: list[SealedInterval]) -> SealedInterval:
     """One interval in place of adjacent ones."""
     first, last = parts[0].interval, parts[-1].interval
-    interval = Interval(first.shard, first.first, last.last, sum(p.interval.ids for p in parts))
+    total = sum(p.interval.ids for p in parts)
+    covered = joined([p.interval.topics for p in parts])
+    interval = Interval(first.shard, first.first, last.last, total, new_tag(), covered)
     ids = {name: np.concatenate([p.ids.column(name).to_numpy() for p in parts]) for name in _COLUMNS["ids"]}
-    return _write(store, interval, ids, pa.concat_tables([p.postings() for p in parts]))
+    return write_interval(store, interval, ids, pa.concat_tables([p.postings() for p in parts]))
 
 
-def merge_due(intervals: list[Interval]) -> slice | None:
-    """Which adjacent intervals to merge now: the newest MERGE_FANOUT of about one size; None where there are none."""
+def new_tag() -> str:
+    """A tag that no other try has."""
+    return secrets.token_hex(6)
+
+
+def joined(topics: Sequence[tuple[tuple[int, int, int], ...] | None]) -> tuple[tuple[int, int, int], ...] | None:
+    """What adjacent intervals cover of sub-topics' logs, as one; None where one of them does not say."""
+    ranges: dict[int, tuple[int, int]] = {}
+    for one in topics:
+        if one is None:
+            return None
+        for slot, first, last in one:
+            low, high = ranges.get(slot, (first, last))
+            ranges[slot] = min(low, first), max(high, last)
+    return tuple((slot, low, high) for slot, (low, high) in sorted(ranges.items()))
+
+
+def merge_due(intervals: Sequence[Interval]) -> slice | None:
+    """Which adjacent intervals to merge now: the newest MERGE_FANOUT of about one size, or as many of these as one
+    interval may hold, but not under half of them; None where there are none."""
     for a, b in pairwise(intervals):
         assert a.last + 1 == b.first, "intervals are adjacent"
     newest = intervals[-MERGE_FANOUT:]
-    total = sum(i.ids for i in newest)
-    if len(newest) < MERGE_FANOUT or total > IDS_PER_INTERVAL_MAX:
+    if len(newest) < MERGE_FANOUT or max(_span(i) for i in newest) > MERGE_FANOUT * _span(newest[-1]):
         return None
-    if max(_span(i) for i in newest) > MERGE_FANOUT * _span(newest[-1]):
-        return None
-    return slice(len(intervals) - MERGE_FANOUT, len(intervals))
+    fitting = 0
+    total = 0
+    for interval in reversed(newest):
+        total += interval.ids
+        if total > IDS_PER_INTERVAL_MAX:
+            break
+        fitting += 1
+    return slice(len(intervals) - fitting, len(intervals)) if 2 * fitting >= MERGE_FANOUT else None
 
 
 def _span(interval: Interval) -> int:
     return interval.ids + interval.last - interval.first + 1
 
 
-def _write(store: Store, interval: Interval, ids: dict[str, np.ndarray], postings: pa.Table) -> SealedInterval:
+def write_interval(
+    store: Store, interval: Interval, ids: Mapping[str, np.ndarray], postings: pa.Table
+) -> SealedInterval:
+    """Write the files of a new interval: `ids` as columns fp, place, row in any order, `postings` likewise.
+
+    StorageError where the store refuses; what was written by then is removed."""
     order = order_of(ids["fp"])
     bloom = BlockedBloom.build(ids["fp"])
-    _put_arrow(store, interval, "ids", {name: _gather(column, order) for name, column in ids.items()})
-    _put_arrow(store, interval, "bloom", {"words": bloom.words})
-    ordered = postings.sort_by([("conv_id", "ascending"), ("first", "ascending")])
-    data = encode_parquet(ordered, META_KEY, msgspec.json.encode(interval), "lz4")
-    # "exists" is success: the files are derived from the log, and an earlier try may have left them
-    store.put_if_absent(interval.name("postings"), digests.seal(data)[0])
-    return SealedInterval(store, interval, bloom).loaded()
+    try:
+        _put_arrow(store, interval, "ids", {name: _gather(ids[name], order) for name in _COLUMNS["ids"]})
+        _put_arrow(store, interval, "bloom", {"words": bloom.words})
+        ordered = postings.sort_by([("conv_id", "ascending"), ("first", "ascending")])
+        data = encode_parquet(ordered, META_KEY, msgspec.json.encode(interval), "lz4")
+        store.put_if_absent(interval.name("postings"), digests.seal(data)[0])
+        return SealedInterval(store, interval, bloom).loaded()
+    except BaseException:
+        remove(store, interval)
+        raise
+
+
+def remove(store: Store, interval: Interval) -> None:
+    """Remove the files of an interval that nothing names; what cannot be removed is left to a later writer."""
+    for name in interval.names:
+        with contextlib.suppress(StorageError):
+            store.delete(name)
 
 
 def _put_arrow(store: Store, interval: Interval, kind: str, columns: dict[str, np.ndarray]) -> None:
@@ -221,14 +295,14 @@ def _open_arrow(read: Callable[[str], bytes | memoryview | None], interval: Inte
     name = interval.name(kind)
     data = read(name)
     if data is None:
-        raise CorruptError(name, "the whole file", "a checkpoint names it, but it is not there")
-    digests.verify(data, name)
+        raise DerivedError(name, "a checkpoint names it, but it is not there")
     try:
+        digests.verify(data, name)
         with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
             said = msgspec.json.decode((reader.schema.metadata or {}).get(META_KEY, b""), type=Interval)
             batch = reader.read_next_batch()
-    except (msgspec.DecodeError, pa.ArrowException) as e:
-        raise CorruptError(name, "metadata", f"not what this version of imray writes: {e}") from e
+    except (CorruptError, msgspec.DecodeError, pa.ArrowException) as e:
+        raise DerivedError(name, f"it does not verify: {e}") from e
     if said != interval or batch.schema.names != _COLUMNS[kind]:
-        raise CorruptError(name, "metadata", "it is another interval's file, or of another kind")
+        raise DerivedError(name, "it is another interval's file, or of another kind")
     return batch

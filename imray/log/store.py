@@ -1,4 +1,4 @@
-"""Where files live: five verbs, and the local POSIX disk that does them durably.
+"""Where files live: a few verbs, and the local POSIX disk that does them durably.
 
 Owns names, durability and put-if-absent. Knows nothing of what is in a file.
 """
@@ -22,7 +22,7 @@ from imray.log.posix import write_parts
 
 
 class Store(Protocol):
-    """Five verbs over immutable files; names are relative paths with '/'.
+    """Verbs over immutable files; names are relative paths with '/'.
 
     Every verb raises StorageError where the store fails; after a failed put its outcome is unknown."""
 
@@ -31,6 +31,13 @@ class Store(Protocol):
 
     def get(self, name: str) -> bytes | None:
         """The whole file; None where there is none."""
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+
+    def sync(self, prefix: str) -> None:
+        """Make the names that start with `prefix` (a folder) durable, whoever put them: a writer may have died between
+        publishing a file and that."""
 
     def map(self, name: str) -> memoryview | None:
         """The whole file as memory that the system may take back and read again, where the store has such; for files
@@ -76,7 +83,7 @@ class LocalStore:
                 with contextlib.suppress(FileNotFoundError):
                     temporary.unlink()
         except OSError as e:
-            raise StorageError(f"put {name}: {e.strerror or e} (errno {e.errno}): {_advice(e)}") from e
+            raise StorageError(f"put {name}: {e.strerror or e} (errno {e.errno}): {self._advice(e)}") from e
         return True
 
     def _write(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
@@ -121,6 +128,25 @@ class LocalStore:
         except OSError as e:
             raise StorageError(f"get {name}: {e.strerror or e} (errno {e.errno})") from e
 
+    def exists(self, name: str) -> bool:
+        try:
+            os.stat(self.root / name)
+        except FileNotFoundError:
+            return False
+        except OSError as e:
+            raise StorageError(f"stat {name}: {e.strerror or e} (errno {e.errno})") from e
+        return True
+
+    def sync(self, prefix: str) -> None:
+        folder = self.root / prefix
+        if not folder.is_dir():
+            return
+        try:
+            self._make_folder(folder)
+            self._sync_folder(folder)
+        except OSError as e:
+            raise StorageError(f"sync {prefix}: {e.strerror or e} (errno {e.errno})") from e
+
     def map(self, name: str) -> memoryview | None:
         try:
             with (self.root / name).open("rb") as file:
@@ -146,13 +172,17 @@ class LocalStore:
         except OSError as e:
             raise StorageError(f"delete {name}: {e.strerror or e} (errno {e.errno})") from e
 
+    def _advice(self, e: OSError) -> str:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return "the writer stops and a new one reads what landed"
+        what = "the disk is full: free space"
+        with contextlib.suppress(OSError):
+            room = os.statvfs(self.root)
+            if room.f_files and not room.f_favail and room.f_bavail:
+                what = "the disk has no inodes left, though it has bytes: remove files, however small"
+        return f"{what}; nothing acked is lost, and writing goes on by itself when there is room"
+
 
 def _close_all(folders: dict[Path, int]) -> None:
     for fd in folders.values():
         os.close(fd)
-
-
-def _advice(e: OSError) -> str:
-    if e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full: free space; nothing acked is lost, and writing goes on by itself when there is room"
-    return "the writer stops and a new one reads what landed"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from imray.core.errors import CorruptError, FencedError, StorageError
+from imray.core.errors import CorruptError, FencedError, StorageError, UnavailableError
 from imray.log.digest import Parts
 from imray.log.schema import SEGMENT_SCHEMA
 from imray.log.segment import GrantNote, SegmentMeta, encode, open_segment, segment_name
@@ -30,7 +30,7 @@ class Encoded:
 class Writer:
     """Writes segment after segment: `encode` one while another is in `put`, puts one at a time and in order.
 
-    After any error it is closed, and every later call raises FencedError: a new writer must read the log first."""
+    After any error it is closed, and every later call raises that error again: a new writer must read the log first."""
 
     def __init__(
         self,
@@ -47,12 +47,15 @@ class Writer:
         self.shard = shard
         self.segment = segment
         """The last one that was encoded."""
+        self.landed = segment
+        """The last one that is known to be durable."""
         self.epoch = epoch
         self.digest = digest
         self.sequencer = sequencer
         self.nonce = secrets.token_hex(16)
         self._by_home = by_home
-        self._open = True
+        self._stopped: Exception | None = None
+        """Why it writes no more."""
 
     def fence(self, server_ts: int) -> bool:
         """Take the next number with an empty segment of a new epoch: from now on no earlier writer can put.
@@ -90,9 +93,10 @@ class Writer:
         self.check()
         try:
             self._put(segment_name(self.shard, encoded.segment), encoded.parts, encoded.digest)
-        except BaseException:
-            self._open = False
+        except Exception as e:
+            self._stopped = e
             raise
+        self.landed = encoded.segment
 
     def _put(self, name: str, parts: Parts, digest: bytes) -> None:
         if self._store.put_if_absent(name, parts):
@@ -110,10 +114,21 @@ class Writer:
             raise FencedError(detail, by_home=there.meta.by_home)
 
     def check(self) -> None:
-        """FencedError where it has stopped: what its owner knows may be wrong by now."""
-        if not self._open:
-            raise FencedError(f"the writer of log {self.shard}, epoch {self.epoch}, has stopped")
+        """The error that stopped it, where one did: what its owner knows may be wrong by now."""
+        if self._stopped is not None:
+            raise self._stopped
 
     def close(self) -> None:
         """Write no more."""
-        self._open = False
+        if self._stopped is None:
+            self._stopped = UnavailableError(f"the writer of log {self.shard}, epoch {self.epoch}, is closed")
+
+    def is_last(self) -> bool:
+        """Whether no other writer has taken a name after this one's segments. A look and no promise: only a put tells
+        for sure."""
+        number = self.landed + 1
+        while (data := self._store.get(name := segment_name(self.shard, number))) is not None:
+            if open_segment(data, name).meta.nonce != self.nonce:
+                return False
+            number += 1  # its own, on its way
+        return True

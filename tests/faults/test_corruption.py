@@ -8,29 +8,37 @@ from pathlib import Path
 import pytest
 
 from imray.cluster.replies import Appended, Refusal, Refused
-from imray.core.errors import CorruptError
+from imray.core.errors import CorruptError, DerivedError
 from imray.log import checkpoint, digest
 from imray.log.reader import read_log
 from imray.log.recovery import replay
-from imray.log.sealed import read_postings
+from imray.log.sealed import open_interval, read_postings
 from imray.log.segment import open_segment, segment_name
 from imray.log.store import LocalStore
-from tests.faults.owners import owner_of
+from tests.faults.owners import owner_of, until_async
 from tests.unit.batches import SEED, Msg, commit, flips, ipc_of, msg_id, open_committer
 
 _OLD, _NEW = Msg("a", msg_id(1), b"old"), Msg("a", msg_id(9), b"new")
-_SEALED = "sealed/shard=0000/00000000000000000001-00000000000000000003."
 _CHECKPOINT = "checkpoint/shard=0000/00000000000000000003.parquet"
-_FILES = {
+_LOG = {
     "segment": segment_name(0, 4),
     "covered segment": segment_name(0, 2),
     "checkpoint's last segment": segment_name(0, 3),
-    "checkpoint": _CHECKPOINT,
-    "ids": _SEALED + "ids.arrow",
-    "bloom": _SEALED + "bloom.arrow",
-    "postings": _SEALED + "postings.parquet",
 }
-_AT_START = ["segment", "checkpoint's last segment", "checkpoint", "bloom"]
+_DERIVED = {
+    "checkpoint": "checkpoint/shard=0000/*",
+    "ids": "sealed/shard=0000/*.ids.arrow",
+    "bloom": "sealed/shard=0000/*.bloom.arrow",
+    "postings": "sealed/shard=0000/*.postings.parquet",
+}
+
+
+def _file(root: Path, kind: str) -> str:
+    """The name of the one file of a kind."""
+    if kind in _LOG:
+        return _LOG[kind]
+    (path,) = root.glob(_DERIVED[kind])
+    return str(path.relative_to(root))
 
 
 @pytest.fixture
@@ -56,9 +64,9 @@ def _damages(data: bytes, every: int) -> list[tuple[str, bytes]]:
     return [*out, ("a byte more", data + b"\0"), ("doubled", data + data), ("zeros", bytes(size))]
 
 
-@pytest.mark.parametrize("kind", sorted(_FILES))
+@pytest.mark.parametrize("kind", sorted({**_LOG, **_DERIVED}))
 def test_every_byte_and_every_cut_of_a_file_is_found(root: Path, kind: str) -> None:
-    name = _FILES[kind]
+    name = _file(root, kind)
     data = (root / name).read_bytes()
     digest.verify(data, name)
     for what, damaged in _damages(data, 1):
@@ -89,53 +97,84 @@ def _reads(store: LocalStore) -> dict[str, Callable[[], object]]:
     def recover() -> None:
         replay(store, 0, checkpoint.restore(store, 0, SEED))
 
-    interval = checkpoint.newest_intervals(store, 0)[1][0]
+    (name,) = checkpoint.checkpoints(store, 0)
+    (interval,) = checkpoint.checkpoint_meta(store, name).intervals
     return {
         "segment": recover,
         "covered segment": lambda: list(read_log(store, 0, 0, bytes(16))),
-        "checkpoint's last segment": recover,
-        "checkpoint": recover,
+        "checkpoint's last segment": lambda: list(read_log(store, 0, 0, bytes(16))),
+        "checkpoint": lambda: checkpoint.checkpoint_meta(store, name),
         "ids": lambda: checkpoint.restore(store, 0, SEED).sealed[0].ids,  # type: ignore[attr-defined]
-        "bloom": recover,
+        "bloom": lambda: open_interval(store, interval),
         "postings": lambda: read_postings(store, interval),
     }
 
 
-@pytest.mark.parametrize("kind", sorted(_FILES))
+@pytest.mark.parametrize("kind", sorted({**_LOG, **_DERIVED}))
 def test_whoever_reads_a_damaged_file_is_told(root: Path, kind: str) -> None:
-    path = root / _FILES[kind]
+    name = _file(root, kind)
+    path = root / name
     data = path.read_bytes()
     read = _reads(LocalStore(root))[kind]
     read()
     for what, damaged in _damages(data, max(1, len(data) // 20))[::7]:
         path.write_bytes(damaged)
-        with pytest.raises(CorruptError) as e:
+        with pytest.raises(CorruptError if kind in _LOG else DerivedError) as e:
             read()
-        assert e.value.file == _FILES[kind], what
+        assert e.value.file == name, what
 
 
-@pytest.mark.parametrize("kind", sorted(_FILES))
-async def test_the_owner_refuses(root: Path, kind: str) -> None:
-    """At the start, or when it first needs what is damaged; it says which file."""
-    path = root / _FILES[kind]
+def _flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+
+
+async def test_the_owner_refuses_a_damaged_tail(root: Path) -> None:
+    """What comes after the checkpoint cannot be known without it; it says which file, and writes nothing."""
+    path = root / _LOG["segment"]
+    _flip(path)
     before = sorted(p.name for p in (root / "wal/shard=0000").iterdir())
     async with owner_of(LocalStore(root)) as owner:
-        answer = await owner.append(ipc_of([_OLD]))
-        if kind == "postings":  # whoever reads history reads them, not the owner
-            assert isinstance(answer, Appended)
-            return
-        assert isinstance(answer, Refusal)
-        assert answer.why is Refused.CORRUPT
-        assert path.name in answer.detail
-        again = await owner.append(ipc_of([_NEW]))
-        assert isinstance(again, Refusal)
-        assert again.why is Refused.CORRUPT
+        for message in (_OLD, _NEW):
+            answer = await owner.append(ipc_of([message]))
+            assert isinstance(answer, Refusal)
+            assert answer.why is Refused.CORRUPT
+            assert path.name in answer.detail
         assert path.name in str((await owner.status())["state"])
-    if kind in _AT_START:
-        assert sorted(p.name for p in (root / "wal/shard=0000").iterdir()) == before, "it wrote nothing"
+    assert sorted(p.name for p in (root / "wal/shard=0000").iterdir()) == before, "it wrote nothing"
+
+
+async def test_a_tail_that_was_mended_serves_by_itself(root: Path) -> None:
+    path = root / _LOG["segment"]
+    sound = path.read_bytes()
+    _flip(path)
+    async with owner_of(LocalStore(root)) as owner:
+        assert isinstance(await owner.append(ipc_of([_NEW])), Refusal)
+        path.write_bytes(sound)
+        await until_async(lambda: owner.state == "serving", "the shard looks again")
+        assert isinstance(await owner.append(ipc_of([_NEW])), Appended)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lost"), [("covered segment", _OLD), ("checkpoint's last segment", Msg("a", msg_id(3)))]
+)
+async def test_a_rotten_old_segment_takes_out_its_own_messages_only(root: Path, kind: str, lost: Msg) -> None:
+    """The row that needs it is refused, by itself; everybody else is served, in the same request too."""
+    _flip(root / _LOG[kind])
+    async with owner_of(LocalStore(root)) as owner:
+        answer = await owner.append(ipc_of([Msg("b", msg_id(50)), lost, _NEW, Msg("c", msg_id(51))]))
+        assert isinstance(answer, Appended)
+        assert answer.firsts is not None
+        assert answer.firsts.at.tolist() == [1, 2]
+        assert answer.firsts.unreadable.tolist() == [True, False]
+        assert "does not verify" in answer.firsts.why
+        assert answer.seqs()[[0, 3]].tolist() == [2, 1]
+        again = await owner.append(ipc_of([lost, Msg("b", msg_id(52))]))
+        assert isinstance(again, Appended)
+        assert again.firsts is not None
+        assert again.firsts.unreadable.tolist() == [True], "and it is never numbered anew"
+        assert owner.state == "serving"
 
 
 def _swap(root: Path) -> None:
@@ -146,7 +185,14 @@ def _swap(root: Path) -> None:
 
 
 def _copy(source: str, target: str) -> Callable[[Path], None]:
-    return lambda root: (root / target).write_bytes((root / source).read_bytes()) and None
+    """Put one file, or one of a kind, in the place of another."""
+
+    def copy(root: Path) -> None:
+        there = _file(root, source) if source in _DERIVED else source
+        instead = _file(root, target) if target in _DERIVED else target
+        (root / instead).write_bytes((root / there).read_bytes())
+
+    return copy
 
 
 def _other_shard(root: Path) -> None:
@@ -169,14 +215,10 @@ _IN_ANOTHERS_PLACE: dict[str, tuple[Callable[[Path], None], str]] = {
         _copy(f"../other/{segment_name(0, 3)}", segment_name(0, 3)),
         segment_name(0, 3),
     ),
-    "another log's checkpoint": (_copy(f"../other/{_CHECKPOINT}", _CHECKPOINT), "0003.parquet"),
     "a hole": (lambda root: (root / segment_name(0, 4)).unlink(), segment_name(0, 4)),
     "the tail is gone": (lambda root: [(root / segment_name(0, n)).unlink() for n in (3, 4, 5)] and None, "0003"),
-    "a segment as checkpoint": (_copy(segment_name(0, 3), _CHECKPOINT), _CHECKPOINT),
-    "postings as segment": (_copy(_FILES["postings"], segment_name(0, 4)), segment_name(0, 4)),
-    "bloom as segment": (_copy(_FILES["bloom"], segment_name(0, 4)), segment_name(0, 4)),
-    "ids as bloom": (_copy(_FILES["ids"], _FILES["bloom"]), _FILES["bloom"]),
-    "a segment as bloom": (_copy(segment_name(0, 3), _FILES["bloom"]), _FILES["bloom"]),
+    "postings as segment": (_copy("postings", segment_name(0, 4)), segment_name(0, 4)),
+    "bloom as segment": (_copy("bloom", segment_name(0, 4)), segment_name(0, 4)),
     "a foreign file in the log": (_copy(segment_name(0, 3), "wal/shard=0000/zebra"), "zebra"),
 }
 
@@ -192,10 +234,23 @@ async def test_a_whole_file_in_anothers_place_is_refused(root: Path, how: str) -
     assert named in answer.detail
 
 
-async def test_bloom_in_place_of_ids_is_refused_when_it_is_needed(root: Path) -> None:
-    _copy(_FILES["bloom"], _FILES["ids"])(root)
+_DERIVED_IN_ANOTHERS_PLACE = {
+    "another log's checkpoint": _copy(f"../other/{_CHECKPOINT}", _CHECKPOINT),
+    "a segment as checkpoint": _copy(segment_name(0, 3), "checkpoint"),
+    "ids as bloom": _copy("ids", "bloom"),
+    "bloom as ids": _copy("bloom", "ids"),
+    "a segment as bloom": _copy(segment_name(0, 3), "bloom"),
+}
+
+
+@pytest.mark.parametrize("how", sorted(_DERIVED_IN_ANOTHERS_PLACE))
+async def test_a_derived_file_in_anothers_place_is_passed_over(root: Path, how: str) -> None:
+    _DERIVED_IN_ANOTHERS_PLACE[how](root)
     async with owner_of(LocalStore(root)) as owner:
-        answer = await owner.append(ipc_of([_OLD]))
-    assert isinstance(answer, Refusal)
-    assert answer.why is Refused.CORRUPT
-    assert _FILES["ids"] in answer.detail
+
+        async def known() -> bool:
+            answer = await owner.append(ipc_of([_OLD, _NEW]))
+            return isinstance(answer, Appended) and answer.seqs().tolist() == [1, 3]
+
+        await until_async(known, "old ids have their first numbers")
+        assert (await owner.status())["notes"], "it is said"

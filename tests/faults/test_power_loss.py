@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from imray.cluster.committer import Committer
-from imray.log import checkpoint, sealed
+from imray.log import sealed
 from imray.log.store import LocalStore
-from tests.unit.batches import DUPLICATE, Msg, commit, msg_id, open_committer
+from tests.unit.batches import DUPLICATE, Msg, collect, commit, merge_all, msg_id, open_committer, seal
 
 _CONTENT_LOST, _NAMES_LOST, _CHANCE = "names last, bytes are torn", "names are lost", "chance"
 
@@ -112,11 +112,9 @@ def _live(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
                 journal.steps.append(("ack", acks))
                 n += 1
                 if i == 2:
-                    store = JournalStore(journal)
-                    committer.sealed(checkpoint.write(store, committer.freeze(), list(committer.intervals)))
-                    while (step := checkpoint.merge_step(store, list(committer.intervals))) is not None:
-                        committer.merged(*step)
-                    checkpoint.collect(store, 0, committer.intervals)
+                    seal(committer)
+                    collect(committer)
+                    merge_all(committer)
         except Death:
             continue
 

@@ -68,6 +68,8 @@ class Group:
         self.topics: dict[int, SubTopic] = {}
         self.links: dict[int, Link] = {}
         self._owners: list[Owner] = []
+        self.crashes = False
+        """The home shard's end is none in good order."""
 
     def _new_home(self) -> Home:
         return Home(self.store, 0, SEED, self.settings, start_topics=self._start_topics)
@@ -79,6 +81,8 @@ class Group:
 
     async def __aexit__(self, *_: object) -> None:
         for owner in reversed(self._owners):
+            if self.crashes and isinstance(owner, Home):
+                owner.hot = None  # nothing is put in order
             await owner.stop()
 
     async def _start(self, owner: Owner) -> None:

@@ -31,7 +31,20 @@ from imray.core.state import ShardState
 from imray.log import checkpoint, confirm, recovery, sealed
 from imray.log.store import LocalStore
 from imray.settings import Settings
-from tests.unit.batches import CONFLICT, DUPLICATE, NEW, SEED, Msg, Row, answers_of, msg_id, prepared, rows_of
+from tests.unit.batches import (
+    CONFLICT,
+    DUPLICATE,
+    NEW,
+    SEED,
+    Msg,
+    Row,
+    answers_of,
+    collect,
+    merge_all,
+    msg_id,
+    prepared,
+    rows_of,
+)
 
 _EXAMPLES = int(os.environ.get("IMRAY_TEST_EXAMPLES", "20"))
 _CONVS = ["a", "bb", "gruppe-ä", "xxh3_128:", "e" * 128]
@@ -201,7 +214,7 @@ class ShardMachine(RuleBasedStateMachine):
         committer = self.committer
         self.store.crash_before = crash_at or -1
         try:
-            files = checkpoint.write(self.store, committer.freeze(), list(committer.intervals))
+            files = checkpoint.write(self.store, committer.freeze(), committer.intervals)
         except Crash:
             self.store.crash_before = -1
             if dies:
@@ -211,9 +224,8 @@ class ShardMachine(RuleBasedStateMachine):
         committer.sealed(files)
         if (table := committer.clear_used()) is not None:
             committer.recycle(table)
-        while (step := checkpoint.merge_step(self.store, list(committer.intervals))) is not None:
-            committer.merged(*step)
-        checkpoint.collect(self.store, 0, committer.intervals)
+        collect(committer)
+        merge_all(committer)
 
     @invariant()
     def all_views_agree(self) -> None:
@@ -235,7 +247,7 @@ class ShardMachine(RuleBasedStateMachine):
         messages = [m for m, _ in self.model.first.values()]
         rows = rows_of(messages)
         located = locate(state, rows)
-        planned = plan(state, rows, located, confirm.Confirmer(self.store, 0).confirm(rows, located))
+        planned = plan(state, rows, located, confirm.Confirmer(self.store, 0, SEED).confirm(rows, located))
         assert (planned.status == 1).all()
         assert planned.place is not None
         assert planned.epoch is not None

@@ -12,6 +12,7 @@ import pyarrow as pa
 from imray.cluster.committer import Committer
 from imray.cluster.replies import Appended
 from imray.core.columns import Rows
+from imray.log import checkpoint
 from imray.log.rows import Prepared, gather, prepare
 from imray.log.schema import BATCH_SCHEMA, MS, encode_text, from_ipc, to_ipc
 from imray.log.store import LocalStore
@@ -115,6 +116,22 @@ def open_committer(root: Path | LocalStore, settings: Settings | None = None, cl
     """Become the writer of shard 0."""
     store = root if isinstance(root, LocalStore) else LocalStore(root)
     return Committer.open(store, 0, SEED, settings or Settings(), lambda: clock_ms)
+
+
+def seal(committer: Committer) -> None:
+    """Make a checkpoint, as the shard's upkeep does."""
+    committer.sealed(checkpoint.write(committer.store, committer.freeze(), committer.intervals))
+
+
+def merge_all(committer: Committer) -> None:
+    """Merge sealed intervals as long as that is due."""
+    while (step := checkpoint.merge_step(committer.store, committer.intervals)) is not None:
+        assert committer.merged(*step)
+
+
+def collect(committer: Committer) -> None:
+    """Delete the derived files that nobody needs any more."""
+    committer.collect(*committer.take_replaced())
 
 
 def random_fps(n: int, seed: int = 0) -> np.ndarray:

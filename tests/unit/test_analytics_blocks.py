@@ -20,7 +20,7 @@ from imray.log.segment import GrantNote
 from imray.log.writer import Writer
 
 ROOM, OTHER = name_in(0), name_in(0, 1)
-HEAD = 65_571
+HEAD = 1_059
 """The last number of the room in `hot_log`."""
 ALONE = "it is not hot: its home shard alone writes it"
 
@@ -82,8 +82,8 @@ def test_the_views_of_hot_groups(log: HotLog) -> None:
     assert {b["sequencer"] for b in blocks} == {1, 2}
     records = query(log.root, f"FROM hot_groups WHERE conv_id = '{ROOM}' ORDER BY segment").to_pylist()
     assert [(r["at_seq"], r["topics"], r["by_rate"], r["shard"], r["epoch"]) for r in records] == [
-        (2, 2, False, 0, 1), (24, 3, False, 0, 1), (65_560, 3, False, 0, 2), (65_563, 0, None, 0, 2),
-        (65_566, 2, False, 0, 2),
+        (2, 2, False, 0, 1), (24, 3, False, 0, 1), (1_048, 3, False, 0, 2), (1_051, 0, None, 0, 2),
+        (1_054, 2, False, 0, 2),
     ]  # fmt: skip
     fences = query(log.root, "SELECT sequencer, count(*) AS n FROM segments WHERE by_home GROUP BY ALL").to_pylist()
     assert fences == [{"sequencer": 2, "n": 3}]
@@ -183,8 +183,8 @@ DOCTORED: dict[str, tuple[Make, dict[str, dict[str, Any]]]] = {
         {"blocks_against_rows": {"blocks": 1, "rows": None}},
     ),
     "above the ceiling": (
-        lambda log: _append(log, 1, 131_103, note=GrantNote(900, ROOM, 131_103, 1)),
-        {"ungranted_blocks": {"first_seq": 131_103, "why": "the ceiling was 131102"}},
+        lambda log: _append(log, 1, 2_079, note=GrantNote(900, ROOM, 2_079, 1)),
+        {"ungranted_blocks": {"first_seq": 2_079, "why": "the ceiling was 2078"}},
     ),
     "never hot": (
         lambda log: _append(log, 1, 1, note=GrantNote(900, name_in(0, 2), 1, 1), conv=name_in(0, 2)),
@@ -202,7 +202,7 @@ DOCTORED: dict[str, tuple[Make, dict[str, dict[str, Any]]]] = {
         lambda log: _append(log, 1, _head(log) + 1, note=_next(log), sequencer=1),
         {
             "old_sequencers": {"sequencer": 1, "sequencer_before": 2},
-            "ungranted_blocks": {"why": "the ceiling was 65560"},
+            "ungranted_blocks": {"why": "the ceiling was 1048"},
         },
     ),
     "a sub-topic that never was": (
@@ -234,7 +234,7 @@ DOCTORED: dict[str, tuple[Make, dict[str, dict[str, Any]]]] = {
     ),
     "restarted without voids": (
         _restarted_without_voids,
-        {"unexplained_gaps": {"from_seq": HEAD + 1, "to_seq": HEAD + 1, "why": "all up to 65572 had been settled"}},
+        {"unexplained_gaps": {"from_seq": HEAD + 1, "to_seq": HEAD + 1, "why": "all up to 1060 had been settled"}},
     ),
     "restarted without a word": (
         _restarted_without_a_word,

@@ -75,7 +75,7 @@ class Room:
     def seal(self, lose: bool = False) -> None:
         """A checkpoint; blocks in flight are settled after the freeze."""
         committer = self.log.committer
-        if committer.state.log.segment <= committer._covered:
+        if not committer.log_moved:
             return
         snap = committer.freeze()
         if lose:

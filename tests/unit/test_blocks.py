@@ -291,9 +291,11 @@ def test_the_oldest_is_the_one_that_waits_longest() -> None:
 def test_ceilings_are_logged_well_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STEP_MIN", 100)
     monkeypatch.setattr(module, "_STEP_BLOCKS", 10)
-    assert next_ceiling(HotGroup(1, 150, 0), 100, 1) is None
-    assert next_ceiling(HotGroup(1, 149, 0), 100, 1) == 200
-    assert next_ceiling(HotGroup(1, 199, 0), 100, 20) == 300, "large blocks need more"
+    assert next_ceiling(HotGroup(1, 150, 0), 100, 1, 0.0) is None
+    assert next_ceiling(HotGroup(1, 149, 0), 100, 1, 0.0) == 200
+    assert next_ceiling(HotGroup(1, 199, 0), 100, 20, 0.0) == 300, "large blocks need more"
+    assert next_ceiling(HotGroup(2, 199, 0), 100, 20, 0.0) == 500, "so do more sub-topics"
+    assert next_ceiling(HotGroup(1, 199, 0), 100, 1, 4000.0) == 1100, "and a high rate: no record for every block"
 
 
 def test_a_successor_explains_all_up_to_the_ceiling() -> None:
