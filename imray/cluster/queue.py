@@ -1,0 +1,94 @@
+"""What waits for its commit: requests and records in the order they came, bounded, each with whom to answer.
+
+Owns the bounds and the order. Does not own when a commit is made (`imray.cluster.owner`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from imray.cluster.committer import Job, Records
+from imray.log.rows import Prepared
+from imray.settings import Settings
+
+
+@dataclass(slots=True)
+class Waiting:
+    """One request or record."""
+
+    what: Prepared | Records
+    rows: int
+    bytes: int
+    answer: asyncio.Future[Any]
+
+    def tell(self, answer: Any) -> None:
+        """Answer it, unless nobody waits any more."""
+        if not self.answer.done():
+            self.answer.set_result(answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A commit on its way to the store, and whom to answer when it is durable."""
+
+    incarnation: int
+    job: Job
+    taken: list[Waiting]
+
+
+class CommitQueue:
+    """Waiting requests, for one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._waiting: deque[Waiting] = deque()
+        self.rows = 0
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def has_room(self, rows: int, size: int) -> bool:
+        """Whether so much more may wait."""
+        settings = self._settings
+        return self.rows + rows <= settings.shard_queue_rows_max and self.bytes + size <= settings.shard_queue_bytes_max
+
+    def add(self, what: Prepared | Records, rows: int, size: int) -> asyncio.Future[Any]:
+        """Let it wait; the answer will be here."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append(Waiting(what, rows, size, answer))
+        self.rows += rows
+        self.bytes += size
+        return answer
+
+    def take(self) -> list[Waiting]:
+        """The requests of the next commit; a record goes alone."""
+        rows = 0
+        size = 0
+        taken: list[Waiting] = []
+        while self._waiting:
+            following = self._waiting[0]
+            rows += following.rows
+            size += following.bytes
+            full = rows > self._settings.commit_rows_max or size > self._settings.commit_bytes_max
+            if taken and (full or not isinstance(following.what, Prepared)):
+                break
+            taken.append(self._waiting.popleft())
+            self.rows -= following.rows
+            self.bytes -= following.bytes
+            if not isinstance(following.what, Prepared):
+                break
+        return taken
+
+    def refuse_all(self, before: Iterable[Waiting], refusal: object) -> None:
+        """Answer `before` and everything that waits with a refusal."""
+        waiting = [*before, *self._waiting]
+        self._waiting.clear()
+        self.rows = 0
+        self.bytes = 0
+        for one in waiting:
+            one.tell(refusal)

@@ -1,0 +1,58 @@
+"""Derived files that nobody needs any more, and the only place that deletes them.
+
+The rule: a file is deleted only by who retired it, after a checkpoint without it is durable, and while it is still the
+writer. A successor looks for a newer checkpoint after its fence (`imray.log.recovery`), so it either fences before the
+look here, and nothing is deleted, or it reads a checkpoint that does not name what is deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from imray.core.errors import DerivedError
+from imray.log.checkpoint import checkpoint_meta, checkpoints
+from imray.log.sealed import SealedInterval, sealed_prefix
+from imray.log.store import Store
+
+_KEEP = 2
+"""How many checkpoints stay: the newest, and the one that serves where the newest is damaged."""
+
+
+class Retired:
+    """The derived files of one writer that wait for their deletion. Not thread-safe."""
+
+    def __init__(self, store: Store, shard: int, is_writer: Callable[[], bool]) -> None:
+        """Begin with what earlier writers left; `is_writer` looks whether the log has no other writer by now."""
+        self._store, self._shard, self._is_writer = store, shard, is_writer
+        self._names = set(store.list(sealed_prefix(shard)))
+        """Files that were there when this writer began: none of them is a successor's."""
+
+    def add(self, intervals: Iterable[SealedInterval]) -> None:
+        """The list of intervals does not have these any more."""
+        for sealed in intervals:
+            self._names.update(sealed.interval.names)
+
+    def collect(self, in_use: Iterable[SealedInterval]) -> int:
+        """Delete older checkpoints and what no newer one names: how many files. Call it when this writer's own
+        checkpoint is durable, and no other is being written."""
+        kept: list[str] = []
+        needed = {file for sealed in in_use for file in sealed.interval.names}
+        old: list[str] = []
+        for name in reversed(checkpoints(self._store, self._shard)):
+            if len(kept) == _KEEP:
+                old.append(name)
+                continue
+            try:
+                meta = checkpoint_meta(self._store, name)
+            except DerivedError:
+                old.append(name)
+                continue
+            kept.append(name)
+            needed.update(file for interval in meta.intervals for file in interval.names)
+        doomed = sorted(self._names - needed)
+        if not (old or doomed) or not self._is_writer():
+            return 0
+        for name in [*old, *doomed]:
+            self._store.delete(name)
+        self._names.difference_update(doomed)
+        return len(old) + len(doomed)
