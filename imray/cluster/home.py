@@ -160,7 +160,7 @@ class Home(Owner):
             return None
         if self._committer is not None:
             found = self._committer.locate(conv_id, low, high)
-            return found if self._committer.writer.is_last() else None
+            return found if self._committer.writer.is_last(or_own_process=True) else None
         readable = self._readable
         if readable is None:
             return None

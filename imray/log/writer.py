@@ -17,6 +17,9 @@ from imray.log.schema import SEGMENT_SCHEMA
 from imray.log.segment import GrantNote, SegmentMeta, encode, open_segment, segment_name
 from imray.log.store import Store
 
+_PROCESS = secrets.token_hex(8)
+"""The writers of one process follow one another: their nonces begin alike."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -52,7 +55,7 @@ class Writer:
         self.epoch = epoch
         self.digest = digest
         self.sequencer = sequencer
-        self.nonce = secrets.token_hex(16)
+        self.nonce = _PROCESS + secrets.token_hex(8)
         self._by_home = by_home
         self._stopped: Exception | None = None
         """Why it writes no more."""
@@ -123,12 +126,13 @@ class Writer:
         if self._stopped is None:
             self._stopped = UnavailableError(f"the writer of log {self.shard}, epoch {self.epoch}, is closed")
 
-    def is_last(self) -> bool:
-        """Whether no other writer has taken a name after this one's segments. A look and no promise: only a put tells
-        for sure."""
+    def is_last(self, or_own_process: bool = False) -> bool:
+        """Whether no other writer has taken a name after this one's segments; with `or_own_process` no other process's.
+        A look and no promise: only a put tells for sure."""
+        own = self.nonce[: len(_PROCESS)] if or_own_process else self.nonce
         number = self.landed + 1
         while (data := self._store.get(name := segment_name(self.shard, number))) is not None:
-            if open_segment(data, name).meta.nonce != self.nonce:
+            if not open_segment(data, name).meta.nonce.startswith(own):
                 return False
             number += 1  # its own, on its way
         return True

@@ -102,6 +102,11 @@ class SimCommitter:
         covered = self.intervals[-1].last if self.intervals else 0
         return self.state.log.segment > covered and self.state.recent.count >= self._ids_max
 
+    @property
+    def checkpoint_overdue(self) -> bool:
+        """As `Committer.checkpoint_overdue`: never, here."""
+        return False
+
     def freeze(self) -> Snapshot:
         """As `Committer.freeze`."""
         if self._snapshot is None:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
 from typing import Any
 
+from imray.core.errors import ImrayError
+
 LOST = "lost"
 """What a caller gets instead of an answer: the outcome is unknown."""
 MS = 1000
@@ -173,6 +175,8 @@ class Simulation:
     def __init__(self, seed: int, keep_trace: bool = False) -> None:
         self.rng = random.Random(seed)
         self.now = 0
+        self.bugs: list[BaseException] = []
+        """Errors of calls that no part raises on purpose."""
         self.moment = 0
         """Counts what clients saw: two events never have the same one."""
         self.weather = Weather()
@@ -280,6 +284,8 @@ class _Delivery:
         value = LOST if task.done.error is not None else task.done.value
         if task.done.error is not None:
             self.sim.trace("error", self.callee.name, self.method, repr(task.done.error))
+            if not isinstance(task.done.error, ImrayError):
+                self.sim.bugs.append(task.done.error)  # else a part that always fails would look like a lost call
         self.sim.answer(self.caller, self.callee, self.answer, value)
 
 

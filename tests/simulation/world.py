@@ -255,6 +255,8 @@ class World:
         return sum(owner.stuck for owner in self.owners if isinstance(owner, SimHome))
 
     def _bugs(self) -> bool:
+        for bug in self.sim.bugs:
+            raise BugError(f"a call failed: {bug!r}") from bug
         for owner in self.owners:
             if owner.bug is not None:
                 raise BugError(f"{owner.process.name}: {owner.bug!r}") from owner.bug
