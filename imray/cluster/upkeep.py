@@ -127,6 +127,12 @@ class Upkeep:
             self._checkpoint_task = None
 
     async def _load(self) -> None:
+        try:
+            removed = await self._in(self._merging, self._committer.store.sweep)
+            if removed:
+                log.info("removed %d files that were never published", removed)
+        except StorageError as e:
+            log.warning("%s", e)
         for sealed in self._committer.intervals:
             try:
                 await self._in(self._merging, sealed.loaded)

@@ -7,7 +7,7 @@ number of the last segment that it covers. Does not own the deletion of derived 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -24,7 +24,7 @@ from imray.log import digest as digests
 from imray.log.reader import read_segment
 from imray.log.remake import remake
 from imray.log.schema import body_parts
-from imray.log.sealed import Interval, SealedInterval, merge, merge_due, open_interval, seal
+from imray.log.sealed import Interval, SealedInterval, merge, merge_due, open_interval, seal, sealed_prefix
 from imray.log.segment import META_KEY, encode_parquet, read_meta, segment_name
 from imray.log.store import Store
 
@@ -158,17 +158,21 @@ def restore(store: Store, shard: int, seed: int, notes: list[str] | None = None)
         names = checkpoints(store, shard)
         for name in reversed(names):
             try:
-                return _restored(store, shard, seed, name, told)
+                return _restored(store, shard, seed, name, told, lambda names=names: checkpoints(store, shard) == names)
             except DerivedError as e:
                 if checkpoints(store, shard) != names:
-                    break  # a live predecessor made another one, and removed what that one replaces
+                    break
                 told.append(f"{e}; an older checkpoint is read, or the whole log")
         else:
+            if not names and store.list(sealed_prefix(shard)):
+                told.append("no checkpoint names the sealed files that are there: the whole log is read")
             return ShardState(seed)
     raise StorageError(f"checkpoints of shard {shard}: another writer keeps making them; retry")
 
 
-def _restored(store: Store, shard: int, seed: int, name: str, notes: list[str]) -> ShardState:
+def _restored(
+    store: Store, shard: int, seed: int, name: str, notes: list[str], is_newest: Callable[[], bool]
+) -> ShardState:
     state = ShardState(seed)
     meta, table = _read(store, name)
     if meta.shard != shard or _name(shard, meta.segment) != name:
@@ -186,7 +190,7 @@ def _restored(store: Store, shard: int, seed: int, name: str, notes: list[str]) 
     heads = state.conversations.heads
     state.hot = {h.row: HotGroup(h.topics, h.ceiling, int(heads[h.row]), h.by_rate) for h in meta.hot}
     state.recent = IdTable(meta.segment)
-    state.sealed = [_opened(store, seed, i, state.covered, notes) for i in meta.intervals]
+    state.sealed = [_opened(store, seed, i, state.covered, notes, is_newest) for i in meta.intervals]
     return state
 
 
@@ -208,10 +212,19 @@ def _check_covered(store: Store, shard: int, meta: CheckpointMeta, name: str, no
         raise DerivedError(name, f"it covers another file than {covered}")
 
 
-def _opened(store: Store, seed: int, interval: Interval, covered: dict[int, int], notes: list[str]) -> SealedInterval:
+def _opened(
+    store: Store,
+    seed: int,
+    interval: Interval,
+    covered: dict[int, int],
+    notes: list[str],
+    is_newest: Callable[[], bool],
+) -> SealedInterval:
     try:
         return open_interval(store, interval)
     except DerivedError as e:
+        if not is_newest():
+            raise  # a live predecessor made another checkpoint, and removed what that one replaces
         made = remake(store, seed, interval, covered)
         notes.append(f"{e}; made anew from the log")
         return made

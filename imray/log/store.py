@@ -39,6 +39,9 @@ class Store(Protocol):
         """Make the names that start with `prefix` (a folder) durable, whoever put them: a writer may have died between
         publishing a file and that."""
 
+    def sweep(self) -> int:
+        """Remove what puts of dead writers left behind, where the store has such: how many."""
+
     def map(self, name: str) -> memoryview | None:
         """The whole file as memory that the system may take back and read again, where the store has such; for files
         that are large and used here and there."""
@@ -48,6 +51,10 @@ class Store(Protocol):
 
     def delete(self, name: str) -> None:
         """Remove a file; no error where there is none."""
+
+
+_LEFT_OVER_S = 3600.0
+"""A put takes milliseconds; over a store that hangs it may take minutes."""
 
 
 class LocalStore:
@@ -85,6 +92,24 @@ class LocalStore:
         except OSError as e:
             raise StorageError(f"put {name}: {e.strerror or e} (errno {e.errno}): {self._advice(e)}") from e
         return True
+
+    def sweep(self, older_than_s: float = _LEFT_OVER_S) -> int:
+        """Remove files without a name that writers left who were killed: how many. Whoever is still writing one of them
+        after so long finds out when it publishes it, and stops."""
+        removed = 0
+        before = time.time() - older_than_s
+        try:
+            with os.scandir(self.root / "tmp") as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):  # another process sweeps, too
+                        if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_mtime < before:
+                            os.unlink(entry.path)
+                            removed += 1
+        except FileNotFoundError:
+            return 0
+        except OSError as e:
+            raise StorageError(f"sweep tmp: {e.strerror or e} (errno {e.errno})") from e
+        return removed
 
     def _write(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o640)

@@ -84,7 +84,7 @@ class Watcher(threading.Thread):
         for path in self._data.glob("checkpoint/*/*.parquet"):
             self.checkpoints.add((path.parent.name, path.name))
         for path in self._data.glob("sealed/*/*.ids.arrow"):
-            first, last = path.name.split(".")[0].split("-")
+            first, last, _ = path.name.split(".")[0].split("-")
             interval = (path.parent.name, int(first), int(last))
             if interval not in self._intervals:
                 self._intervals.add(interval)
