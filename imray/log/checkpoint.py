@@ -7,7 +7,7 @@ number of the last segment that it covers. Does not own the deletion of derived 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -158,7 +158,7 @@ def restore(store: Store, shard: int, seed: int, notes: list[str] | None = None)
         names = checkpoints(store, shard)
         for name in reversed(names):
             try:
-                return _restored(store, shard, seed, name, told, lambda names=names: checkpoints(store, shard) == names)
+                return _restored(store, shard, seed, name, told, names)
             except DerivedError as e:
                 if checkpoints(store, shard) != names:
                     break
@@ -170,9 +170,7 @@ def restore(store: Store, shard: int, seed: int, notes: list[str] | None = None)
     raise StorageError(f"checkpoints of shard {shard}: another writer keeps making them; retry")
 
 
-def _restored(
-    store: Store, shard: int, seed: int, name: str, notes: list[str], is_newest: Callable[[], bool]
-) -> ShardState:
+def _restored(store: Store, shard: int, seed: int, name: str, notes: list[str], listed: list[str]) -> ShardState:
     state = ShardState(seed)
     meta, table = _read(store, name)
     if meta.shard != shard or _name(shard, meta.segment) != name:
@@ -190,7 +188,7 @@ def _restored(
     heads = state.conversations.heads
     state.hot = {h.row: HotGroup(h.topics, h.ceiling, int(heads[h.row]), h.by_rate) for h in meta.hot}
     state.recent = IdTable(meta.segment)
-    state.sealed = [_opened(store, seed, i, state.covered, notes, is_newest) for i in meta.intervals]
+    state.sealed = [_opened(store, seed, i, state.covered, notes, listed) for i in meta.intervals]
     return state
 
 
@@ -218,12 +216,12 @@ def _opened(
     interval: Interval,
     covered: dict[int, int],
     notes: list[str],
-    is_newest: Callable[[], bool],
+    listed: list[str],
 ) -> SealedInterval:
     try:
         return open_interval(store, interval)
     except DerivedError as e:
-        if not is_newest():
+        if checkpoints(store, interval.shard) != listed:
             raise  # a live predecessor made another checkpoint, and removed what that one replaces
         made = remake(store, seed, interval, covered)
         notes.append(f"{e}; made anew from the log")

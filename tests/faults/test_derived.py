@@ -1,4 +1,4 @@
-"""Fault 24 and its kin: derived files missing, flipped, of another version, or deleted by somebody else. Never fatal."""
+"""Fault 24 and its kin: derived files missing, damaged, of another version, deleted by somebody else. Never fatal."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_an_interval_that_cannot_be_made_anew_says_so(tmp_path: Path) -> None:
     seal(committer)
     (made,) = committer.intervals
     _flip(tmp_path / segment_name(0, 2))
-    with pytest.raises(CorruptError, match="0002.parquet"):
+    with pytest.raises(CorruptError, match=r"0002\.parquet"):
         remake(committer.store, SEED, made.interval, {})
 
 
@@ -183,8 +183,8 @@ def test_made_anew_it_is_the_same(tmp_path: Path) -> None:
     assert again.postings().equals(made.postings())
     assert (again.bloom.words == made.bloom.words).all()
     assert not {*again.interval.names} & {*made.interval.names}
+    wrong = sealed.Interval(0, 1, 6, 46, "x", ())
     with pytest.raises(DerivedError, match="46 ids"):
-        wrong = sealed.Interval(0, 1, 6, 46, "x", ())
         remake(committer.store, SEED, wrong, {})
 
 

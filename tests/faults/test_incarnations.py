@@ -1,0 +1,209 @@
+"""One incarnation after another in one process: acks belong to their own put, and every error leads to another try."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imray.cluster import hot
+from imray.cluster.home import Home
+from imray.cluster.replies import Appended, Refusal, Refused
+from imray.core.errors import StorageError
+from imray.log.store import LocalStore
+from imray.settings import Settings
+from tests.faults.owners import owner_of, until_async
+from tests.unit.batches import DUPLICATE, SEED, Msg, commit, ipc_of, msg_id, open_committer
+
+
+class StallStore(LocalStore):
+    """Holds the puts of segments before their bytes are written, or before the last fsync."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.write, self.sync = threading.Event(), threading.Event()
+        self.write.set()
+        self.sync.set()
+        self.holding = threading.Event()
+
+    def _wait(self, gate: threading.Event) -> None:
+        if threading.current_thread().name.startswith("put-") and not gate.is_set():
+            self.holding.set()
+            assert gate.wait(60)
+
+    def _write(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
+        self._wait(self.write)
+        super()._write(path, parts)
+
+    def _sync_folder(self, folder: Path) -> None:
+        self._wait(self.sync)
+        super()._sync_folder(folder)
+
+
+async def test_no_ack_before_its_own_put_whatever_ends_the_incarnation(tmp_path: Path) -> None:
+    """An incarnation ends from beside while its put is in the last fsync; the next one is acked by its own put only."""
+    store = StallStore(tmp_path)
+    async with owner_of(store) as owner:
+        assert isinstance(await owner.append(ipc_of([Msg("c", msg_id(1))])), Appended)
+        store.sync.clear()
+        first = asyncio.create_task(owner.append(ipc_of([Msg("c", msg_id(2))])))
+        await until_async(store.holding.is_set, "the first is in its last fsync")
+        owner.fail(StorageError("a fence of a sub-topic's log failed"))
+        await until_async(lambda: owner.state != "serving", "the incarnation is over")
+        refused = await owner.append(ipc_of([Msg("c", msg_id(3))]))
+        assert isinstance(refused, Refusal), "nothing is opened while a put is on its way"
+        store.write.clear()
+        store.holding.clear()
+        store.sync.set()
+        answer = await asyncio.wait_for(first, 60)
+        assert isinstance(answer, Refusal)
+        assert answer.why is Refused.UNAVAILABLE
+        store.write.set()
+        await until_async(lambda: owner.state == "serving", "the next one serves")
+        store.write.clear()
+        store.holding.clear()
+        second = asyncio.create_task(owner.append(ipc_of([Msg("c", msg_id(4), b"mine")])))
+        await until_async(store.holding.is_set, "its put has not written a byte")
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not second.done()
+        durable = [p.name for p in (tmp_path / "wal/shard=0000").iterdir()]
+        store.write.set()
+        told = await asyncio.wait_for(second, 60)
+        assert isinstance(told, Appended)
+        assert len(list((tmp_path / "wal/shard=0000").iterdir())) == len(durable) + 1
+    rows = commit(open_committer(tmp_path), [Msg("c", msg_id(2)), Msg("c", msg_id(4), b"mine")])
+    assert [(r.status, r.seq) for r in rows] == [(DUPLICATE, 2), (DUPLICATE, 3)]
+
+
+async def test_an_error_of_an_incarnation_that_is_over_ends_no_other(tmp_path: Path) -> None:
+    async with owner_of(LocalStore(tmp_path)) as owner:
+        late = owner._incarnation
+        owner.fail(StorageError("the store is away"))
+        await until_async(lambda: owner._incarnation > late and owner.state == "serving", "the next one serves")
+        owner.fail(StorageError("told late"), late)
+        assert isinstance(await owner.append(ipc_of([Msg("c", msg_id(1))])), Appended)
+        assert owner._failure is None
+
+
+async def test_a_put_that_never_returns_ends_the_process(tmp_path: Path) -> None:
+    store = StallStore(tmp_path)
+    ended = asyncio.Event()
+    owner = Home(store, 0, SEED, Settings(put_timeout_s=0.2), on_fenced=ended.set)
+    await owner.start()
+    store.write.clear()
+    waiting = asyncio.create_task(owner.append(ipc_of([Msg("c", msg_id(1))])))
+    await until_async(store.holding.is_set, "the put hangs")
+    owner.fail(StorageError("something beside it"))
+    await asyncio.wait_for(ended.wait(), 60)
+    store.write.set()
+    assert isinstance(await asyncio.wait_for(waiting, 60), Refusal)
+    await owner.stop()
+
+
+_ERRORS = [OSError(errno.EMFILE, "Too many open files"), MemoryError(), RuntimeError("a bug")]
+
+
+@pytest.mark.parametrize("error", _ERRORS, ids=repr)
+@pytest.mark.parametrize("first", [True, False])
+async def test_no_error_in_opening_is_the_last_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, first: bool
+) -> None:
+    """At the first start, and when a shard opens anew: the next try may fare better."""
+    real, fails = hot.AskServer, [0]
+
+    def flaky(*args: Any) -> Any:
+        if fails[0]:
+            fails[0] -= 1
+            raise error
+        return real(*args)
+
+    monkeypatch.setattr(hot, "AskServer", flaky)
+    fails[0] = 2 if first else 0
+    async with owner_of(LocalStore(tmp_path)) as owner:
+        if not first:
+            fails[0] = 2
+            owner.fail(StorageError("a put failed"))
+            await until_async(lambda: fails[0] == 0, "it was tried again")
+        await until_async(lambda: owner.state == "serving", "it serves in the end")
+        answer = await owner.append(ipc_of([Msg("c", msg_id(1))]))
+        assert isinstance(answer, Appended)
+    assert len(list((tmp_path / "wal/shard=0000").iterdir())) >= 4, "each try had its fence"
+
+
+async def test_a_broken_write_loop_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = asyncio.Event()
+    owner = Home(LocalStore(tmp_path), 0, SEED, Settings(), on_fenced=ended.set)
+    await owner.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, "_end_incarnation", lambda: 1 / 0)
+        owner.fail(StorageError("a put failed"))
+        await asyncio.wait_for(ended.wait(), 60)
+    refused = await owner.append(ipc_of([Msg("c", msg_id(1))]))
+    assert isinstance(refused, Refusal)
+    await owner.stop()
+
+
+class FullStore(LocalStore):
+    """A disk that is full when it is told to be."""
+
+    full = False
+
+    def _write(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super()._write(path, parts)
+
+
+@pytest.mark.parametrize("turn", range(4))
+async def test_a_full_disk_is_never_taken_for_another_writer(tmp_path: Path, turn: int) -> None:
+    """A put fails while the next batch is planned and encoded."""
+    store, fenced = FullStore(tmp_path), []
+    owner = Home(store, 0, SEED, Settings(rows_to_plan_ahead=1), on_fenced=lambda: fenced.append(1))
+    await owner.start()
+    batches = [[Msg("c", msg_id(100_000 * n + i)) for i in range(5000)] for n in range(6)]
+    assert isinstance(await owner.append(ipc_of(batches[0])), Appended)
+    store.full = True
+    answers = await asyncio.gather(*(owner.append(ipc_of(b)) for b in batches[1:]))
+    assert all(isinstance(a, Refusal) and "disk is full" in a.detail for a in answers)
+    await until_async(lambda: "disk is full" in owner.state, "the state says why")
+    assert not fenced
+    store.full = False
+    await until_async(lambda: owner.state == "serving", "it goes on when there is room")
+    assert isinstance(await owner.append(ipc_of(batches[1])), Appended)
+    await owner.stop()
+
+
+async def test_a_shard_that_starts_on_a_full_disk_is_read(tmp_path: Path) -> None:
+    store = FullStore(tmp_path)
+    async with owner_of(store) as owner:
+        assert isinstance(await owner.append(ipc_of([Msg("c", msg_id(n)) for n in range(3)])), Appended)
+    store.full = True
+    async with owner_of(store) as owner:
+        assert "disk is full" in owner.state
+        found = await owner.locate("c", 1, 10)
+        assert not isinstance(found, Refusal), found
+        assert (found.head, found.stable, len(found.spans)) == (3, 3, 1)
+        open_committer(tmp_path)  # another process, where there is room, takes over
+        after = await owner.locate("c", 1, 10)
+        assert isinstance(after, Refusal), "what it knows may be of the past"
+
+
+async def test_a_replaced_shard_says_nothing_of_what_is_stable(tmp_path: Path) -> None:
+    """Its successor may have said more: `stable_seq` never goes back."""
+    async with owner_of(LocalStore(tmp_path)) as old:
+        assert isinstance(await old.append(ipc_of([Msg("c", msg_id(1))])), Appended)
+        new = open_committer(tmp_path)
+        new.writer.nonce = "0" * 32  # of another process
+        commit(new, [Msg("c", msg_id(2))])
+        assert new.locate("c", 1, 1).stable == 2
+        assert isinstance(await old.locate("c", 1, 1), Refusal)
+        await old.append(ipc_of([Msg("c", msg_id(3))]))
+        assert old.replaced
+        assert isinstance(await old.locate("c", 1, 1), Refusal)
