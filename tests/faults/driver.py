@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import json
 import logging
 import os
@@ -130,9 +131,17 @@ class Service:
             f.truncate(max(0, f.tell() - leave))
         return {}
 
+    async def fill_inodes(self) -> dict[str, Any]:
+        """Make empty files until the disk has no inodes left."""
+        with contextlib.suppress(OSError):
+            for n in itertools.count():
+                (self.root / f"ballast{n}").touch(exist_ok=False)
+        return {}
+
     async def make_room(self) -> dict[str, Any]:
-        """Undo `fill`."""
-        (self.root / "ballast").unlink()
+        """Undo `fill` or `fill_inodes`."""
+        for path in self.root.glob("ballast*"):
+            path.unlink()
         return {}
 
 

@@ -15,6 +15,8 @@ from tests.faults.client import Client
 from tests.faults.process import Driver, until
 
 _SIZE = 8 * 1024 * 1024
+_INODES = 1000
+_EXEC = 'shift; exec "$@"'
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def small_disk(tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
     """A folder, and the command under which it is a disk of a few MB (the mount is seen by that command only)."""
     root = tmp_path / "disk"
     root.mkdir()
-    script = f'mount -t tmpfs -o size={_SIZE} none "$0" && exec "$@"'
+    script = f'mount -t tmpfs -o size={_SIZE},nr_inodes={_INODES} none "$0" && exec "$@"'
     flags = "-m" if os.geteuid() == 0 else "-Urm"
     command = ("unshare", flags, "sh", "-c", script, str(root))
     if shutil.which("unshare") is None:
@@ -68,6 +70,44 @@ def test_full_during_commits(small_disk: tuple[Path, tuple[str, ...]]) -> None:
         assert driver.ask("status")["epoch"] > 1
         client.retry_all(driver)
         _reads_go_on(client, driver, 20)
+    client.check()
+
+
+def test_no_inodes_left(small_disk: tuple[Path, tuple[str, ...]]) -> None:
+    """It is told apart from a disk without bytes: what helps is another thing."""
+    root, command = small_disk
+    client = Client()
+    with Driver(root, command, reopen_delay_s_max=0.1) as driver:
+        assert client.send(driver, _rows(0, 20, 100))
+        driver.ask("fill_inodes")
+        lost = _rows(20, 20, 100)
+        client.sent(lost)
+        answer = driver.ask("send", messages=lost)
+        assert answer["refused"] == "unavailable"
+        assert "no inodes left" in answer["detail"]
+        assert "free space" not in answer["detail"]
+        _reads_go_on(client, driver, 10)
+        driver.ask("make_room")
+        until(lambda: client.send(driver, lost), "it recovers by itself")
+        _reads_go_on(client, driver, 20)
+    client.check()
+
+
+def test_a_shard_that_starts_on_a_full_disk_is_read(small_disk: tuple[Path, tuple[str, ...]]) -> None:
+    root, command = small_disk
+    client = Client()
+    full = f'mkdir "$0/wal" && cp -r "$1" "$0/wal/shard=0000" && dd if=/dev/zero of="$0/ballast" bs=4k; {_EXEC}'
+    with Driver(root.parent / "source", checkpoint_ids_max=4) as driver:
+        for n in range(5):
+            assert client.send(driver, _rows(4 * n, 4, 100))
+    source = str(root.parent / "source/wal/shard=0000")
+    with Driver(root, (*command, "sh", "-c", full, str(root), source), reopen_delay_s_max=0.1) as driver:
+        assert "disk is full" in driver.started["state"]
+        _reads_go_on(client, driver, 10)
+        driver.ask("make_room")
+        until(lambda: client.send(driver, _rows(20, 4, 100)), "it writes when there is room")
+        client.retry_all(driver)
+        client.read(driver)
     client.check()
 
 
