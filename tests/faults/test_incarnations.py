@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from imray.cluster.home import Home
 from imray.cluster.replies import Appended, Refusal, Refused
 from imray.core.errors import StorageError
 from imray.log.store import LocalStore
+from imray.log.writer import Writer
 from imray.settings import Settings
 from tests.faults.owners import owner_of, until_async
 from tests.unit.batches import DUPLICATE, SEED, Msg, commit, ipc_of, msg_id, open_committer
@@ -56,8 +59,9 @@ async def test_no_ack_before_its_own_put_whatever_ends_the_incarnation(tmp_path:
         await until_async(store.holding.is_set, "the first is in its last fsync")
         owner.fail(StorageError("a fence of a sub-topic's log failed"))
         await until_async(lambda: owner.state != "serving", "the incarnation is over")
-        refused = await owner.append(ipc_of([Msg("c", msg_id(3))]))
-        assert isinstance(refused, Refusal), "nothing is opened while a put is on its way"
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await until_async(lambda: owner.state == "serving", "nothing is opened while a put is on its way")
         store.write.clear()
         store.holding.clear()
         store.sync.set()
@@ -155,22 +159,45 @@ class FullStore(LocalStore):
 
     full = False
 
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.gate = threading.Event()
+        self.gate.set()
+
     def _write(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
+        assert self.gate.wait(60)
         if self.full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         super()._write(path, parts)
 
 
-@pytest.mark.parametrize("turn", range(4))
-async def test_a_full_disk_is_never_taken_for_another_writer(tmp_path: Path, turn: int) -> None:
-    """A put fails while the next batch is planned and encoded."""
+async def test_a_full_disk_is_never_taken_for_another_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A put fails while the next batch is planned, just before that is encoded."""
     store, fenced = FullStore(tmp_path), []
     owner = Home(store, 0, SEED, Settings(rows_to_plan_ahead=1), on_fenced=lambda: fenced.append(1))
     await owner.start()
-    batches = [[Msg("c", msg_id(100_000 * n + i)) for i in range(5000)] for n in range(6)]
+    batches = [[Msg("c", msg_id(n))] for n in range(3)]
     assert isinstance(await owner.append(ipc_of(batches[0])), Appended)
+    real = Writer.encode
+    encoded = []
+
+    def encode(self: Writer, *args: Any) -> Any:
+        encoded.append(self)
+        if store.full and encoded.count(self) == 2:  # the first is waiting at the gate
+            store.gate.set()
+            deadline = time.monotonic() + 60
+            with contextlib.suppress(Exception):
+                while time.monotonic() < deadline:
+                    self.check()
+        return real(self, *args)
+
+    monkeypatch.setattr(Writer, "encode", encode)
     store.full = True
-    answers = await asyncio.gather(*(owner.append(ipc_of(b)) for b in batches[1:]))
+    store.gate.clear()
+    first = asyncio.create_task(owner.append(ipc_of(batches[1])))
+    await until_async(lambda: encoded, "the first is encoded")
+    answers = await asyncio.gather(first, owner.append(ipc_of(batches[2])))
+    assert len(encoded) >= 2
     assert all(isinstance(a, Refusal) and "disk is full" in a.detail for a in answers)
     await until_async(lambda: "disk is full" in owner.state, "the state says why")
     assert not fenced
