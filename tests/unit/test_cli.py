@@ -44,10 +44,12 @@ class Fake(FakeImray):
     """With figures of its shards."""
 
     state = "serving"
+    notes: tuple[str, ...] = ()
 
     def handle(self, method: str, raw_path: str, content: Any) -> tuple[int, Any]:
         if raw_path == "/v1/status":
-            return 200, {"shards": [{"shard": 0, "state": self.state, "epoch": 3, "bytes": 12345, "pid": 77}]}
+            return 200, {"shards": [{"shard": 0, "state": self.state, "epoch": 3, "bytes": 12345, "pid": 77,
+                                      "notes": self.notes}]}  # fmt: skip
         return super().handle(method, raw_path, content)
 
 
@@ -225,6 +227,9 @@ def test_status(cli: Cli, server: Fake, monkeypatch: pytest.MonkeyPatch) -> None
     assert code == 0
     assert out.splitlines()[0].split()[:3] == ["shard", "state", "epoch"]
     assert out.splitlines()[1].split() == ["0", "serving", "3", "12345", "77"]
+    assert "damaged" not in out
+    monkeypatch.setattr(server, "notes", ("a.ids.arrow: it does not verify; made anew from the log",))
+    assert "  shard 0: a.ids.arrow: it does not verify; made anew" in cli("status")[1]
     monkeypatch.setattr(server, "state", "recovering")
     code, out, _ = cli("status", "--json")
     assert code == 1
