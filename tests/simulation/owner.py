@@ -12,7 +12,8 @@ from imray.core.columns import Commit
 from imray.core.errors import CorruptError, FencedError, ImrayError, StorageError
 from imray.log.schema import Record
 from tests.simulation.disk import Disk, Msg, Segment
-from tests.simulation.kernel import MS, Future, Process, Task, Thread
+from tests.simulation.kernel import MS, Future, Process, Task
+from tests.simulation.threads import Thread
 
 Request = tuple[Msg, ...]
 Records = Callable[[Any], list[Record]]
