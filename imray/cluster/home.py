@@ -83,7 +83,7 @@ class Home(Owner):
         self._readable = None
         self.hot = hot
         self._upkeep = Upkeep(
-            committer, self.on_state, self._settings, self._when_quiet, hot.until_settled, fail, hot.log_ceilings_soon
+            committer, self.on_state, self._settings, self._when_quiet, hot.until_settled, hot.log_ceilings_soon
         )
         hot.on_progress = self._upkeep.start_checkpoint
         hot.start()

@@ -22,6 +22,8 @@ from imray.settings import Settings
 
 log = logging.getLogger("imray.upkeep")
 
+_ADVANCE_AGAIN_S = 0.1
+
 
 class Upkeep:
     """The checkpoints and merges of one incarnation of a shard."""
@@ -33,15 +35,14 @@ class Upkeep:
         settings: Settings,
         when_quiet: Callable[[Callable[[], Awaitable[None]]], None],
         until_settled: Callable[[Callable[[], bool]], Awaitable[None]],
-        fail: Callable[[BaseException], None],
         advance: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_state` calls what touches the state; `when_quiet` has something done while no commit is in flight;
-        `until_settled` waits for grants to be settled until a condition of the state holds; `fail` ends the
-        incarnation; `advance` has the shard's own log get a further segment."""
+        `until_settled` waits for grants to be settled until a condition of the state holds; `advance` has the shard's
+        own log get a further segment."""
         self._until_settled = until_settled
         self._committer, self._on_state, self._settings = committer, on_state, settings
-        self._when_quiet, self._fail, self._advance = when_quiet, fail, advance
+        self._when_quiet, self._advance = when_quiet, advance
         name = f"{committer.shard}"
         self._sealing = ThreadPoolExecutor(1, f"checkpoint-{name}")
         self._merging = ThreadPoolExecutor(1, f"merge-{name}")
@@ -50,6 +51,7 @@ class Upkeep:
         self._mending: set[asyncio.Task[None]] = set()
         self._retry_at = 0.0
         self._mend_at = 0.0
+        self._advance_at = 0.0
         self._ended = False
 
     def start(self) -> None:
@@ -68,7 +70,9 @@ class Upkeep:
         if not committer.checkpoint_due:
             return
         if not committer.log_moved:
-            self._advance()  # it leads here again, when it is durable
+            if time.monotonic() >= self._advance_at:
+                self._advance_at = time.monotonic() + _ADVANCE_AGAIN_S
+                self._advance()  # it leads here again, when it is durable
             return
         self._checkpoint_task = self._spawn(self._checkpoint())
 
@@ -79,7 +83,10 @@ class Upkeep:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None and not self._ended:
-            self._fail(error)  # a bug of ours: the next incarnation may do better, this one has no upkeep
+            # a bug of ours, or no memory: nothing here is needed for an ack, and senders wait before it gets too much
+            log.error("shard %d: upkeep failed", self._committer.shard, exc_info=error)
+            self._committer.note(f"upkeep failed: {error!r}")
+            self._retry_at = time.monotonic() + self._settings.reopen_delay_s_max
 
     async def end(self) -> None:
         """Begin nothing more. What a thread is writing is of no use to anybody then, and nobody waits for it."""

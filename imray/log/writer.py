@@ -132,7 +132,10 @@ class Writer:
         own = self.nonce[: len(_PROCESS)] if or_own_process else self.nonce
         number = self.landed + 1
         while (data := self._store.get(name := segment_name(self.shard, number))) is not None:
-            if not open_segment(data, name).meta.nonce.startswith(own):
-                return False
+            try:
+                if not open_segment(data, name).meta.nonce.startswith(own):
+                    return False
+            except CorruptError:
+                return False  # this writer's own segments are whole before they have their name
             number += 1  # its own, on its way
         return True

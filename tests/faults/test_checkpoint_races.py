@@ -188,6 +188,33 @@ def test_a_live_predecessor_retires_what_was_just_listed(
     assert [(r.status, r.seq) for r in rows] == [("duplicate", i + 1) for i in range(n)]
 
 
+async def test_an_error_in_upkeep_ends_no_incarnation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one that nobody foresaw: it is said, and tried again."""
+    fails = [1, 1]
+    real = checkpoint.write
+
+    def write(*args: object) -> object:
+        if fails:
+            fails.pop()
+            raise MemoryError
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoint, "write", write)
+    async with owner_of(LocalStore(tmp_path), checkpoint_segments_max=2) as owner:
+        n = 0
+
+        async def covered() -> bool:
+            nonlocal n
+            assert await send(owner, Msg("c", msg_id(n))) == [("new", n + 1)]
+            n += 1
+            return bool((await owner.status())["checkpoint_segment"])
+
+        await until_async(covered, "a checkpoint is made in the end")
+        status = await owner.status()
+        assert status["epoch"] == 1
+        assert "MemoryError" in str(status["notes"])
+
+
 def test_files_that_were_never_published_are_swept(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     assert store.sweep() == 0
