@@ -89,6 +89,38 @@ class Settings:
     duckdb_memory_limit: str = "512MB"
     duckdb_threads: int = 1
 
+    # Callers
+    jwks_timeout_s: float = 5.0
+    """One fetch of the identity provider's keys, from the first byte to the last."""
+    jwks_lifespan_s: float = 300.0
+    """Keys older than this are fetched again in the background; until that succeeds the old ones serve."""
+    jwks_refresh_s_min: float = 5.0
+    """Between two fetches, whatever tokens name: unknown keys make no load for the provider."""
+    caller_requests_per_s: float = 0.0
+    caller_messages_per_s: float = 0.0
+    """Of each caller without the role `service`, on average; 0: no limit, as on one machine."""
+    caller_burst_s: float = 2.0
+    """A caller that was quiet may spend the limit of so many seconds at once."""
+    callers_remembered_max: int = 50_000
+    """About 200 bytes each; beyond it the one that was silent longest is forgotten."""
+    arrow_parts_max: int = 4096
+    """IPC messages in one Arrow request: each costs about 30 us to read, however little is in it."""
+    ready_interval_s: float = 1.0
+    """How old the shards' states in `/readyz` may be: it needs no token, and asks every shard."""
+    history_turns_max: int = 3
+    """Pulls at once that a gateway reads of one shard; more would only queue in the reader, where order is not fair."""
+    history_turns_per_caller_max: int = 2
+    """Of them, of one caller."""
+    history_waiting_per_caller_max: int = 64
+    history_waiting_max: int = 2000
+    """Pulls that wait for their turn at one shard; one that waits costs a connection and no more."""
+    history_wait_s: float = 10.0
+    """Longest wait for a turn."""
+    history_pages_bytes_max: int = 256 * 1024 * 1024
+    """All pages that are on their way to clients: eight of the largest. One caller may hold a quarter."""
+    history_send_timeout_s: float = 60.0
+    """A client takes its page in that time, or its connection is closed: a page of 32 MB at 5 Mbit/s."""
+
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
         """The defaults, changed by IMRAY_<NAME> variables. InvalidError for a value of the wrong type."""
