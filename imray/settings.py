@@ -81,6 +81,30 @@ class Settings:
     store_put_delay_s: float = 0.0
     """For experiments: every put takes so much longer, as over an object store."""
 
+    # The door
+    header_bytes_max: int = 64 * 1024
+    header_lines_max: int = 100
+    """Of one request. Each line costs 150 bytes of memory beside its own: 64 KB of empty ones would take 2 MB."""
+    url_bytes_max: int = 8 * 1024
+    """Path and query: the longest names, encoded, take a tenth."""
+    header_deadline_s: float = 10.0
+    """From the connection, or the first byte of a later request, to the end of the headers."""
+    request_deadline_s: float = 30.0
+    """From there to the end of the body: the largest one needs 5 Mbit/s."""
+    write_deadline_s: float = 10.0
+    write_bytes_per_s_min: int = 16 * 1024
+    """Who takes less of its answer in `write_deadline_s` is cut off."""
+    connections_max: int = 4096
+    connections_per_peer_max: int = 1024
+    """From one address (IPv6: one /64): no single one can take all. Room for a network behind one address; raise it to
+    `connections_max` where a load balancer stands in front and bounds its clients itself."""
+    requests_at_once_max: int = 4096
+    """In work in one gateway. Health passes this and the bounds of connections."""
+    flight_bytes_max: int = 512 * 1024 * 1024
+    flight_bytes_per_caller_max: int = 128 * 1024 * 1024
+    """Bodies that arrive and answers that are not read yet, of a gateway and of one caller (a token's subject; before
+    it is known, an address): eight of the largest requests, or two of the largest pages."""
+
     shard_num_cpus: float = 0.1
     topic_num_cpus: float = 0.1
     gateway_num_cpus: float = 0.1
