@@ -3,7 +3,8 @@
 Measured: a Ray call costs the actor that answers it 1 to 4 ms of CPU here, whatever is in it; the work of an ask is a
 tenth of that, and the home shard's CPU bounds a hot group. So Ray says where the home shard listens, and asks go there
 directly. Frames are pickles between processes of one deployment; who connects proves first that it knows the key which
-Ray gave it (the challenge of `multiprocessing.connection`).
+Ray gave it (the challenge of `multiprocessing.connection`). Each connection takes a thread, so there are few, and one
+that has not proved it makes room for a new one.
 """
 
 from __future__ import annotations
@@ -13,18 +14,23 @@ import logging
 import os
 import secrets
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Any
 
 log = logging.getLogger("imray.asks")
 
 _BACKLOG = 128
 _ACCEPT_AGAIN_S = 0.05
+_HANDSHAKE_S = 10.0
+_CONNECTIONS_MAX = 256
+"""One for each sub-topic of a shard, and those of their predecessors."""
+_LOOKS_A_HANDSHAKE = 4
 
 
 @dataclass(frozen=True)
@@ -39,14 +45,24 @@ class Door:
 class AskServer:
     """Answers asks, each connection in a thread of its own."""
 
-    def __init__(self, host: str, answer: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        host: str,
+        answer: Callable[..., Any],
+        handshake_s: float = _HANDSHAKE_S,
+        connections_max: int = _CONNECTIONS_MAX,
+    ) -> None:
         """`answer` is called with what a client sent, in the connection's thread; an error ends the connection."""
         self._answer = answer
-        key = secrets.token_bytes(32)
+        self._handshake_s = handshake_s
+        self._connections_max = connections_max
         # the challenge is each connection's own business: one that stops in the middle must not hold up the others
-        self._listener = Listener((host, 0), "AF_INET", _BACKLOG)
-        self.door = Door(host, self._listener.address[1], key)
+        self._listener = socket.create_server((host, 0), backlog=_BACKLOG)
+        self._listener.settimeout(handshake_s / _LOOKS_A_HANDSHAKE)
+        self.door = Door(host, self._listener.getsockname()[1], secrets.token_bytes(32))
         self._connections: set[Connection] = set()
+        self._strangers: dict[Connection, float] = {}
+        """Connections that have not shown the key yet, oldest first, and when they must have."""
         self._lock = threading.Lock()
         self._ended = False
         self.answered = 0
@@ -56,8 +72,11 @@ class AskServer:
 
     def _accept(self) -> None:
         while not self._ended:
+            self._close_late()
             try:
-                connection = self._listener.accept()
+                accepted, _ = self._listener.accept()
+            except TimeoutError:
+                continue  # a look at those that are late is due
             except OSError as e:
                 if self._ended:
                     return
@@ -65,18 +84,47 @@ class AskServer:
                 log.warning("a connection for asks failed: %s", e)
                 time.sleep(_ACCEPT_AGAIN_S)
                 continue
+            accepted.setblocking(True)
+            connection = Connection(accepted.detach())
+            if not self._admit(connection):
+                connection.close()
+                continue
             _at_once(connection)
-            with self._lock:
-                if self._ended:
-                    connection.close()
-                    return
-                self._connections.add(connection)
             threading.Thread(target=self._serve, args=(connection,), name="ask", daemon=True).start()
+
+    def _admit(self, connection: Connection) -> bool:
+        """Take a connection in; one too many takes the place of the oldest that has not shown the key."""
+        with self._lock:
+            if self._ended:
+                return False
+            if len(self._connections) >= self._connections_max:
+                if not self._strangers:
+                    log.warning("more than %d connections for asks: one was refused", self._connections_max)
+                    return False
+                self._put_out(next(iter(self._strangers)))
+            self._connections.add(connection)
+            self._strangers[connection] = time.monotonic() + self._handshake_s
+            return True
+
+    def _close_late(self) -> None:
+        """Close those that have not shown the key in time."""
+        now = time.monotonic()
+        with self._lock:
+            for connection in [c for c, until in self._strangers.items() if until < now]:
+                self._put_out(connection)
+
+    def _put_out(self, connection: Connection) -> None:
+        """Its thread sees the end and closes it: closing it here would pull it away under a read."""
+        self._connections.discard(connection)
+        self._strangers.pop(connection, None)
+        _shut(connection)
 
     def _serve(self, connection: Connection) -> None:
         try:
             deliver_challenge(connection, self.door.key)
             answer_challenge(connection, self.door.key)
+            with self._lock:
+                self._strangers.pop(connection, None)
             while True:
                 before = time.thread_time()
                 connection.send(self._answer(*connection.recv()))
@@ -91,7 +139,9 @@ class AskServer:
         finally:
             with self._lock:
                 self._connections.discard(connection)
-            connection.close()
+                self._strangers.pop(connection, None)
+                # under the lock: nobody may shut down what has its number next
+                connection.close()
 
     def end(self) -> None:
         """Close every connection: who asked has no answer."""
@@ -102,13 +152,25 @@ class AskServer:
         self._listener.close()
         with self._lock:
             for connection in self._connections:
-                # its thread sees the end and closes it: closing it here would pull it away under a read
-                with contextlib.suppress(OSError), _socket(connection) as same:
-                    same.shutdown(socket.SHUT_RDWR)
+                _shut(connection)
 
 
 def _socket(connection: Connection) -> socket.socket:
     return socket.socket(fileno=os.dup(connection.fileno()))
+
+
+def _shut(connection: Connection) -> None:
+    with contextlib.suppress(OSError), _socket(connection) as same:
+        same.shutdown(socket.SHUT_RDWR)
+
+
+def _bound_waits(connection: Connection, timeout_s: float) -> None:
+    """Every single read and write takes so long at most; 0: any time."""
+    seconds = int(timeout_s)
+    value = struct.pack("ll", seconds, int((timeout_s - seconds) * 1_000_000))
+    with _socket(connection) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
 def _at_once(connection: Connection) -> None:
@@ -124,11 +186,21 @@ class NoAnswerError(Exception):
 class AskClient:
     """One connection. Not thread-safe."""
 
-    def __init__(self, door: Door) -> None:
-        """NoAnswerError where nobody listens there any more."""
+    def __init__(self, door: Door, handshake_s: float = _HANDSHAKE_S) -> None:
+        """NoAnswerError where nobody listens there any more, or does so without a word."""
         try:
-            self._connection = Client((door.host, door.port), authkey=door.key)
+            made = socket.create_connection((door.host, door.port), timeout=handshake_s)
+        except OSError as e:
+            raise NoAnswerError(f"no connection: {e}") from e
+        made.setblocking(True)
+        self._connection = Connection(made.detach())
+        try:
+            _bound_waits(self._connection, handshake_s)
+            answer_challenge(self._connection, door.key)
+            deliver_challenge(self._connection, door.key)
+            _bound_waits(self._connection, 0)
         except (OSError, EOFError, AuthenticationError) as e:
+            self.close()
             raise NoAnswerError(f"no connection: {e}") from e
         _at_once(self._connection)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from imray.cluster.asks import AskClient, AskServer, NoAnswerError
+from imray.cluster.asks import AskClient, AskServer, Door, NoAnswerError
 from tests.faults.process import until
 
 
@@ -77,3 +78,45 @@ def test_the_end(server: AskServer) -> None:
         client.ask(5, "b")
     with pytest.raises(NoAnswerError):
         AskClient(server.door)
+
+
+def _threads() -> int:
+    return sum(thread.name == "ask" for thread in threading.enumerate())
+
+
+def test_silent_connections_get_few_threads_and_not_for_long() -> None:
+    before = _threads()
+    server = AskServer("127.0.0.1", lambda *what: what, handshake_s=0.4, connections_max=8)
+    with contextlib.ExitStack() as open_ones:
+        friend = AskClient(server.door)
+        for _ in range(200):
+            open_ones.enter_context(socket.create_connection((server.door.host, server.door.port)))
+        until(lambda: _threads() <= before + 8, "they have few threads", 5)
+        late = AskClient(server.door)
+        assert late.ask(5, "late") == ("late",)
+        assert friend.ask(5, "friend") == ("friend",)
+        until(lambda: _threads() == before + 2, "who does not show the key is closed", 5)
+        assert late.ask(5, "late") == ("late",)
+        for client in (friend, late):
+            client.close()
+    server.end()
+    until(lambda: _threads() == before, "no thread is left", 5)
+
+
+def test_friends_are_not_put_out_by_one_too_many() -> None:
+    server = AskServer("127.0.0.1", lambda *what: what, connections_max=2)
+    friends = [AskClient(server.door) for _ in range(2)]
+    until(lambda: [f.ask(5, "a") for f in friends] == [("a",)] * 2, "both are friends", 5)
+    with pytest.raises(NoAnswerError, match="no connection"):
+        AskClient(server.door)
+    assert [f.ask(5, "b") for f in friends] == [("b",)] * 2
+    for client in friends:
+        client.close()
+    server.end()
+
+
+def test_a_server_that_says_nothing_is_not_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        door = Door("127.0.0.1", silent.getsockname()[1], b"x" * 32)
+        with pytest.raises(NoAnswerError, match="no connection"):
+            AskClient(door, handshake_s=0.2)
