@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
 
 from api import docs, groups, health, history, messages
-from api.auth import Authenticator
+from api.auth import Authenticator, Caller
 from api.door import Door, Strays
+from api.limits import CALLING, Limits
 from api.problems import ProblemError, on_problem
 from imray import __version__
 from imray.cluster.backend import Backend
 from imray.cluster.gateway import GatewayConfig
 
 
-def create_app(backend: Backend, config: GatewayConfig) -> ASGIApp:
+def create_app(backend: Backend, config: GatewayConfig) -> Door:
     """The gateway over a backend. InvalidError where the config has no way to check tokens."""
-    auth = Authenticator(config.auth)
+    auth = _Identifying(config.auth)
     app = FastAPI(
         title="imray",
         version=__version__,
@@ -35,4 +35,15 @@ def create_app(backend: Backend, config: GatewayConfig) -> ASGIApp:
     for one in routers:
         app.include_router(one)
     docs.install(app, backend.settings)
-    return Door(app, send)
+    return Door(app, send, Limits(backend.settings))
+
+
+class _Identifying(Authenticator):
+    """Tells the connection's account who calls: that one pays for what the request holds."""
+
+    def caller(self, authorization: str | None) -> Caller:
+        caller = super().caller(authorization)
+        account = CALLING.get()
+        if account is not None:
+            account.subject = caller.sender
+        return caller

@@ -1,7 +1,8 @@
 """How a request finds its endpoint: paths matched as they were sent, and a short way for the one that matters most.
 
 Measured: dependency solving and the framework's middlewares take half of the time of a single send, so that one goes
-straight to its endpoint; everything else takes FastAPI's way. Both call the same function.
+straight to its endpoint; everything else takes FastAPI's way. Both call the same function. Large answers are counted
+on that way (`api.limits`); that of a single send is small.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.connections import guarded
+from api.limits import CALLING, SMALL_BYTES, Account, Limits, over_budget
 from api.problems import ProblemError
 
 CONVERSATIONS = "/v1/conversations/"
@@ -44,16 +47,24 @@ class Door:
     """The ASGI app in front of FastAPI's: below CONVERSATIONS routes match the path as it was sent, so that an
     encoded '/' in a name does not split it; a single send goes straight to `send`."""
 
-    def __init__(self, app: ASGIApp, send: Endpoint) -> None:
-        self._app, self._send_endpoint = app, send
+    def __init__(self, app: ASGIApp, send: Endpoint, limits: Limits) -> None:
+        self._app = app
+        self._send_endpoint = send
+        self._limits = limits
+        self.http = guarded(limits)
+        """How uvicorn is to serve it: without this protocol nothing is bounded."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith(CONVERSATIONS):
-            await self._app(scope, receive, send)
+            await self._count(scope, receive, send)
             return
         path = scope["raw_path"].decode("latin-1")
         if scope["method"] != "POST" or not path.endswith(MESSAGES) or len(path) < _SEND_LENGTH_MIN:
-            await self._app({**scope, "path": path}, receive, send)
+            if self._limits.full and scope["method"] == "GET":
+                # before a page is made that could not be sent
+                await over_budget().response()(scope, receive, send)
+                return
+            await self._count({**scope, "path": path}, receive, send)
             return
         try:
             conv_id = decode("conv_id", path[len(CONVERSATIONS) : -len(MESSAGES)])
@@ -63,6 +74,54 @@ class Door:
         except ClientDisconnect:
             return  # nobody is there to answer, and nothing was queued
         await response(scope, receive, send)
+
+    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """FastAPI's way, with the answer's bytes counted."""
+        account = CALLING.get()
+        try:
+            await self._app(scope, receive, send if account is None else CountedSend(account, scope, receive, send))
+        except ClientDisconnect:
+            return  # nobody is there to answer
+
+
+class CountedSend:
+    """ASGI's `send`, which charges a large answer to the caller, or refuses it before its first byte."""
+
+    def __init__(self, account: Account, scope: Scope, receive: Receive, send: Send) -> None:
+        self._account = account
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._size = 0
+        self._refused = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await self._start(message)
+        elif not self._refused:
+            await self._send(message)
+            if self._size and not message.get("more_body", False):
+                self._account.answer_written(self._size)
+
+    async def _start(self, message: Message) -> None:
+        size = _content_length(message)
+        method = self._scope["method"]
+        if size > SMALL_BYTES and method != "HEAD":
+            self._account.identify()
+            # what a POST did is done: its answer must not say that it was not
+            if not self._account.take_answer(size, always=method != "GET"):
+                self._refused = True
+                await over_budget().response()(self._scope, self._receive, self._send)
+                return
+            self._size = size
+        await self._send(message)
+
+
+def _content_length(message: Message) -> int:
+    for name, value in message["headers"]:
+        if name == b"content-length":
+            return int(value)
+    return 0
 
 
 class Strays:

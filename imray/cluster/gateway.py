@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import random
@@ -9,7 +10,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import uvicorn
@@ -23,7 +24,6 @@ from imray.settings import Settings
 _PORTS = range(20_000, 32_000)
 """Above what Ray's workers take (10,002 to 19,999), below what Linux gives out by itself (from 32,768)."""
 _PORT_TRIES_MAX = 50
-_REQUESTS_AT_ONCE_MAX = 4096
 _BACKLOG = 2048
 _BIND_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
@@ -40,6 +40,34 @@ class GatewayConfig:
     auth: dict[str, str]
 
 
+class App(Protocol):
+    """What a factory makes: an ASGI app, and uvicorn's protocol class for it, which bounds what connections hold."""
+
+    http: type[asyncio.Protocol]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None: ...
+
+
+def server(app: App, settings: Settings) -> uvicorn.Server:
+    """The HTTP server of an app. Bounds of connections and requests are the protocol's: health passes them."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=app.http,
+            ws="none",  # it would take the connection out of the protocol's sight
+            loop="uvloop",
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(settings.send_deadline_s),
+            server_header=False,
+            proxy_headers=False,
+        )
+    )
+
+
 class Gateway:
     """One HTTP server in a thread of its own, listening as soon as the actor lives: a restarted one serves again.
 
@@ -49,24 +77,10 @@ class Gateway:
         self, factory: str, namespace: str, manifest: Manifest, settings: Settings, config: GatewayConfig
     ) -> None:
         module, function = factory.split(":")
-        app = getattr(importlib.import_module(module), function)(Backend(namespace, manifest, settings), config)
+        factory_of = getattr(importlib.import_module(module), function)
+        app: App = factory_of(Backend(namespace, manifest, settings), config)
         self._listener = _bind_patiently(config.host, config.port)
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                loop="uvloop",
-                lifespan="off",
-                log_level="warning",
-                access_log=False,
-                backlog=_BACKLOG,
-                limit_concurrency=_REQUESTS_AT_ONCE_MAX,
-                timeout_keep_alive=_KEEP_ALIVE_S,
-                timeout_graceful_shutdown=int(settings.send_deadline_s),
-                server_header=False,
-                proxy_headers=False,
-            )
-        )
+        self._server = server(app, settings)
         settle()
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="http", daemon=True)
         self._thread.start()

@@ -1,0 +1,291 @@
+"""Connections that cannot hold up or fill a gateway: uvicorn's HTTP/1.1 protocol with bounds and deadlines.
+
+uvicorn bounds neither the size of headers nor the time that a client takes for its headers, its body, or for reading
+its answer. In the way of a request stand a few integer operations; deadlines are looked at for all connections
+together, a few times a second at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar, cast
+
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from api.limits import CALLING, Limits, over_budget
+from api.problems import ProblemError
+from api.watch import Watch
+
+HEALTH = frozenset({b"/livez", b"/readyz"})
+"""Answered whatever else is refused: who watches a gateway must not take a busy one for a dead one."""
+
+_IDLE, _HEAD, _BODY, _DEAF, _LINGER = range(5)
+"""What a connection waits for: a request, the rest of its headers, the rest of its body; DEAF: nothing more is read, it
+is closed after the answers that are under way; LINGER: it was refused, and what still comes is thrown away."""
+
+_PIPELINE_MAX = 32
+"""Requests that wait for the answer to the one before. A read of 256 KB holds 14,000, each of 2 KB in memory."""
+_LINGER_S = 2.0
+"""A refused client may still be sending: closed at once, the kernel would take back the refusal from it, too."""
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection. `guarded` makes the class that uvicorn takes."""
+
+    limits: ClassVar[Limits]
+    watch: ClassVar[Watch]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._stage = _HEAD
+        self._step = 0  # counts changes of the stage, so that no clock is read in the way of a request
+        self._seen_step = 0
+        self._seen_at = self.loop.time()
+        self._window: tuple[float, int] | None = None
+        self._progress = 0
+        self._line_bytes = 0
+        self._bare_bytes = 0
+        self._running: RequestResponseCycle | None = None
+        self._postponed: tuple[RequestResponseCycle, Any] | None = None
+        self.account = self.limits.account(self.client[0] if self.client else "")
+        self._refusal = self.account.refusal()
+        self.watch.join(self)
+        if self._refusal is not None:
+            self.watch.join_spare(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.watch.leave(self)
+        self.account.end()
+
+    def data_received(self, data: bytes) -> None:
+        if self._stage >= _DEAF:
+            return
+        if self._stage == _IDLE:
+            self._enter(_HEAD)
+        if self._stage == _BODY and self.account.subject is not None:
+            # not with the first bytes: by now the app has looked at the token
+            self.account.identify()
+        progress = self._progress
+        super().data_received(data)
+        if self._progress != progress or self._stage not in (_HEAD, _BODY):
+            self._bare_bytes = 0
+            return
+        # nothing but a part of headers, or of what stands around a body's chunks and after them
+        self._bare_bytes += len(data)
+        if self._bare_bytes > self.limits.settings.header_bytes_max:
+            self._refuse(self._headers_too_large())
+
+    def _enter(self, stage: int) -> None:
+        self._stage = stage
+        self._step += 1
+
+    # what the parser finds
+
+    def on_message_begin(self) -> None:
+        if self._stage >= _DEAF:
+            return
+        super().on_message_begin()
+        self._line_bytes = 0
+        self._enter(_HEAD)
+
+    def on_url(self, url: bytes) -> None:
+        if self._stage >= _DEAF:
+            return
+        self.url += url
+        if len(self.url) > self.limits.settings.url_bytes_max:
+            detail = f"the path and query have more than {self.limits.settings.url_bytes_max} bytes"
+            self._refuse(ProblemError(414, "too-large", detail))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._stage >= _DEAF:
+            return
+        self._line_bytes += len(name) + len(value) + 4  # ": " and the line's end
+        settings = self.limits.settings
+        # the lines after a chunked body count on
+        if self._line_bytes > settings.header_bytes_max or len(self.headers) >= settings.header_lines_max:
+            self._refuse(self._headers_too_large())
+            return
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._stage >= _DEAF:
+            return
+        self._progress += 1
+        if len(self.pipeline) >= _PIPELINE_MAX:
+            self._close_after(self.cycle)
+            return
+        self._enter(_BODY)
+        self.account.begin()
+        crowded = len(self.tasks) >= self.limits.settings.requests_at_once_max
+        if not crowded and self._refusal is None:
+            super().on_headers_complete()
+            return
+        healthy = self.url.partition(b"?")[0] in HEALTH
+        if self._refusal is not None and not healthy:
+            self._refuse(self._refusal, with_body=self.parser.get_method() != b"HEAD")
+            return
+        if not healthy:
+            self.app = cast(Any, _refuse_crowded)
+        super().on_headers_complete()
+        self.app = self.config.loaded_app
+        if self._refusal is not None:
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        if self._stage >= _DEAF:
+            return
+        self._progress += 1
+        if self.cycle.response_complete:
+            return
+        if self.account.take_asked(len(body)):
+            super().on_body(body)
+        else:
+            self._refuse(over_budget())
+
+    def on_message_complete(self) -> None:
+        if self._stage >= _DEAF:
+            return
+        self._enter(_IDLE)
+        super().on_message_complete()
+
+    # what the app does
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        if self.flow.write_paused:
+            # no answer is made for a client that has not read the one before: it would have to be kept, too
+            self._postponed = (cycle, app)
+            return
+        CALLING.set(self.account)  # the task takes it along
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        self.account.settle_asked()
+        self._window = None
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.account.blocked = True
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.account.blocked = False
+        self.account.settle_written()
+        if self._postponed is not None:
+            cycle, app = self._postponed
+            self._postponed = None
+            self._start_asgi_task(cycle, app)
+
+    # deadlines
+
+    def look(self, now: float) -> None:
+        """Refuse or close what is late."""
+        unread = self.transport.get_write_buffer_size()
+        if unread and not self._reads(now, unread):
+            self.transport.abort()
+            return
+        busy = self._running is not None and not self._running.response_complete and not self._running.disconnected
+        if self._step != self._seen_step or self.flow.read_paused or (self._stage == _IDLE and busy):
+            # time in which we do not read is not the client's
+            self._seen_step = self._step
+            self._seen_at = now
+            return
+        if now - self._seen_at > self._deadline_s():
+            self._late()
+
+    def _reads(self, now: float, unread: int) -> bool:
+        """Whether the client takes its answer, at a least rate."""
+        settings = self.limits.settings
+        if self._window is None:
+            self._window = (now, unread)
+            return True
+        began, before = self._window
+        if now - began < settings.write_deadline_s:
+            return True
+        self._window = (now, unread)
+        return before - unread >= settings.write_bytes_per_s_min * settings.write_deadline_s
+
+    def _deadline_s(self) -> float:
+        settings = self.limits.settings
+        if self._stage == _HEAD:
+            return settings.header_deadline_s
+        if self._stage == _BODY:
+            return settings.request_deadline_s
+        if self._stage == _LINGER:
+            return _LINGER_S
+        if self._stage == _IDLE:
+            return self.timeout_keep_alive + 1  # uvicorn's own timer is lost when a body ends after its answer
+        return float("inf")
+
+    def _late(self) -> None:
+        if self._stage == _LINGER:
+            self.transport.abort()
+        elif self._stage == _IDLE or (self._stage == _HEAD and not self._bare_bytes):
+            self.transport.close()  # it said nothing: there is nothing to answer
+        elif self._stage == _BODY and self.cycle.response_complete:
+            self.transport.abort()  # it has its answer, and does not stop sending
+        else:
+            what = "headers" if self._stage == _HEAD else "body"
+            self._refuse(ProblemError(408, "late", f"the request's {what} took longer than {self._deadline_s():g} s"))
+
+    # refusals
+
+    def send_400_response(self, msg: str) -> None:
+        if self._stage < _DEAF:
+            self._refuse(ProblemError(400, "invalid", msg))
+
+    def _headers_too_large(self) -> ProblemError:
+        settings = self.limits.settings
+        detail = f"more than {settings.header_bytes_max} bytes or {settings.header_lines_max} lines of headers"
+        return ProblemError(431, "too-large", detail)
+
+    def _close_after(self, cycle: RequestResponseCycle) -> None:
+        """Read no more; answers to earlier requests still go out."""
+        cycle.keep_alive = False
+        self._enter(_DEAF)
+
+    def _refuse(self, problem: ProblemError, with_body: bool = True) -> None:
+        """Answer the request that is being read, and close. What it sends from now on is thrown away."""
+        own = self.cycle if self._stage == _BODY else None
+        if own is not None and self.pipeline and self.pipeline[0][0] is own:
+            self.pipeline.popleft()
+        before = self.pipeline[0][0] if self.pipeline else self._running
+        if before is not None and before is not own and not before.response_complete:
+            self._close_after(before)
+            return
+        self._enter(_LINGER)
+        self._unset_keepalive_if_required()
+        self.account.settle_asked()
+        started = False
+        if own is not None and not own.response_complete:
+            started = own.response_started
+            own.disconnected = True
+            own.body = bytearray()
+            own.message_event.set()
+        if self.transport.is_closing():
+            return
+        if started or not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self.flow.resume_reading()
+        self.transport.write(self._document(problem, with_body))
+        self.transport.write_eof()
+
+    def _document(self, problem: ProblemError, with_body: bool) -> bytes:
+        response = problem.response()
+        headers = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")]
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        return STATUS_LINE[problem.status] + lines + b"\r\n" + (bytes(response.body) if with_body else b"")
+
+
+async def _refuse_crowded(scope: Scope, receive: Receive, send: Send) -> None:
+    problem = ProblemError(503, "busy", "too many requests at once: come back later", 1.0)
+    await problem.response()(scope, receive, send)
+
+
+def guarded(limits: Limits) -> type[asyncio.Protocol]:
+    """The protocol class of one gateway."""
+    return type("BoundProtocol", (GuardedProtocol,), {"limits": limits, "watch": Watch(limits.settings)})

@@ -1,0 +1,63 @@
+"""One timer for the deadlines of all connections: none is set or cleared in the way of a request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import Protocol
+
+from imray.settings import Settings
+
+_SPARE_CONNECTIONS = 64
+"""Beyond the bounds: each may say what it wants, and gets health or a refusal. The oldest makes room for the newest."""
+_LOOK_S_MAX = 1.0
+_LOOKS_A_DEADLINE = 5
+
+
+class Watched(Protocol):
+    """A connection."""
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+
+    def look(self, now: float) -> None:
+        """Refuse or close what is late."""
+
+    def __hash__(self) -> int: ...
+
+
+class Watch:
+    """Looks at the deadlines of all connections of a gateway."""
+
+    def __init__(self, settings: Settings) -> None:
+        shortest = min(settings.header_deadline_s, settings.request_deadline_s, settings.write_deadline_s)
+        self._every_s = min(_LOOK_S_MAX, shortest / _LOOKS_A_DEADLINE)
+        self._connections: set[Watched] = set()
+        self._spare: OrderedDict[Watched, None] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def join(self, connection: Watched) -> None:
+        """Watch a connection, until it leaves."""
+        self._connections.add(connection)
+        if self._timer is None:
+            self._timer = connection.loop.call_later(self._every_s, self._look, connection.loop)
+
+    def join_spare(self, connection: Watched) -> None:
+        """One beyond the bounds; closes the oldest of these where there are too many."""
+        self._spare[connection] = None
+        if len(self._spare) > _SPARE_CONNECTIONS:
+            oldest, _ = self._spare.popitem(last=False)
+            oldest.transport.abort()
+
+    def leave(self, connection: Watched) -> None:
+        """It is closed."""
+        self._connections.discard(connection)
+        self._spare.pop(connection, None)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        now = loop.time()
+        for connection in list(self._connections):
+            connection.look(now)
+        if self._connections:
+            self._timer = loop.call_later(self._every_s, self._look, loop)
