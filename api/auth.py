@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -11,9 +14,14 @@ from typing import Any
 
 import jwt
 
+from api.keys import Keys, RemoteKeys, read_keys
 from api.problems import ProblemError
+from api.rates import Rates
 from imray.core.errors import InvalidError
 from imray.core.routing import check_text
+from imray.settings import Settings
+
+log = logging.getLogger("imray.auth")
 
 SENDER_BYTES_MAX = 128
 _KEY_BYTES_MIN = 32
@@ -21,7 +29,12 @@ _CACHE_TOKENS_MAX = 10_000
 _CACHE_S_MAX = 60.0
 """A verified token is believed for so long without a new look at its signature: a key taken away counts after that."""
 _LEEWAY_S = 10
-_JWKS_ALGORITHMS = ["RS256", "RS384", "RS512", "ES256", "ES384", "PS256", "EdDSA"]
+_EXP_MAX = 2**53
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Control characters and marks of direction: a name with them can look like another's."""
+_BAD_TOKEN = (jwt.PyJWTError, InvalidError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
+"""What a token of strange make raises on its way through the decoder: numbers past every range, nests without end."""
+_SAID_MAX = 200
 _HELP = "send 'Authorization: Bearer <token>'; `imray token` makes one for development"
 
 
@@ -38,52 +51,86 @@ class Authenticator:
     """Checks tokens. Config (see `imray.cluster.gateway.GatewayConfig.auth`): `key_file` (HS256) or `jwks` (a URL or
     a file), and optionally `issuer` and `audience`, which tokens must then name."""
 
-    def __init__(self, config: Mapping[str, str], clock_s: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, str],
+        settings: Settings | None = None,
+        clock_s: Callable[[], float] = time.time,
+    ) -> None:
+        settings = settings or Settings()
+        self.rates = Rates(settings)
         self._clock_s = clock_s
         self._issuer, self._audience = config.get("issuer"), config.get("audience")
-        self._cache: OrderedDict[str, tuple[Caller, float]] = OrderedDict()
-        self._key_of: Callable[[str], Any]
-        if jwks := config.get("jwks"):
-            self._algorithms = _JWKS_ALGORITHMS
-            self._key_of = _jwks_url(jwks) if "://" in jwks else _jwks_file(Path(jwks))
-        elif key_file := config.get("key_file"):
-            key = Path(key_file).read_bytes().strip()
-            if len(key) < _KEY_BYTES_MIN:
-                raise InvalidError(f"the key in {key_file} has {len(key)} bytes: HS256 needs {_KEY_BYTES_MIN}")
-            self._algorithms = ["HS256"]
-            self._key_of = lambda _token: key
-        else:
-            raise InvalidError("no way to check tokens: set IMRAY_JWT_KEY_FILE or IMRAY_JWKS")
+        self._cache: OrderedDict[bytes, tuple[Caller, float]] = OrderedDict()
+        self._keys: Keys = _keys(config, settings)
+        if not config.get("development"):
+            self._warn()
+
+    def _warn(self) -> None:
+        if self._issuer is None:
+            log.warning(
+                "IMRAY_JWT_ISSUER is not set: every token that the key verifies is taken, whoever it was made for; "
+                "where the key signs for other services, too, their tokens open this one"
+            )
+        if self._audience is None:
+            log.warning(
+                "IMRAY_JWT_AUDIENCE is not set: tokens that name an audience are refused, and any other is taken"
+            )
 
     def caller(self, authorization: str | None) -> Caller:
-        """The caller behind an Authorization header; ProblemError 401 where there is none."""
+        """The caller behind an Authorization header, which makes one more request: ProblemError 401 where there is
+        none, 429 where it asks too often, 503 where the keys to check it are not here."""
         if authorization is None:
             raise ProblemError(401, "unauthenticated", f"no token: {_HELP}")
-        known = self._cache.get(authorization)
-        if known is not None and known[1] > self._clock_s():
-            return known[0]
         scheme, _, token = authorization.partition(" ")
+        token = token.strip()
         if scheme.lower() != "bearer" or not token:
             raise ProblemError(401, "unauthenticated", f"no bearer token: {_HELP}")
+        # a digest: of a token of 60 KB the cache holds no more than of any other
+        name = hashlib.sha256(token.encode()).digest()
+        known = self._cache.get(name)
+        caller = known[0] if known is not None and known[1] > self._clock_s() else self._verify(name, token)
+        self.rates.request(caller.sender, caller.service)
+        return caller
+
+    def _verify(self, name: bytes, token: str) -> Caller:
         try:
+            header = jwt.get_unverified_header(token)
+            algorithm = header["alg"]
             claims = jwt.decode(
-                token.strip(),
-                self._key_of(token.strip()),
-                algorithms=self._algorithms,
+                token,
+                self._keys.find(header.get("kid"), algorithm),
+                algorithms=[algorithm],
                 issuer=self._issuer,
                 audience=self._audience,
                 leeway=_LEEWAY_S,
                 options={"require": ["sub", "exp"]},
             )
-            check_text(claims["sub"], "sub", SENDER_BYTES_MAX)
-        except (jwt.PyJWTError, InvalidError, ValueError) as e:
-            raise ProblemError(401, "unauthenticated", f"the token is not valid ({e}): {_HELP}") from e
-        caller = Caller(claims["sub"], claims.get("role") == "service" or "service" in _roles(claims))
-        until = min(float(claims["exp"]), self._clock_s() + _CACHE_S_MAX)
-        self._cache[authorization] = (caller, until)
+            caller = _caller(claims)
+            exp_s = _exp_s(claims["exp"])
+        except _BAD_TOKEN as e:
+            # a token may hold anything, and errors repeat parts of it
+            said = str(e)[:_SAID_MAX].encode(errors="backslashreplace").decode()
+            raise ProblemError(401, "unauthenticated", f"the token is not valid ({said}): {_HELP}") from e
+        self._cache[name] = (caller, min(exp_s, self._clock_s() + _CACHE_S_MAX))
         if len(self._cache) > _CACHE_TOKENS_MAX:
             self._cache.popitem(last=False)
         return caller
+
+
+def _caller(claims: Mapping[str, Any]) -> Caller:
+    sender = claims["sub"]
+    check_text(sender, "sub", SENDER_BYTES_MAX)
+    if _UNSEEN.search(sender):
+        raise InvalidError("sub holds a control character or a mark of direction")
+    return Caller(sender, claims.get("role") == "service" or "service" in _roles(claims))
+
+
+def _exp_s(exp: object) -> float:
+    """A time in seconds; a number that is none would pass as "never"."""
+    if isinstance(exp, bool) or not isinstance(exp, int | float) or not 0 <= exp <= _EXP_MAX:
+        raise InvalidError("exp is not a time in seconds")
+    return float(exp)
 
 
 def _roles(claims: Mapping[str, Any]) -> list[Any]:
@@ -91,21 +138,27 @@ def _roles(claims: Mapping[str, Any]) -> list[Any]:
     return roles if isinstance(roles, list) else []
 
 
-def _jwks_url(url: str) -> Callable[[str], Any]:
-    client = jwt.PyJWKClient(url, cache_keys=True, timeout=5)
-    return lambda token: client.get_signing_key_from_jwt(token).key
+class _SharedKey:
+    """One key for all tokens (HS256)."""
+
+    def __init__(self, path: Path) -> None:
+        self._key = path.read_bytes().strip()
+        if len(self._key) < _KEY_BYTES_MIN:
+            raise InvalidError(f"the key in {path} has {len(self._key)} bytes: HS256 needs {_KEY_BYTES_MIN}")
+
+    def find(self, kid: str | None, algorithm: str) -> Any:
+        """See `api.keys.Keys.find`."""
+        if algorithm != "HS256":
+            raise jwt.InvalidAlgorithmError("the algorithm is not HS256")
+        return self._key
 
 
-def _jwks_file(path: Path) -> Callable[[str], Any]:
-    keys = {k.key_id: k.key for k in jwt.PyJWKSet.from_json(path.read_text()).keys}
-
-    def key_of(token: str) -> Any:
-        kid = jwt.get_unverified_header(token).get("kid")
-        if kid not in keys:
-            raise jwt.InvalidTokenError(f"no key {kid!r} in the JWKS")
-        return keys[kid]
-
-    return key_of
+def _keys(config: Mapping[str, str], settings: Settings) -> Keys:
+    if jwks := config.get("jwks"):
+        return RemoteKeys(jwks, settings) if "://" in jwks else read_keys(Path(jwks))
+    if key_file := config.get("key_file"):
+        return _SharedKey(Path(key_file))
+    raise InvalidError("no way to check tokens: set IMRAY_JWT_KEY_FILE or IMRAY_JWKS")
 
 
 def make_token(key: bytes, sender: str, service: bool, lifetime_s: float, now_s: float | None = None) -> str:

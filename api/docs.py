@@ -30,6 +30,7 @@ _HEADERS: dict[int, dict[str, Any]] = {
             "schema": {"type": "string", "const": "Bearer"},
         }
     },
+    429: _RETRY_AFTER,
     503: _RETRY_AFTER,
     504: _RETRY_AFTER,
 }
@@ -53,7 +54,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         413: "Too large",
         415: "Wrong content type",
         422: "Not valid",
-        500: "Stored data does not verify",
+        429: "Too much of this caller, nothing was written: see Retry-After",
+        500: "Stored data does not verify, or a fault of the server",
         503: "Busy, nothing was written: see Retry-After",
         504: "Outcome unknown: retry with the same ids",
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import orjson
@@ -21,9 +23,12 @@ _TITLES = {
     "conflict": "The id was used with another payload; nothing was written",
     "too-large": "Too large; nothing was written",
     "media-type": "The content type is not supported; nothing was written",
+    "too-many": "Too much of one caller; nothing was written",
     "busy": "Busy; nothing was written",
+    "late": "The request did not arrive in time; nothing was written",
     "unavailable": "The outcome is unknown; a retry with the same client_msg_id is safe",
     "corrupt": "Stored data does not verify; a person must look",
+    "internal": "A fault of the server; the outcome is unknown",
 }
 
 STATUS_OF_REFUSAL = {
@@ -32,6 +37,9 @@ STATUS_OF_REFUSAL = {
     Refused.UNAVAILABLE: (504, "unavailable"),
     Refused.CORRUPT: (500, "corrupt"),
 }
+
+_CORRUPT = "stored data does not verify, and nothing is served from it: an operator must look"
+_FILE = re.compile(r"[^\s'\"(:,]*(?:[/\\][^\s'\"):,]*|\.(?:parquet|arrow|json|key|log|tmp)\b)")
 
 
 class ProblemError(Exception):
@@ -61,7 +69,7 @@ class ProblemError(Exception):
         }
         headers = {}
         if self.retry_after_s is not None:
-            headers["Retry-After"] = str(max(1, round(self.retry_after_s)))
+            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
         if self.allow is not None:
             headers["Allow"] = self.allow
         if self.status == 401:
@@ -69,17 +77,47 @@ class ProblemError(Exception):
         return Response(orjson.dumps(content), self.status, headers, PROBLEM_TYPE)
 
 
-def refused(refusal: Refusal) -> ProblemError:
-    """The problem that a shard's or gateway's refusal is."""
+def told(refusal: Refusal, service: bool) -> str:
+    """A refusal's detail as a caller may read it: files are named to services only, who else can do nothing there."""
+    if service:
+        return refusal.detail
+    if refusal.why is Refused.CORRUPT:
+        return _CORRUPT
+    return without_files(refusal.detail)
+
+
+def told_unreadable(why: str, service: bool) -> str:
+    """Why a message's first send cannot be read, as a caller may read it."""
+    return why if service else _CORRUPT
+
+
+def without_files(detail: str) -> str:
+    """A text without names of files and folders."""
+    return _FILE.sub("(a file)", detail)
+
+
+def refused(refusal: Refusal, service: bool = False) -> ProblemError:
+    """The problem that a shard's or gateway's refusal is, as a caller may read it."""
     status, kind = STATUS_OF_REFUSAL[refusal.why]
     retry_after_s = refusal.retry_after_s if status in (503, 504) else None
-    detail = refusal.detail
+    detail = told(refusal, service)
     if refusal.why is Refused.UNAVAILABLE:
         detail += ". The outcome is unknown: retry with the same client_msg_id, it is safe"
     return ProblemError(status, kind, detail, retry_after_s)
+
+
+def unexpected() -> ProblemError:
+    """What a caller is told of an exception that nobody foresaw: nothing of the inside."""
+    detail = "the server met a fault of its own, which is in its log. A send may be retried with the same client_msg_id"
+    return ProblemError(500, "internal", detail)
 
 
 async def on_problem(_request: Request, error: Exception) -> Response:
     """Exception handler of the app."""
     assert isinstance(error, ProblemError)
     return error.response()
+
+
+async def on_unexpected(_request: Request, _error: Exception) -> Response:
+    """Exception handler of the app for what nobody foresaw. The framework raises it again afterwards, for the log."""
+    return unexpected().response()
