@@ -32,7 +32,7 @@ def routes(backend: Backend, auth: Authenticator) -> APIRouter:
         "/v1/conversations/{conv_id}/topics",
         summary="Spread a conversation over sub-topics",
         response_model=TopicsResponse,
-        responses=problems(400, 401, 403, 413, 415, 422, 500, 503, 504),
+        responses=problems(400, 401, 403, 413, 415, 422, 429, 500, 503, 504),
         openapi_extra=json_body(TopicsRequest),
     )
     async def topics(conv_id: PathConvId, request: Request) -> Response:
@@ -46,7 +46,7 @@ def routes(backend: Backend, auth: Authenticator) -> APIRouter:
         wanted = _wanted(conv_id, await read_body(request, _BODY_BYTES_MAX))
         refusal = await backend.heat(conv_id, wanted)
         if isinstance(refusal, Refusal):
-            raise refused(refusal)
+            raise refused(refusal, service=True)
         return Response(orjson.dumps({"conv_id": conv_id, "topics": wanted}), media_type="application/json")
 
     return router

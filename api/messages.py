@@ -7,8 +7,9 @@ import orjson
 import pyarrow as pa
 from fastapi import APIRouter, Request, Response
 
-from api.auth import Authenticator
-from api.checks import check_batch_arrow, check_batch_json, check_message, media_type, read_body, single_bytes_max
+from api.arrow import check_batch_arrow
+from api.auth import Authenticator, Caller
+from api.checks import check_batch_json, check_message, media_type, read_body, single_bytes_max
 from api.docs import json_body, problems
 from api.door import Endpoint, RawRoute
 from api.outcomes import ARROW_TYPE, CONFLICT, CREATED, DUPLICATE, Outcomes
@@ -16,7 +17,7 @@ from api.problems import ProblemError, refused
 from api.schemas import BatchRequest, BatchResponse, PathConvId, SendRequest, SendResponse
 from imray.cluster.backend import Backend
 from imray.cluster.batcher import Outcome, Send
-from imray.cluster.replies import Refusal, Refused
+from imray.cluster.replies import WAITS, Refusal, Refused
 from imray.core.ids import format_client_msg_id
 from imray.core.routing import offset_of
 
@@ -28,6 +29,7 @@ def routes(backend: Backend, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
     router = APIRouter(tags=["messages"], route_class=RawRoute)
     settings = backend.settings
     one_bytes_max = single_bytes_max(settings)
+    rates = auth.rates
 
     @router.post(
         "/v1/conversations/{conv_id}/messages",
@@ -36,7 +38,7 @@ def routes(backend: Backend, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
         response_model=SendResponse,
         responses={
             200: {"model": SendResponse, "description": "A retry: the first send's numbers."},
-            **problems(400, 401, 403, 409, 413, 415, 422, 500, 503, 504),
+            **problems(400, 401, 403, 409, 413, 415, 422, 429, 500, 503, 504),
         },
         openapi_extra=json_body(SendRequest),
     )
@@ -46,7 +48,8 @@ def routes(backend: Backend, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
         caller = auth.caller(request.headers.get("authorization"))
         media_type(request, _JSON)
         message = check_message(await read_body(request, one_bytes_max), conv_id, caller, settings)
-        return _one(message, await backend.send(message), backend.shard_of(conv_id))
+        rates.messages(caller.sender, caller.service, 1)
+        return _one(message, await backend.send(message), backend.shard_of(conv_id), caller)
 
     @router.post(
         "/v1/messages:batch",
@@ -54,7 +57,7 @@ def routes(backend: Backend, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
         response_model=BatchResponse,
         responses={
             200: {"model": BatchResponse, "content": {ARROW_TYPE: {}}},
-            **problems(400, 401, 403, 413, 415, 422, 500, 503, 504),
+            **problems(400, 401, 403, 413, 415, 422, 429, 500, 503, 504),
         },
         openapi_extra=json_body(BatchRequest, ARROW_TYPE),
     )
@@ -70,7 +73,8 @@ def routes(backend: Backend, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
             batch = check_batch_arrow(data, caller, settings)
         else:
             batch, conv_ids = check_batch_json(data, caller, settings)
-        outcomes = await _send_columns(backend, batch)
+        rates.messages(caller.sender, caller.service, batch.num_rows)
+        outcomes = await _send_columns(backend, batch, caller)
         _all_failed(outcomes)
         if kind == ARROW_TYPE:
             return Response(outcomes.arrow().to_pybytes(), media_type=ARROW_TYPE)
@@ -79,7 +83,7 @@ def routes(backend: Backend, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
     return router, send
 
 
-async def _send_columns(backend: Backend, batch: pa.RecordBatch) -> Outcomes:
+async def _send_columns(backend: Backend, batch: pa.RecordBatch, caller: Caller) -> Outcomes:
     """Split a batch over the logs that take its conversations, send all, and put the answers together."""
     conv = batch.column("conv_id")
     of_name = backend.ways(batch)
@@ -94,13 +98,13 @@ async def _send_columns(backend: Backend, batch: pa.RecordBatch) -> Outcomes:
             rows = np.flatnonzero(of_row == log)
             where[log] = rows
             batches[log] = batch.take(pa.array(rows))
-    return Outcomes.of(batch.num_rows, await backend.send_batches(batches), where)
+    return Outcomes.of(batch.num_rows, await backend.send_batches(batches), where, caller.service)
 
 
-def _one(send: Send, outcome: Outcome, shard: int) -> Response:
+def _one(send: Send, outcome: Outcome, shard: int, caller: Caller) -> Response:
     answer, i = outcome
     if isinstance(answer, Refusal):
-        raise refused(answer)
+        raise refused(answer, caller.service)
     status, epoch, place, server_ts, row = CREATED, answer.epoch, answer.place, answer.server_ts, answer.row + i
     seq = answer.seq + i if isinstance(answer.seq, int) else int(answer.seq[i])
     stable = answer.stable if isinstance(answer.stable, int) else int(answer.stable[i])
@@ -109,8 +113,10 @@ def _one(send: Send, outcome: Outcome, shard: int) -> Response:
         before = int(np.searchsorted(firsts.at, i))
         row -= before
         if before < len(firsts.at) and firsts.at[before] == i:
+            if firsts.waiting[before]:
+                raise refused(Refusal(Refused.UNAVAILABLE, WAITS), caller.service)
             if firsts.unreadable[before]:
-                raise refused(Refusal(Refused.CORRUPT, firsts.why))
+                raise refused(Refusal(Refused.CORRUPT, firsts.why), caller.service)
             status = CONFLICT if firsts.conflict[before] else DUPLICATE
             epoch, place = int(firsts.epoch[before]), int(firsts.place[before])
             server_ts, row = int(firsts.server_ts[before]), int(firsts.row[before])

@@ -9,12 +9,13 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from api.problems import STATUS_OF_REFUSAL
-from imray.cluster.replies import Appended, Refusal
+from api.problems import STATUS_OF_REFUSAL, told, told_unreadable
+from imray.cluster.replies import WAITS, Appended, Refusal
 from imray.core.ids import ID_BYTES, format_client_msg_id
 from imray.core.routing import home_of, offset_of
 
 CREATED, DUPLICATE, CONFLICT = 201, 200, 409
+WAITING = 504
 UNREADABLE = 500
 """The id was sent before, in a file that does not verify."""
 ARROW_TYPE = "application/vnd.apache.arrow.stream"
@@ -33,9 +34,14 @@ class Outcomes:
 
     @classmethod
     def of(
-        cls, rows: int, answers: Mapping[int, Appended | Refusal], where: Mapping[int, np.ndarray | slice]
+        cls,
+        rows: int,
+        answers: Mapping[int, Appended | Refusal],
+        where: Mapping[int, np.ndarray | slice],
+        service: bool = False,
     ) -> Outcomes:
-        """From each log's answer; `where[log]` are the request's rows that it answers, in their order."""
+        """From each log's answer; `where[log]` are the request's rows that it answers, in their order. `service`: who
+        asks may know of files."""
         status = np.full(rows, 504, np.uint16)
         columns = {name: np.full(rows, -1, np.int64) for name in _NUMBERS}
         details = {CONFLICT: _CONFLICT_DETAIL}
@@ -44,13 +50,15 @@ class Outcomes:
             if isinstance(answer, Refusal):
                 code, _ = STATUS_OF_REFUSAL[answer.why]
                 status[at] = code
-                details[code] = answer.detail
+                details[code] = told(answer, service)
                 continue
             for name, values in numbers(home_of(log)[0], answer).items():
                 columns[name][at] = values
             status[at] = statuses(answer)
+            if answer.firsts is not None and answer.firsts.waiting.any():
+                details[WAITING] = WAITS
             if answer.firsts is not None and answer.firsts.why:
-                details[UNREADABLE] = answer.firsts.why
+                details[UNREADABLE] = told_unreadable(answer.firsts.why, service)
         return cls(status, columns, details)
 
     @property
@@ -118,6 +126,7 @@ def statuses(answer: Appended) -> np.ndarray:
     if answer.firsts is not None:
         status[answer.firsts.at] = np.where(answer.firsts.conflict, CONFLICT, DUPLICATE)
         status[answer.firsts.at[answer.firsts.unreadable]] = UNREADABLE
+        status[answer.firsts.at[answer.firsts.waiting]] = WAITING
     return status
 
 
@@ -145,6 +154,6 @@ def numbers(shard: int, answer: Appended) -> dict[str, np.ndarray]:
     for name, values in (("epoch", firsts.epoch), ("segment", firsts.place), ("server_ts", firsts.server_ts)):
         columns[name][firsts.at] = values
     for values in columns.values():
-        values[firsts.at[firsts.unreadable]] = -1  # there are none
+        values[firsts.at[firsts.unreadable | firsts.waiting]] = -1  # there are none
     columns["shard"], columns["segment"] = offset_of(shard, columns["segment"])
     return columns

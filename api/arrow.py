@@ -1,0 +1,289 @@
+"""Batches as Arrow IPC streams: refused by their metadata before a byte of them is decoded.
+
+A stream can say much in little: compressed buffers, dictionaries that ten thousand rows point into, views of one text.
+What it would become is bounded here, first from the flatbuffers of its IPC messages, then from the lengths of values.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from api.auth import SENDER_BYTES_MAX, Caller
+from api.checks import (
+    CONTENT_TYPE_BYTES_MAX,
+    TOPIC_BYTES_MAX,
+    check_columns,
+    check_count,
+    check_size,
+    ids_array,
+    invalid,
+    not_service,
+)
+from api.problems import ProblemError
+from imray.core.errors import InvalidError
+from imray.core.ids import parse_client_msg_id
+from imray.core.routing import CONV_ID_BYTES_MAX
+from imray.log.schema import BATCH_SCHEMA, MS, TEXT, constant_text
+from imray.settings import Settings
+
+_COLUMNS_MAX = 100
+_ID_TEXT_BYTES_MAX = 64
+_TEXT_BYTES_MAX = {
+    "conv_id": CONV_ID_BYTES_MAX,
+    "client_msg_id": _ID_TEXT_BYTES_MAX,
+    "sender": SENDER_BYTES_MAX,
+    "topic": TOPIC_BYTES_MAX,
+    "content_type": CONTENT_TYPE_BYTES_MAX,
+}
+_NEEDED = ("conv_id", "client_msg_id", "body")
+_WORK = 4
+"""Reading may look at so many times what a request may have: dictionaries are looked at once for each batch."""
+_NULL = pa.null().id
+_FIXED = pa.binary(1).id
+_DICTIONARY_TYPE = pa.dictionary(pa.int32(), pa.string()).id
+_TEXTS = frozenset(kind.id for kind in (pa.string(), pa.binary(), pa.large_string(), pa.large_binary()))
+_VIEWS = frozenset(kind.id for kind in (pa.string_view(), pa.binary_view()))
+"""Types by their numbers: comparing whole types costs ten times that."""
+_OPTIONS = pa.ipc.IpcReadOptions(ensure_native_endian=False, use_threads=False)
+"""No swap of bytes: `_Walk` has refused what would need it."""
+# flatbuffers of the format (Message.fbs, Schema.fbs): kinds of headers and places of fields
+_SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
+_MESSAGE_KIND, _MESSAGE_HEADER = 1, 2
+_SCHEMA_ENDIANNESS, _SCHEMA_FIELDS = 0, 1
+_DICTIONARY_ID, _DICTIONARY_DATA, _DICTIONARY_DELTA = 0, 1, 2
+_BATCH_LENGTH, _BATCH_COMPRESSION = 0, 3
+
+
+def check_batch_arrow(data: bytes, caller: Caller, settings: Settings) -> pa.RecordBatch:
+    """The columns of an Arrow IPC stream. Untrusted: every offset is checked before it is followed."""
+    stream = pa.py_buffer(data)
+    try:
+        _Walk(settings).over(stream)
+        with pa.ipc.open_stream(stream, options=_OPTIONS) as reader:
+            _check_schema(reader.schema)
+            table = reader.read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, struct.error, IndexError) as e:
+        raise ProblemError(400, "invalid", f"not a valid Arrow IPC stream: {e}") from e
+    check_count(table.num_rows, settings)
+    _check_lengths(table, settings)
+    try:
+        columns = [_column(table, f, caller) for f in BATCH_SCHEMA]
+    except (pa.ArrowException, UnicodeError) as e:
+        raise invalid(f"a column has the wrong type: {e}; expected {BATCH_SCHEMA}") from e
+    batch = pa.record_batch(columns, schema=BATCH_SCHEMA)
+    for name in ("conv_id", "client_msg_id", "sender", "body"):
+        if batch.column(name).null_count:
+            raise invalid(f"column {name} holds null")
+    check_columns(batch, settings)
+    return batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A table of a flatbuffer. pyarrow has verified the buffer; a wrong place raises struct.error or IndexError."""
+
+    data: bytes
+    at: int
+
+    @classmethod
+    def root(cls, data: bytes) -> _Table:
+        return cls(data, struct.unpack_from("<I", data, 0)[0])
+
+    def _place(self, slot: int) -> int | None:
+        """Where a field stands; None: it has its default."""
+        vtable = self.at - struct.unpack_from("<i", self.data, self.at)[0]
+        size = struct.unpack_from("<H", self.data, vtable)[0]
+        offset = 4 + 2 * slot
+        if offset + 2 > size:
+            return None
+        found = struct.unpack_from("<H", self.data, vtable + offset)[0]
+        return self.at + found if found else None
+
+    def number(self, slot: int, code: str) -> int:
+        """A number, in the notation of `struct`."""
+        at = self._place(slot)
+        return 0 if at is None else struct.unpack_from(code, self.data, at)[0]
+
+    def table(self, slot: int) -> _Table | None:
+        """A table below this one."""
+        at = self._place(slot)
+        return None if at is None else _Table(self.data, at + struct.unpack_from("<I", self.data, at)[0])
+
+    def length(self, slot: int) -> int:
+        """How many entries a list has."""
+        at = self._place(slot)
+        if at is None:
+            return 0
+        return struct.unpack_from("<I", self.data, at + struct.unpack_from("<I", self.data, at)[0])[0]
+
+
+@dataclass
+class _Walk:
+    """Over the IPC messages of a stream, before any is decoded."""
+
+    settings: Settings
+    rows: int = 0
+    work: int = 0
+    """Bytes that reading looks at."""
+    dictionaries: dict[int, int] = field(default_factory=dict)
+    """Bytes of each."""
+
+    def over(self, stream: pa.Buffer) -> None:
+        """ProblemError where the stream is larger than it looks."""
+        for count, message in enumerate(pa.ipc.MessageReader.open_stream(stream)):
+            if count > self.settings.arrow_parts_max:
+                limit = self.settings.arrow_parts_max
+                raise ProblemError(413, "too-large", f"more than {limit} IPC messages: send fewer, larger batches")
+            found = _Table.root(message.metadata.to_pybytes())
+            header = found.table(_MESSAGE_HEADER)
+            if header is None:
+                raise invalid("an IPC message has no header")
+            size = 0 if message.body is None else message.body.size
+            match found.number(_MESSAGE_KIND, "<B"):
+                case k if k == _SCHEMA:
+                    _look_at_schema(header)
+                case k if k == _DICTIONARY:
+                    self._dictionary(header, size)
+                case k if k == _BATCH:
+                    self._batch(header, size)
+                case _:
+                    raise invalid("the stream holds an IPC message that is no schema, dictionary or record batch")
+
+    def _dictionary(self, header: _Table, size: int) -> None:
+        if header.number(_DICTIONARY_DELTA, "<B"):
+            raise invalid("the stream holds a delta dictionary: write whole ones")
+        data = header.table(_DICTIONARY_DATA)
+        if data is None:
+            raise invalid("a dictionary has no data")
+        _refuse_compressed(data)
+        self.dictionaries[header.number(_DICTIONARY_ID, "<q")] = size
+
+    def _batch(self, header: _Table, size: int) -> None:
+        _refuse_compressed(header)
+        rows = header.number(_BATCH_LENGTH, "<q")
+        if rows < 0:
+            raise invalid("a record batch has a negative length")
+        self.rows += rows
+        if self.rows:
+            check_count(self.rows, self.settings)
+        self.work += size + sum(self.dictionaries.values())
+        if self.work > _WORK * self.settings.request_bytes_max:
+            raise ProblemError(
+                413, "too-large", "dictionaries over too many record batches: send fewer, larger batches"
+            )
+
+
+def _look_at_schema(header: _Table) -> None:
+    if header.number(_SCHEMA_ENDIANNESS, "<h"):
+        raise invalid("the stream is big-endian: write it little-endian")
+    if header.length(_SCHEMA_FIELDS) > _COLUMNS_MAX:
+        raise invalid(f"more than {_COLUMNS_MAX} columns: known are {BATCH_SCHEMA.names}")
+
+
+def _refuse_compressed(batch: _Table) -> None:
+    if batch.table(_BATCH_COMPRESSION) is not None:
+        raise invalid("the stream's buffers are compressed: write it without compression")
+
+
+def _check_schema(schema: pa.Schema) -> None:
+    known = set(BATCH_SCHEMA.names)
+    if unknown := [n[:100] for n in schema.names if n not in known]:
+        raise invalid(f"unknown columns {unknown}: known are {BATCH_SCHEMA.names}")
+    if len(set(schema.names)) != len(schema.names):
+        raise invalid("a column stands there twice")
+    for name in _NEEDED:
+        if name not in schema.names:
+            raise invalid(f"column {name} is missing")
+    for column in schema:
+        wanted = BATCH_SCHEMA.field(column.name).type
+        if not _fits(column.type, column.name):
+            raise invalid(f"column {column.name} has the wrong type; expected {wanted}")
+
+
+def _fits(kind: pa.DataType, name: str) -> bool:
+    """Whether a column's type is a plain one that can become what is stored: nothing nested."""
+    number = kind.id
+    if number == _NULL:
+        return True
+    if name == "client_ts":
+        return pa.types.is_integer(kind) or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
+    if number == _DICTIONARY_TYPE:
+        number = kind.value_type.id
+    if number == _FIXED:
+        return name in ("client_msg_id", "body")
+    return number in _TEXTS or number in _VIEWS
+
+
+def _check_lengths(table: pa.Table, settings: Settings) -> None:
+    """What the values of the rows would take where rows share them, each and together, before any is copied. Where they
+    share none, the request's size is their bound, and `check_columns` looks at each."""
+    total = 0
+    for name in table.schema.names:
+        number = table.schema.field(name).type.id
+        if number != _DICTIONARY_TYPE and number not in _VIEWS:
+            continue
+        for chunk in table.column(name).chunks:
+            bytes_max = settings.body_bytes_max if name == "body" else _TEXT_BYTES_MAX[name]
+            if name != "body" and number == _DICTIONARY_TYPE and _largest(_lengths(chunk.dictionary)) <= bytes_max:
+                continue  # whatever rows take of it
+            lengths = _lengths(chunk)
+            largest = _largest(lengths)
+            if name == "body":
+                check_size(largest, settings, "the largest body")
+            elif largest > bytes_max:
+                raise invalid(f"{name} has {largest} bytes of UTF-8: at most {bytes_max} are allowed")
+            total += int(lengths.sum(dtype=np.int64))
+    if total > settings.request_bytes_max:
+        detail = f"the messages have {total} bytes: at most {settings.request_bytes_max} at once, send several batches"
+        raise ProblemError(413, "too-large", detail)
+
+
+def _largest(lengths: np.ndarray) -> int:
+    return int(lengths.max(initial=0))
+
+
+def _lengths(values: pa.Array) -> np.ndarray:
+    """Bytes of each value; of nulls whatever, or nothing."""
+    kind = values.type
+    if kind.id == _DICTIONARY_TYPE:
+        return _lengths(values.dictionary)[values.indices.drop_null().to_numpy()]
+    if kind.id == _FIXED:
+        return np.full(len(values), kind.byte_width, np.int64)
+    if kind.id in _VIEWS:
+        # a view is 16 bytes and begins with its length
+        views = np.frombuffer(values.buffers()[1], np.int32)[4 * values.offset :][: 4 * len(values)]
+        return views[::4]
+    lengths = pc.binary_length(values)
+    return (pc.fill_null(lengths, 0) if lengths.null_count else lengths).to_numpy(zero_copy_only=False)
+
+
+def _column(table: pa.Table, field: pa.Field, caller: Caller) -> pa.Array:
+    rows = table.num_rows
+    if field.name == "sender":
+        if "sender" not in table.schema.names:
+            return constant_text(caller.sender, rows)
+        if not caller.service:
+            raise not_service()
+    if field.name not in table.schema.names:
+        return constant_text(None, rows) if field.type == TEXT else pa.nulls(rows, field.type)
+    column = table.column(field.name).combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0)
+    if field.type == TEXT:
+        # decoded and encoded anew: a dictionary may hold what no row uses, or a value twice
+        return column.cast(pa.string()).dictionary_encode()
+    if field.name == "client_msg_id" and not pa.types.is_fixed_size_binary(column.type):
+        texts = column.cast(pa.string()).to_pylist()
+        try:
+            return ids_array(b"".join([parse_client_msg_id(t or "") for t in texts]), rows)
+        except InvalidError as e:
+            raise invalid(str(e)) from e
+    if field.type == MS and pa.types.is_integer(column.type):
+        return column.cast(pa.int64()).view(MS)
+    return column.cast(field.type)
