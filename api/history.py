@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import base64
 import re
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import orjson
-import pyarrow as pa
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import QueryParams
+from starlette.requests import ClientDisconnect
 
-from api.auth import Authenticator
+from api.auth import Authenticator, Caller
 from api.checks import TOPIC_BYTES_MAX, invalid
 from api.docs import problems
 from api.door import RawRoute
+from api.pages import PageResponse, encode
 from api.problems import refused
 from api.schemas import HeadResponse, HistoryResponse, PathConvId, text_schema
+from api.turns import SMALL_BYTES, Pulls
 from imray.cluster.backend import Backend
-from imray.cluster.replies import Refusal
+from imray.cluster.replies import Located, Refusal
 from imray.core.errors import InvalidError
-from imray.core.ids import format_client_msg_id
 from imray.core.routing import check_conv_id, check_text
-from imray.log.schema import MS
 from imray.settings import Settings
 
 _SEQ_MAX = 2**63 - 1
@@ -60,50 +61,38 @@ def routes(backend: Backend, auth: Authenticator) -> APIRouter:
     settings = backend.settings
     parameters = _parameters(settings)
     known = [p["name"] for p in parameters]
+    pages = _Pages(backend)
 
     @router.get(
         "/v1/conversations/{conv_id}/messages",
         summary="Read a conversation's history",
         response_model=HistoryResponse,
-        responses=problems(401, 422, 500, 503, 504),
+        responses=problems(401, 422, 429, 500, 503, 504),
         openapi_extra={"parameters": parameters},
     )
     async def history(conv_id: PathConvId, request: Request) -> Response:
         """Messages with after < conv_seq < before, in the asked order; `holes` explains numbers that are no
         messages; `next` goes into `after` (asc) or `before` (desc) of the next call."""
-        auth.caller(request.headers.get("authorization"))
+        caller = auth.caller(request.headers.get("authorization"))
         _check(conv_id)
         query = request.query_params
         if unknown := set(query) - set(known):
             raise invalid(f"unknown parameters {sorted(unknown)}: known are {', '.join(known)}")
-        after, before, limit, descending = _window(query, settings)
-        found = await backend.history(conv_id, after, before, limit, descending, _topic(query))
-        if isinstance(found, Refusal):
-            raise refused(found)
-        located, page = found
-        content = {
-            "conv_id": conv_id,
-            "messages": _messages(page.messages),
-            "holes": [{"from": low, "to": high, "reason": reason} for low, high, reason in page.holes],
-            "stable_seq": located.stable,
-            "epoch": located.epoch,
-            "next": page.next,
-        }
-        return Response(orjson.dumps(content), media_type="application/json")
+        return await pages.pull(request, caller, conv_id, *_window(query, settings), _topic(query))
 
     @router.get(
         "/v1/conversations/{conv_id}",
         summary="Where a conversation stands",
         response_model=HeadResponse,
-        responses=problems(401, 422, 500, 503, 504),
+        responses=problems(401, 422, 429, 500, 503, 504),
     )
     async def head(conv_id: PathConvId, request: Request) -> Response:
         """Its last number, and up to which number everything is final."""
-        auth.caller(request.headers.get("authorization"))
+        caller = auth.caller(request.headers.get("authorization"))
         _check(conv_id)
         located = await backend.head(conv_id)
         if isinstance(located, Refusal):
-            raise refused(located)
+            raise refused(located, caller.service)
         content = {
             "conv_id": conv_id,
             "conv_seq": located.head,
@@ -114,6 +103,46 @@ def routes(backend: Backend, auth: Authenticator) -> APIRouter:
         return Response(orjson.dumps(content), media_type="application/json")
 
     return router
+
+
+class _Pages:
+    """Pulls pages, each in its turn, and sends them."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._pulls = Pulls(backend.manifest.shards, backend.settings)
+        self._encoders = ThreadPoolExecutor(1, "pages")
+        """Beside the event loop, which answers others meanwhile."""
+
+    async def pull(self, request: Request, caller: Caller, conv_id: str, *window: Any) -> Response:
+        """One page; `window` as `Backend.history` takes it."""
+        async with self._pulls.turn(self._backend.shard_of(conv_id), caller.sender):
+            if await request.is_disconnected():
+                raise ClientDisconnect  # while it waited
+            found = await self._backend.history(conv_id, *window)
+        if isinstance(found, Refusal):
+            raise refused(found, caller.service)
+        located, page = found
+        ends = _around(conv_id, located, page)
+        size = page.messages.nbytes
+        if size <= SMALL_BYTES:
+            self._pulls.charge(caller.sender, size)
+            return Response(ends[0] + encode(page.messages) + ends[1], media_type="application/json")
+        self._pulls.arrived(caller.sender, size)
+        done = partial(self._pulls.taken, caller.sender, size)
+        timeout_s = self._backend.settings.history_send_timeout_s
+        return PageResponse(request, page.messages, ends, self._encoders, timeout_s, done)
+
+
+def _around(conv_id: str, located: Located, page: Any) -> tuple[bytes, bytes]:
+    """What stands before and after the messages in `api.schemas.HistoryResponse`."""
+    after = {
+        "holes": [{"from": low, "to": high, "reason": reason} for low, high, reason in page.holes],
+        "stable_seq": located.stable,
+        "epoch": located.epoch,
+        "next": page.next,
+    }
+    return orjson.dumps({"conv_id": conv_id})[:-1] + b',"messages":[', b"]," + orjson.dumps(after)[1:]
 
 
 def _check(conv_id: str) -> None:
@@ -150,29 +179,3 @@ def _integer(text: str, name: str, low: int, high: int) -> int:
         if low <= value <= high and value == value.to_integral_value():
             return int(value)
     raise invalid(f"{name}={text!r}: a whole number from {low} to {high}")
-
-
-def _messages(table: pa.Table) -> list[dict[str, Any]]:
-    """`api.schemas.Message` for each row."""
-    names = ("conv_seq", "client_msg_id", "sender", "topic", "content_type", "client_ts", "server_ts", "body")
-    columns = []
-    for name in names:
-        column = table.column(name)
-        columns.append((column.cast(MS).cast(pa.int64()) if name.endswith("_ts") else column).to_pylist())
-    messages = []
-    for seq, raw, sender, topic, content_type, client_ts, server_ts, body in zip(*columns, strict=True):
-        message = {
-            "conv_seq": seq,
-            "client_msg_id": format_client_msg_id(raw),
-            "sender": sender,
-            "topic": topic,
-            "content_type": content_type,
-            "client_ts": client_ts,
-            "server_ts": server_ts,
-        }
-        try:
-            message["body"] = body.decode()
-        except UnicodeDecodeError:
-            message["body_base64"] = base64.b64encode(body).decode()
-        messages.append(message)
-    return messages
