@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -15,11 +14,18 @@ from typing import Annotated, Any
 
 import typer
 
+from imray.cli import own_process
 from imray.core.errors import ImrayError, InvalidError, UnavailableError
+from imray.log import private
+from imray.log.private import PrivateFolder
 
 _TOKEN_DAYS = 30
 _DETACH_TIMEOUT_S = 90.0
 _DOWN_TIMEOUT_S = 40.0
+_INFO, _LOG, _KEY, _RAY_TOKEN = "up.json", "up.log", "jwt.key", "ray.token"
+"""Files of the folder `run/`."""
+_UMASK = 0o027
+"""The log is for its owner to write and for its group to read."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 Data = Annotated[Path, typer.Option("--data", envvar="IMRAY_DATA", help="The folder that holds the log.")]
@@ -51,7 +57,8 @@ def up(
 
       imray up --data /shared/chat --address auto --shards 8 --detach
     """
-    data = data.resolve()
+    data = private.resolved(data)
+    os.umask(os.umask(_UMASK) | _UMASK)  # of the shards too: Ray starts them from here
     if detach and address is None:
         _spawn(data, port, host, shards, as_json)
         return
@@ -74,19 +81,17 @@ def down(data: Data = Path("imray-data")) -> None:
 
       imray down --data ./chat
     """
-    data = data.resolve()
+    data = private.resolved(data)
     info = read_info(data)
     if info is None:
-        raise InvalidError(f"nothing runs over {data}: there is no {_info_path(data)}")
+        raise InvalidError(f"nothing runs over {data}: there is no {data / private.RUN / _INFO}")
     if info["address"] is not None:
         _down_on_cluster(data, info["address"])
-    elif not _is_ours(info):
+    elif not own_process.runs(info):
         typer.echo("it had ended already")
-    else:
-        os.kill(info["pid"], signal.SIGTERM)
-        if not _wait_gone(info, _DOWN_TIMEOUT_S):
-            raise UnavailableError(f"process {info['pid']} does not end: see {data / 'run' / 'up.log'}")
-    _info_path(data).unlink(missing_ok=True)
+    elif not own_process.end(info, _DOWN_TIMEOUT_S):
+        raise UnavailableError(f"process {info['pid']} does not end: see {data / private.RUN / _LOG}")
+    _forget(data)
     typer.echo("down; the data stays in " + str(data))
 
 
@@ -106,15 +111,25 @@ def token(
 
     if not 0 < days <= 3650:
         raise InvalidError(f"{days} days: more than 0, at most 3650")
-    typer.echo(make_token(_dev_key(data.resolve(), make=False), sender, service, days * 86400))
+    typer.echo(make_token(_dev_key(private.resolved(data)), sender, service, days * 86400))
 
 
 def read_info(data: Path) -> dict[str, Any] | None:
     """What `imray up` left about the system over a folder: url, token, pid, started, namespace, address."""
-    try:
-        return json.loads(_info_path(data).read_text())
-    except FileNotFoundError:
+    run = private.find_run(data)
+    if run is None:
         return None
+    with run:
+        found = run.read(_INFO)
+    return None if found is None else json.loads(found)
+
+
+def _forget(data: Path) -> None:
+    """Take away what `read_info` reads, where it is still there."""
+    run = private.find_run(data)
+    if run is not None:
+        with run:
+            run.remove(_INFO)
 
 
 def _start(data: Path, port: int, host: str, shards: int | None, address: str | None, as_json: bool) -> dict[str, Any]:
@@ -125,22 +140,16 @@ def _start(data: Path, port: int, host: str, shards: int | None, address: str | 
     from imray.settings import Settings
 
     settings = Settings.from_env()
-    try:
-        (data / "run").mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise InvalidError(f"cannot make {data / 'run'}: {e.strerror}; choose another folder with --data") from e
-    running = read_info(data)
-    if running is not None and running["address"] is None and _is_ours(running):
-        raise InvalidError(f"it runs already: {running['url']}, process {running['pid']}; `imray down --data {data}`")
-    create_or_open(LocalStore(data), shards)
-    if address is None:
-        for left_over in (data / "tmp").glob("*"):  # of writers that were killed before they gave them a name
-            left_over.unlink(missing_ok=True)
-    auth = _auth_config(data, host)
+    with private.make_run(data, shared=address is not None) as run:
+        _refuse_second(data)
+        create_or_open(LocalStore(data), shards)
+        auth = _auth_config(run, host)
+        if address is None:
+            run.secret(_RAY_TOKEN, make=True)
     if address is None:
         port = free_port(host, port)
     # before signal handlers are set: ray.init replaces that of SIGTERM
-    deploy.connect(address)
+    deploy.connect(address, token_file=data / private.RUN / _RAY_TOKEN)
     steps = deploy.up(data, shards, settings, GatewayConfig(host, port, auth))
     try:
         while True:
@@ -154,7 +163,7 @@ def _start(data: Path, port: int, host: str, shards: int | None, address: str | 
         "url": f"http://{'[' + shown + ']' if ':' in shown else shown}:{deployment.port}",
         "token": None,
         "pid": os.getpid(),
-        "started": _start_time(os.getpid()),
+        "started": own_process.started(os.getpid()),
         "namespace": deployment.namespace,
         "address": address,
         "data": str(data),
@@ -162,8 +171,9 @@ def _start(data: Path, port: int, host: str, shards: int | None, address: str | 
     if auth.get("development"):
         from api.auth import make_token
 
-        info["token"] = make_token(_dev_key(data, make=False), "me", True, _TOKEN_DAYS * 86400)
-    _write_private(_info_path(data), json.dumps(info, indent=1).encode())
+        info["token"] = make_token(_dev_key(data), "me", True, _TOKEN_DAYS * 86400)
+    with private.make_run(data, shared=address is not None) as run:
+        run.write(_INFO, json.dumps(info, indent=1).encode())
     if as_json:
         typer.echo(json.dumps(info))
     else:
@@ -173,8 +183,10 @@ def _start(data: Path, port: int, host: str, shards: int | None, address: str | 
 
 def _say(info: dict[str, Any]) -> None:
     typer.echo(f"imray is up over {info['data']}\n  url    {info['url']}    (API: {info['url']}/docs)")
-    if info["token"]:
+    if info["token"] and sys.stdout.isatty():
         typer.echo(f"  token  {info['token']}\n         (development, role service, {_TOKEN_DAYS} days)")
+    elif info["token"]:  # what is not shown to a person may be kept, and read by others
+        typer.echo(f"  token  `imray token --service --data {info['data']}` makes one")
     else:
         typer.echo("  token  from your identity provider")
 
@@ -197,30 +209,27 @@ def _wait_and_stop(data: Path) -> None:
     assert manifest is not None
     deploy.down(manifest)
     ray.shutdown()
-    _info_path(data).unlink(missing_ok=True)
+    _forget(data)
 
 
 def _spawn(data: Path, port: int, host: str, shards: int | None, as_json: bool) -> None:
     """Run `imray up` in a process of its own that outlives this one, and wait until it is up."""
-    (data / "run").mkdir(parents=True, exist_ok=True)
-    running = read_info(data)
-    if running is not None and running["address"] is None and _is_ours(running):
-        raise InvalidError(f"it runs already: {running['url']}, process {running['pid']}")
-    _info_path(data).unlink(missing_ok=True)
     command = [sys.executable, "-m", "imray.cli", "up", "--data", str(data), "--port", str(port), "--host", host]
     if shards is not None:
         command += ["--shards", str(shards)]
-    log_path = data / "run" / "up.log"
-    with log_path.open("wb") as log:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    deadline = time.monotonic() + _DETACH_TIMEOUT_S
-    while (info := read_info(data)) is None:
-        if child.poll() is not None or time.monotonic() > deadline:
-            lines = log_path.read_text(errors="replace").strip().splitlines() or ["no reason given"]
-            raise UnavailableError(f"it did not start: {lines[-1]} (all of it: {log_path})")
-        time.sleep(0.05)
+    with private.make_run(data) as run:
+        _refuse_second(data)
+        run.remove(_INFO)
+        with os.fdopen(run.new_file(_LOG), "wb") as log:
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        deadline = time.monotonic() + _DETACH_TIMEOUT_S
+        while (info := read_info(data)) is None:
+            if child.poll() is not None or time.monotonic() > deadline:
+                lines = (run.read(_LOG) or b"").decode(errors="replace").strip().splitlines() or ["no reason given"]
+                raise UnavailableError(f"it did not start: {lines[-1]} (all of it: {run.path / _LOG})")
+            time.sleep(0.05)
     if as_json:
         typer.echo(json.dumps(info))
     else:
@@ -245,7 +254,14 @@ def _down_on_cluster(data: Path, address: str) -> None:
         ray.shutdown()
 
 
-def _auth_config(data: Path, host: str) -> dict[str, str]:
+def _refuse_second(data: Path) -> None:
+    """InvalidError where a system of this machine's own runs over the folder."""
+    running = read_info(data)
+    if running is not None and running["address"] is None and own_process.runs(running):
+        raise InvalidError(f"it runs already: {running['url']}, process {running['pid']}; `imray down --data {data}`")
+
+
+def _auth_config(run: PrivateFolder, host: str) -> dict[str, str]:
     """How callers prove who they are: from the environment, or on loopback a key of the data folder's own."""
     names = {"key_file": "IMRAY_JWT_KEY_FILE", "jwks": "IMRAY_JWKS"}
     config = {key: os.environ[name] for key, name in names.items() if os.environ.get(name)}
@@ -254,58 +270,23 @@ def _auth_config(data: Path, host: str) -> dict[str, str]:
             raise InvalidError(
                 f"listening on {host} needs a way to check tokens: set IMRAY_JWT_KEY_FILE (HS256) or IMRAY_JWKS"
             )
-        _dev_key(data, make=True)
-        config = {"key_file": str(_key_path(data)), "development": "yes"}
+        run.secret(_KEY, make=True)
+        config = {"key_file": str(run.path / _KEY), "development": "yes"}
     for key, name in {"issuer": "IMRAY_JWT_ISSUER", "audience": "IMRAY_JWT_AUDIENCE"}.items():
         if os.environ.get(name):
             config[key] = os.environ[name]
     return config
 
 
-def _dev_key(data: Path, make: bool) -> bytes:
-    path = _key_path(data)
-    if not path.exists():
-        if not make:
-            raise InvalidError(f"{data} has no development key: start it once with `imray up --data {data}`")
-        _write_private(path, secrets.token_hex(32).encode())
-    return path.read_bytes().strip()
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}")
-    fd = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "wb") as f:
-        f.write(content)
-    temporary.replace(path)
-
-
-def _key_path(data: Path) -> Path:
-    return data / "run" / "jwt.key"
-
-
-def _info_path(data: Path) -> Path:
-    return data / "run" / "up.json"
-
-
-def _start_time(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks: a pid alone may have passed to another process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (OSError, IndexError):
-        return None
-
-
-def _is_ours(info: dict[str, Any]) -> bool:
-    return info["started"] is not None and _start_time(info["pid"]) == info["started"]
-
-
-def _wait_gone(info: dict[str, Any], timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while _is_ours(info):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
+def _dev_key(data: Path) -> bytes:
+    run = private.find_run(data)
+    key = None
+    if run is not None:
+        with run:
+            key = run.secret(_KEY, make=False)
+    if key is None:
+        raise InvalidError(f"{data} has no development key: start it once with `imray up --data {data}`")
+    return key.strip()
 
 
 __all__ = ["ImrayError", "down", "read_info", "token", "up"]

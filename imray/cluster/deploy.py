@@ -20,7 +20,7 @@ from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from imray.cluster import gateway as gateways
-from imray.cluster import history, shard
+from imray.cluster import history, local_ray, shard
 from imray.cluster.gateway import GatewayConfig
 from imray.core.errors import UnavailableError
 from imray.log.manifest import Manifest, create_or_open
@@ -44,12 +44,11 @@ class Deployment:
     port: int
 
 
-def connect(address: str | None, num_cpus: int | None = None) -> None:
-    """Join a Ray cluster, or start a local one (address None) that ends with this process.
+def connect(address: str | None, num_cpus: int | None = None, token_file: Path | None = None) -> None:
+    """Join a Ray cluster, or start a local one (address None) that ends with this process and is this user's alone.
 
-    Call it before anything installs signal handlers: Ray replaces that of SIGTERM."""
-    # a local cluster may otherwise switch token authentication on by itself (Ray 2.52 and later)
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    `token_file`: see `local_ray.prepare`. Whether a cluster that is joined wants a token, and which, its operator says
+    in the environment. Call it before anything installs signal handlers: Ray replaces that of SIGTERM."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None or address.startswith("127."):
@@ -60,6 +59,7 @@ def connect(address: str | None, num_cpus: int | None = None) -> None:
     if address is None:
         ray.init(
             address="local",
+            _temp_dir=str(local_ray.prepare(token_file)),
             num_cpus=max(4, num_cpus or 0),
             include_dashboard=False,
             log_to_driver=False,

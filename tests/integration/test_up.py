@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,12 @@ def test_detached_it_outlives_its_command_and_ends_by_down(tmp_path: Path) -> No
         assert up.returncode == 0, up.stderr
         info: dict[str, Any] = json.loads(up.stdout)
         assert info["url"].startswith("http://127.0.0.1:")
+        run = data / "run"
+        assert stat.S_IMODE(run.stat().st_mode) == 0o700
+        assert {stat.S_IMODE(path.stat().st_mode) for path in run.iterdir()} == {0o600}
+        log = (run / "up.log").read_text()
+        assert info["url"] in log
+        assert info["token"] not in log
         sent = imray("send", "tea", "hello", "--data", str(data), "--json")
         assert sent.returncode == 0, sent.stderr
         assert "hello" in imray("tail", "tea", "--data", str(data)).stdout
