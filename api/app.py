@@ -9,7 +9,7 @@ from api import docs, groups, health, history, messages
 from api.auth import Authenticator, Caller
 from api.door import Door, Strays
 from api.limits import CALLING, Limits
-from api.problems import ProblemError, on_problem
+from api.problems import ProblemError, on_problem, on_unexpected
 from imray import __version__
 from imray.cluster.backend import Backend
 from imray.cluster.gateway import GatewayConfig
@@ -17,7 +17,7 @@ from imray.cluster.gateway import GatewayConfig
 
 def create_app(backend: Backend, config: GatewayConfig) -> Door:
     """The gateway over a backend. InvalidError where the config has no way to check tokens."""
-    auth = _Identifying(config.auth)
+    auth = _Identifying(config.auth, backend.settings)
     app = FastAPI(
         title="imray",
         version=__version__,
@@ -29,6 +29,7 @@ def create_app(backend: Backend, config: GatewayConfig) -> Door:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.add_exception_handler(ProblemError, on_problem)
+    app.add_exception_handler(Exception, on_unexpected)
     router, send = messages.routes(backend, auth)
     routers = [router, history.routes(backend, auth), groups.routes(backend, auth), health.routes(backend, auth)]
     app.add_exception_handler(HTTPException, Strays(routers))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import orjson
 import pyarrow as pa
 from fastapi import APIRouter, Request, Response
+from starlette.requests import ClientDisconnect
 
 from api.arrow import check_batch_arrow
 from api.auth import Authenticator, Caller
@@ -13,13 +16,15 @@ from api.checks import check_batch_json, check_message, media_type, read_body, s
 from api.docs import json_body, problems
 from api.door import Endpoint, RawRoute
 from api.outcomes import ARROW_TYPE, CONFLICT, CREATED, DUPLICATE, Outcomes
-from api.problems import ProblemError, refused
+from api.problems import ProblemError, refused, unexpected
 from api.schemas import BatchRequest, BatchResponse, PathConvId, SendRequest, SendResponse
 from imray.cluster.backend import Backend
 from imray.cluster.batcher import Outcome, Send
 from imray.cluster.replies import WAITS, Refusal, Refused
 from imray.core.ids import format_client_msg_id
 from imray.core.routing import offset_of
+
+log = logging.getLogger("imray.messages")
 
 _JSON = "application/json"
 
@@ -45,11 +50,18 @@ def routes(backend: Backend, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
     async def send(conv_id: PathConvId, request: Request) -> Response:
         """The answer comes when the message is durable. 409 carries the first `conv_seq` of the id.
         After 503 or 504 retry with the same `client_msg_id`."""
-        caller = auth.caller(request.headers.get("authorization"))
-        media_type(request, _JSON)
-        message = check_message(await read_body(request, one_bytes_max), conv_id, caller, settings)
-        rates.messages(caller.sender, caller.service, 1)
-        return _one(message, await backend.send(message), backend.shard_of(conv_id), caller)
+        try:
+            caller = auth.caller(request.headers.get("authorization"))
+            media_type(request, _JSON)
+            message = check_message(await read_body(request, one_bytes_max), conv_id, caller, settings)
+            rates.messages(caller.sender, caller.service, 1)
+            return _one(message, await backend.send(message), backend.shard_of(conv_id), caller)
+        except (ProblemError, ClientDisconnect):
+            raise
+        except Exception as e:
+            # this way does not lead through the framework, which catches such things for the others
+            log.exception("a send failed")
+            raise unexpected() from e
 
     @router.post(
         "/v1/messages:batch",
