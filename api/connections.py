@@ -49,7 +49,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         self._postponed: tuple[RequestResponseCycle, Any] | None = None
         self.account = self.limits.account(self.client[0] if self.client else "")
-        self._refusal = self.account.refusal()
+        self._refusal = self.account.admit(transport.abort)
+        self._new = True
         self.watch.join(self)
         if self._refusal is not None:
             self.watch.join_spare(self)
@@ -113,6 +114,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._stage >= _DEAF:
             return
         self._progress += 1
+        if self._new:
+            self._new = False
+            self.account.arrive()
         if len(self.pipeline) >= _PIPELINE_MAX:
             self._close_after(self.cycle)
             return

@@ -7,6 +7,7 @@ and to the token's subject instead as soon as that is known and matters.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
 from contextvars import ContextVar
 
 from api.problems import ProblemError
@@ -22,11 +23,14 @@ _IPV6_PREFIX = 64
 """Who has one IPv6 address has 2^64 of them."""
 _RETRY_AFTER_S = 1.0
 
+Newcomers = dict["Account", Callable[[], None]]
+"""Connections that have not made a request yet, oldest first, and how to close each."""
+
 
 class Usage:
     """What one peer or one subject holds."""
 
-    __slots__ = ("accounts", "bytes", "connections", "key")
+    __slots__ = ("accounts", "bytes", "connections", "key", "newcomers")
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -34,6 +38,7 @@ class Usage:
         self.accounts = 0
         """Those that it pays for."""
         self.bytes = 0
+        self.newcomers: Newcomers = {}
 
 
 class Limits:
@@ -43,6 +48,7 @@ class Limits:
         self.settings = settings
         self.connections = 0
         self.bytes = 0
+        self.newcomers: Newcomers = {}
         self._usages: dict[str, Usage] = {}
 
     def account(self, host: str) -> Account:
@@ -75,7 +81,18 @@ class Limits:
 class Account:
     """What one connection holds, and who pays for it."""
 
-    __slots__ = ("_asked", "_ended", "_limits", "_making", "_payer", "_peer", "_written", "blocked", "subject")
+    __slots__ = (
+        "_asked",
+        "_counted",
+        "_ended",
+        "_limits",
+        "_making",
+        "_payer",
+        "_peer",
+        "_written",
+        "blocked",
+        "subject",
+    )
 
     def __init__(self, limits: Limits, peer: Usage) -> None:
         self._limits = limits
@@ -89,8 +106,7 @@ class Account:
         """The client does not read as fast as it is written to."""
         self.subject: str | None = None
         """Whom the request's token speaks for, as soon as it was checked."""
-        limits.connections += 1
-        peer.connections += 1
+        self._counted = False
         peer.accounts += 1
 
     @property
@@ -98,15 +114,39 @@ class Account:
         """Bytes of the request's body, as far as they came."""
         return self._asked
 
-    def refusal(self) -> ProblemError | None:
-        """Why this connection is one too many."""
+    def admit(self, close: Callable[[], None]) -> ProblemError | None:
+        """Take the connection in, or say why it is one too many.
+
+        The oldest that has not made a request yet makes room for it: silence keeps nobody out."""
         settings = self._limits.settings
-        if self._peer.connections > settings.connections_per_peer_max:
-            detail = f"more than {settings.connections_per_peer_max} connections from one address: close some"
-            return ProblemError(429, "too-many", detail, _RETRY_AFTER_S)
-        if self._limits.connections > settings.connections_max:
-            return ProblemError(503, "busy", "too many connections: come back later", _RETRY_AFTER_S)
+        if self._peer.connections >= settings.connections_per_peer_max:
+            if not self._peer.newcomers:
+                detail = f"more than {settings.connections_per_peer_max} connections from one address: close some"
+                return ProblemError(429, "too-many", detail, _RETRY_AFTER_S)
+            _make_room(self._peer.newcomers)
+        elif self._limits.connections >= settings.connections_max:
+            if not self._limits.newcomers:
+                return ProblemError(503, "busy", "too many connections: come back later", _RETRY_AFTER_S)
+            _make_room(self._limits.newcomers)
+        self._counted = True
+        self._peer.connections += 1
+        self._limits.connections += 1
+        self._peer.newcomers[self] = close
+        self._limits.newcomers[self] = close
         return None
+
+    def arrive(self) -> None:
+        """The first request is here."""
+        self._peer.newcomers.pop(self, None)
+        self._limits.newcomers.pop(self, None)
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self.arrive()
+        if self._counted:
+            self._counted = False
+            self._peer.connections -= 1
+            self._limits.connections -= 1
 
     def begin(self) -> None:
         """A request: until its subject is known the peer pays."""
@@ -177,9 +217,8 @@ class Account:
         self._change(-(self._asked + self._making + self._written))
         self._ended = True
         self._asked = 0
+        self.leave()
         self._payer.accounts -= 1
-        self._peer.connections -= 1
-        self._limits.connections -= 1
         self._limits.forget(self._payer)
         self._limits.forget(self._peer)
 
@@ -196,6 +235,13 @@ class Account:
         payer.accounts += 1
         self._payer = payer
         self._limits.forget(before)
+
+
+def _make_room(newcomers: Newcomers) -> None:
+    oldest = next(iter(newcomers))
+    close = newcomers[oldest]
+    oldest.leave()
+    close()
 
 
 def over_budget() -> ProblemError:

@@ -65,12 +65,13 @@ class DoorServer:
         self._thread = threading.Thread(target=self.server.run, args=([self._listener],), daemon=True)
         self._listener.listen(2048)
 
-    def connect(self, read_buffer: int | None = None) -> socket.socket:
+    def connect(self, read_buffer: int | None = None, source: str = "127.0.0.1") -> socket.socket:
         """A connection; a small `read_buffer` lets the server feel at once that nobody reads."""
         made = socket.socket()
         made.settimeout(20)
         if read_buffer is not None:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, read_buffer)
+        made.bind((source, 0))
         made.connect(("127.0.0.1", self.port))
         return made
 

@@ -5,40 +5,67 @@ from __future__ import annotations
 import contextlib
 import socket
 
+import pytest
 from door_client import MB, answer, get, healthy, post, push, refused
 from door_server import DoorServer
 
 from tests.faults.process import until
 
 
-def test_connections_of_one_address_are_bounded_and_health_is_answered() -> None:
+def _speak(raw: socket.socket) -> None:
+    raw.sendall(post(b"abc"))
+    assert answer(raw)[2] == b'{"bytes":3}'
+
+
+def test_connections_of_one_address_are_bounded_and_cost_neither_the_others_nor_health() -> None:
     with DoorServer(connections_per_peer_max=20) as running, contextlib.ExitStack() as open_ones:
         held = [open_ones.enter_context(running.connect()) for _ in range(20)]
-        until(lambda: running.limits.connections == 20, "all are there", 5)
-        with running.connect() as raw:
-            raw.sendall(post(b"abc"))
-            problem = refused(raw)
-            assert (problem["status"], problem["type"]) == (429, "urn:imray:problem:too-many")
-        assert healthy(running)
-        held[0].sendall(post(b"abc"))
-        assert answer(held[0])[0] == 200
-        held.pop().close()
-        until(lambda: running.limits.connections == 19, "one is gone", 5)
-        with running.connect() as raw:
-            raw.sendall(post(b"abc"))
-            assert answer(raw)[0] == 200
-
-
-def test_a_flood_of_silent_connections_leaves_room_for_health_and_clear_refusals() -> None:
-    with DoorServer(connections_max=30) as running, contextlib.ExitStack() as open_ones:
-        for _ in range(300):
-            open_ones.enter_context(running.connect())
-        until(lambda: running.limits.connections <= 30 + 64, "the oldest are closed", 5)
-        assert healthy(running)
+        for raw in held:
+            _speak(raw)
         with running.connect() as raw:
             raw.sendall(post(b"x" * 200_000))
             problem = refused(raw)
+            assert (problem["status"], problem["type"]) == (429, "urn:imray:problem:too-many")
+        assert healthy(running)
+        _speak(held[0])
+        with running.connect(source="127.0.0.2") as raw:
+            _speak(raw)
+        held.pop().close()
+        until(lambda: running.limits.connections == 19, "they are gone", 5)
+        with running.connect() as raw:
+            _speak(raw)
+
+
+def test_connections_are_bounded_in_total_but_for_health() -> None:
+    with DoorServer(connections_max=20) as running, contextlib.ExitStack() as open_ones:
+        held = [open_ones.enter_context(running.connect(source=f"127.0.0.{at + 2}")) for at in range(20)]
+        for raw in held:
+            _speak(raw)
+        for _ in range(200):
+            open_ones.enter_context(running.connect())  # and say nothing
+        assert healthy(running)
+        until(lambda: len(running.server.server_state.connections) <= 20 + 64, "the oldest are closed", 5)
+        with running.connect() as raw:
+            raw.sendall(post(b"abc"))
+            problem = refused(raw)
             assert (problem["status"], problem["type"]) == (503, "urn:imray:problem:busy")
+        _speak(held[0])
+
+
+@pytest.mark.parametrize("bound", ["connections_max", "connections_per_peer_max"])
+def test_a_flood_of_silent_connections_keeps_nobody_out(bound: str) -> None:
+    with DoorServer(**{bound: 30}) as running, contextlib.ExitStack() as open_ones:
+        friend = open_ones.enter_context(running.connect())
+        _speak(friend)
+        for at in range(300):
+            silent = open_ones.enter_context(running.connect())
+            if at % 2:
+                silent.sendall(b"GET / HTTP/1.1\r\n")
+        until(lambda: len(running.server.server_state.connections) == 30, "the oldest make room", 5)
+        assert healthy(running)
+        _speak(friend)
+        with running.connect() as raw:
+            _speak(raw)
 
 
 def test_requests_at_once_are_bounded_but_for_health() -> None:
