@@ -24,7 +24,8 @@ def create_app(backend: Backend, config: GatewayConfig) -> Door:
         summary="Message ordering for chat: durable, numbered, once.",
         description="Every message gets one number per conversation in the step that makes it durable, "
         "once per client_msg_id. All but health needs a bearer token. Errors are problem documents (RFC 9457); 405 "
-        "names the methods that a path has in `Allow`.",
+        "names the methods that a path has in `Allow`. Any request may be refused with 408 (too slow), 414 (path too "
+        "long), 429 or 503 (too much at once, see Retry-After) or 431 (headers too large): nothing was written.",
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )

@@ -176,6 +176,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._window = None  # it has read what waited: a long answer is written part by part
         self.account.blocked = False
         self.account.settle_written()
         if self._postponed is not None:

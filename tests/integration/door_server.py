@@ -47,10 +47,21 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
     _authenticate(request)
     query = parse_qs(scope["query_string"].decode())
     body = b"x" * int(query.get("bytes", ["2"])[0])
+    if "part" in query:
+        await _stream(body, int(query["part"][0]), send)
+        return
     try:
         await Response(body, media_type="text/plain")(scope, receive, send)
     except ProblemError as e:
         await e.response()(scope, receive, send)
+
+
+async def _stream(body: bytes, part: int, send: Send) -> None:
+    """As pages of history are sent: without a length, the next part when the one before is taken."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for at in range(0, len(body), part):
+        await send({"type": "http.response.body", "body": body[at : at + part], "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class DoorServer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import time
 from collections.abc import Iterator
 
@@ -155,6 +156,21 @@ def test_who_does_not_read_is_cut_off() -> None:
         until(lambda: running.limits.connections == 1, "the silent one is cut off", 5)
         assert time.monotonic() - began < 5
         until(lambda: running.limits.bytes == 0, "nothing is held for it", 5)
+
+
+def test_who_takes_a_long_answer_slowly_is_not_cut_off() -> None:
+    with DoorServer(write_deadline_s=0.3) as running, running.connect(65_536) as raw:
+        request = get(16 * MB).replace(b" HTTP", b"&part=262144 HTTP")
+        raw.sendall(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        began = time.monotonic()
+        heard = 0
+        while chunk := raw.recv(65_536):
+            heard += len(chunk)
+            # in step with a clock, for six deadlines
+            while time.monotonic() - began < heard / (8 * MB):
+                select.select([], [], [], 0.005)
+        assert heard > 16 * MB
+        assert time.monotonic() - began > 1.5
 
 
 # what was so before

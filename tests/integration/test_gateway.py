@@ -149,6 +149,16 @@ def test_too_large_is_refused_before_it_is_read(http: httpx.Client, conv: str, s
     assert sent < 50_000_000
 
 
+def test_headers_are_bounded_and_health_needs_no_place(http: httpx.Client, system: System) -> None:
+    answer = http.get("/v1/version", headers={"x-long": "x" * 70_000})
+    assert (answer.status_code, answer.json()["type"]) == (431, "urn:imray:problem:too-large")
+    open_ones = [socket.create_connection(("127.0.0.1", int(system.url.rsplit(":", 1)[1]))) for _ in range(1200)]
+    assert http.get("/livez").status_code == 200
+    assert http.get("/v1/version").status_code == 200
+    for one in open_ones:
+        one.close()
+
+
 def test_too_many(http: httpx.Client, conv: str) -> None:
     messages = [{"conv_id": conv, "client_msg_id": uuid.uuid4().hex, "body": ""} for _ in range(10_001)]
     assert http.post("/v1/messages:batch", json={"messages": messages}).status_code == 413
