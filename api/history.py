@@ -20,7 +20,7 @@ from api.door import RawRoute
 from api.pages import PageResponse, encode
 from api.problems import refused
 from api.schemas import HeadResponse, HistoryResponse, PathConvId, text_schema
-from api.turns import SMALL_BYTES, Pulls
+from api.turns import Pulls
 from imray.cluster.backend import Backend
 from imray.cluster.replies import Located, Refusal
 from imray.core.errors import InvalidError
@@ -120,15 +120,15 @@ class _Pages:
             if await request.is_disconnected():
                 raise ClientDisconnect  # while it waited
             found = await self._backend.history(conv_id, *window)
-        if isinstance(found, Refusal):
-            raise refused(found, caller.service)
-        located, page = found
+            if isinstance(found, Refusal):
+                raise refused(found, caller.service)
+            located, page = found
+            # before the next turn is given
+            size = page.messages.nbytes
+            large = self._pulls.arrived(caller.sender, size)
         ends = _around(conv_id, located, page)
-        size = page.messages.nbytes
-        if size <= SMALL_BYTES:
-            self._pulls.charge(caller.sender, size)
+        if not large:
             return Response(ends[0] + encode(page.messages) + ends[1], media_type="application/json")
-        self._pulls.arrived(caller.sender, size)
         done = partial(self._pulls.taken, caller.sender, size)
         timeout_s = self._backend.settings.history_send_timeout_s
         return PageResponse(request, page.messages, ends, self._encoders, timeout_s, done)

@@ -70,17 +70,17 @@ class Pulls:
         finally:
             turns.give(caller)
 
-    def charge(self, caller: str, size: int) -> None:
-        """The caller had a page of that size."""
+    def arrived(self, caller: str, size: int) -> bool:
+        """A page is there. True: it counts as on its way until `taken` says that it has gone; False: it is small.
+        ProblemError 503: there is no room for it."""
         self._accounts.charge(caller, SMALL_BYTES + size, self._clock_s())
-
-    def arrived(self, caller: str, size: int) -> None:
-        """A page is there, and goes to its caller; `taken` says when it has. ProblemError 503: there is no room."""
-        self.charge(caller, size)
+        if size <= SMALL_BYTES:
+            return False
         if self.bytes + size > self._bytes_max:
             raise ProblemError(503, "busy", "the gateway holds too many large pages: retry later, or ask for less", 2.0)
         self._pages[caller] = self._pages.get(caller, 0) + size
         self.bytes += size
+        return True
 
     def taken(self, caller: str, size: int) -> None:
         """A page has gone, or nobody wants it any more."""

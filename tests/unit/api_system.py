@@ -31,6 +31,7 @@ class FakeBackend:
         self.manifest = SimpleNamespace(shards=1, cluster_id="test")
         self.page = page if page is not None else page_of([b"x"] * 3)
         self.asked = 0
+        self.was_asked = asyncio.Event()
         self.answers = asyncio.Event()
         """Status is not answered before."""
         self.answers.set()
@@ -38,7 +39,7 @@ class FakeBackend:
         self.refusal: Refusal | None = None
         self.read: list[str] = []
         """Conversations, as their pages were read."""
-        self.reading = 0
+        self.was_read = asyncio.Event()
         self.fault: Exception | None = None
         self._reader = asyncio.Lock()
 
@@ -58,6 +59,7 @@ class FakeBackend:
 
     async def status(self) -> list[dict[str, Any]]:
         self.asked += 1
+        self.was_asked.set()
         await self.answers.wait()
         return [{"shard": i, "state": state, "pid": 7} for i, state in enumerate(self.states)]
 
@@ -67,11 +69,10 @@ class FakeBackend:
         return self.refusal or located()
 
     async def history(self, conv_id: str, *window: Any) -> tuple[Located, HistoryPage] | Refusal:
-        self.reading += 1
         async with self._reader:
             await asyncio.sleep(0)
             self.read.append(conv_id)
-        self.reading -= 1
+            self.was_read.set()
         if self.refusal is not None:
             return self.refusal
         return located(), HistoryPage(self.page, [], 1, self.page.num_rows, None)
