@@ -87,10 +87,7 @@ def routes(backend: Backend, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
             batch, conv_ids = check_batch_json(data, caller, settings)
         rates.messages(caller.sender, caller.service, batch.num_rows)
         outcomes = await _send_columns(backend, batch, caller)
-        _all_failed(outcomes)
-        if kind == ARROW_TYPE:
-            return Response(outcomes.arrow().to_pybytes(), media_type=ARROW_TYPE)
-        return Response(outcomes.json(conv_ids, batch.column("client_msg_id")), media_type=_JSON)
+        return _many(outcomes, conv_ids, batch, kind)
 
     return router, send
 
@@ -147,6 +144,13 @@ def _one(send: Send, outcome: Outcome, shard: int, caller: Caller) -> Response:
         "stable_seq": stable,
     }
     return Response(orjson.dumps(content), status, media_type=_JSON)
+
+
+def _many(outcomes: Outcomes, conv_ids: list[str], batch: pa.RecordBatch, kind: str) -> Response:
+    _all_failed(outcomes)
+    if kind == ARROW_TYPE:
+        return Response(outcomes.arrow().to_pybytes(), media_type=ARROW_TYPE)
+    return Response(outcomes.json(conv_ids, batch.column("client_msg_id")), media_type=_JSON)
 
 
 def _all_failed(outcomes: Outcomes) -> None:
