@@ -86,8 +86,7 @@ def routes(backend: Backend, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
         else:
             batch, conv_ids = check_batch_json(data, caller, settings)
         rates.messages(caller.sender, caller.service, batch.num_rows)
-        outcomes = await _send_columns(backend, batch, caller)
-        return _many(outcomes, conv_ids, batch, kind)
+        return _many(await _send_columns(backend, batch, caller), conv_ids, batch, kind)
 
     return router, send
 
