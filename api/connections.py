@@ -26,6 +26,8 @@ is closed after the answers that are under way; LINGER: it was refused, and what
 
 _PIPELINE_MAX = 32
 """Requests that wait for the answer to the one before. A read of 256 KB holds 14,000, each of 2 KB in memory."""
+_LINE_BYTES = 4
+"""Of a header's line, beside name and value."""
 _LINGER_S = 2.0
 """A refused client may still be sending: closed at once, the kernel would take back the refusal from it, too."""
 
@@ -44,8 +46,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self._seen_at = self.loop.time()
         self._window: tuple[float, int] | None = None
         self._progress = 0
-        self._line_bytes = 0
+        self._fed_bytes = 0
         self._bare_bytes = 0
+        self.url = b""
+        self.headers = []
         self._running: RequestResponseCycle | None = None
         self._postponed: tuple[RequestResponseCycle, Any] | None = None
         self.account = self.limits.account(self.client[0] if self.client else "")
@@ -65,18 +69,31 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if self._stage == _IDLE:
             self._enter(_HEAD)
-        if self._stage == _BODY and self.account.subject is not None:
+        elif self._stage == _BODY and self.account.subject is not None:
             # not with the first bytes: by now the app has looked at the token
             self.account.identify()
         progress = self._progress
+        self._fed_bytes = len(data)
         super().data_received(data)
-        if self._progress != progress or self._stage not in (_HEAD, _BODY):
+        if self._progress != progress or (self._stage != _HEAD and self._stage != _BODY):
             self._bare_bytes = 0
             return
         # nothing but a part of headers, or of what stands around a body's chunks and after them
         self._bare_bytes += len(data)
-        if self._bare_bytes > self.limits.settings.header_bytes_max:
-            self._refuse(self._headers_too_large())
+        self._check_head(self._bare_bytes)
+
+    def _check_head(self, size: int) -> bool:
+        """Refuse headers over a bound; of the lines after a chunked body, too."""
+        settings = self.limits.settings
+        if len(self.url) > settings.url_bytes_max:
+            detail = f"the path and query have more than {settings.url_bytes_max} bytes"
+            self._refuse(ProblemError(414, "too-large", detail))
+        elif size > settings.header_bytes_max or len(self.headers) > settings.header_lines_max:
+            detail = f"more than {settings.header_bytes_max} bytes or {settings.header_lines_max} lines of headers"
+            self._refuse(ProblemError(431, "too-large", detail))
+        else:
+            return True
+        return False
 
     def _enter(self, stage: int) -> None:
         self._stage = stage
@@ -88,27 +105,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._stage >= _DEAF:
             return
         super().on_message_begin()
-        self._line_bytes = 0
         self._enter(_HEAD)
-
-    def on_url(self, url: bytes) -> None:
-        if self._stage >= _DEAF:
-            return
-        self.url += url
-        if len(self.url) > self.limits.settings.url_bytes_max:
-            detail = f"the path and query have more than {self.limits.settings.url_bytes_max} bytes"
-            self._refuse(ProblemError(414, "too-large", detail))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._stage >= _DEAF:
-            return
-        self._line_bytes += len(name) + len(value) + 4  # ": " and the line's end
-        settings = self.limits.settings
-        # the lines after a chunked body count on
-        if self._line_bytes > settings.header_bytes_max or len(self.headers) >= settings.header_lines_max:
-            self._refuse(self._headers_too_large())
-            return
-        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self._stage >= _DEAF:
@@ -119,6 +116,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self.account.arrive()
         if len(self.pipeline) >= _PIPELINE_MAX:
             self._close_after(self.cycle)
+            return
+        if not self._check_head(self._head_bytes()):
             return
         self._enter(_BODY)
         self.account.begin()
@@ -136,6 +135,12 @@ class GuardedProtocol(HttpToolsProtocol):
         self.app = self.config.loaded_app
         if self._refusal is not None:
             self.cycle.keep_alive = False
+
+    def _head_bytes(self) -> int:
+        """Of complete headers; counted only where they can be too large."""
+        if self._bare_bytes + self._fed_bytes <= self.limits.settings.header_bytes_max:
+            return 0
+        return len(self.url) + sum(len(name) + len(value) + _LINE_BYTES for name, value in self.headers)
 
     def on_body(self, body: bytes) -> None:
         if self._stage >= _DEAF:
@@ -241,11 +246,6 @@ class GuardedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         if self._stage < _DEAF:
             self._refuse(ProblemError(400, "invalid", msg))
-
-    def _headers_too_large(self) -> ProblemError:
-        settings = self.limits.settings
-        detail = f"more than {settings.header_bytes_max} bytes or {settings.header_lines_max} lines of headers"
-        return ProblemError(431, "too-large", detail)
 
     def _close_after(self, cycle: RequestResponseCycle) -> None:
         """Read no more; answers to earlier requests still go out."""
