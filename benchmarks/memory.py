@@ -103,6 +103,7 @@ def sealed(folder: Path) -> dict[str, float]:
     table = _fill(IDS)
     interval = seal(LocalStore(folder), 0, table, Postings(), int(table.place[IDS - 1]), ["room"])
     size = sum((folder / name).stat().st_size for name in interval.interval.names)
+    assert interval.bloom is not None
     return {"filter": interval.bloom.words.nbytes / IDS, "files": size / IDS}
 
 

@@ -59,7 +59,7 @@ def status(
             typer.echo(table(_HOT_COLUMNS, [[group.get(name) for name in _HOT_COLUMNS] for group in hot]))
         notes = [f"  shard {shard['shard']}: {note}" for shard in shards for note in shard.get("notes", ())]
         if notes:
-            typer.echo("\nderived files that were missing or damaged (nothing is lost by that):")
+            typer.echo("\nnotes:")
             typer.echo("\n".join(notes))
     if any(shard.get("state") != "serving" for shard in answer["shards"]):
         raise typer.Exit(1)

@@ -9,15 +9,11 @@ import numpy as np
 
 from imray.cluster.replies import Appended, Firsts, Refusal, Refused
 from imray.core.columns import Plan
-from imray.core.sequencer import IN_FLIGHT, UNREADABLE
+from imray.core.sequencer import IN_FLIGHT
 from imray.log.rows import Prepared
 
 _IN_FLIGHT = Refusal(
     Refused.UNAVAILABLE, "an earlier send of one of these ids is not settled yet: retry with the same ids", 0.05
-)
-_UNREADABLE = (
-    "the id was sent before, in a file of the log that does not verify: its number cannot be told, and nothing was "
-    "written. A person must look: the server's log and `imray audit` name the file"
 )
 
 
@@ -80,5 +76,4 @@ def _firsts(planned: Plan, start: int, end: int, written: Written) -> Firsts | N
         planned.row_in_segment[rows],
         np.where(here, written.epoch, planned.epoch[rows]),
         np.where(here, written.server_ts, planned.server_ts[rows]),
-        _UNREADABLE if (planned.status[rows] == UNREADABLE).any() else "",
     )

@@ -72,7 +72,10 @@ class Committer:
         self.state, self.writer = state, writer
         self._settings, self.clock_ms = settings, clock_ms
         self.blocks: Blocks | None = None
-        self.confirmer = Confirmer(store, shard, state.seed)
+        self.confirmer = Confirmer(store, shard, state.seed, self.note)
+        self.rewrite = False
+        """An interval was made anew, or the log was read instead of a checkpoint: there should be one, though none is
+        due."""
         self.retired = Retired(store, shard, writer.is_last)
         """Touched by whoever writes the checkpoints, after each of them."""
         self._replaced: list[SealedInterval] = []
@@ -99,12 +102,13 @@ class Committer:
         """Recover the shard and fence off every earlier writer; as `become_writer`. `notes` are those of former
         incarnations; they go on."""
         told: list[str] = []
-        state, writer = become_writer(store, shard, seed, clock_ms, told, on_unwritable)
+        state, writer = become_writer(store, shard, seed, clock_ms, told, on_unwritable, settings.checkpoint_ids_max)
         committer = cls(store, shard, state, writer, settings, clock_ms)
         if notes is not None:
             committer.notes = notes
         for note in told:
             committer.note(note)
+        committer.rewrite = bool(told)
         return committer
 
     def note(self, text: str) -> None:
@@ -195,6 +199,7 @@ class Committer:
         state = self.state
         return (
             state.frozen is not None
+            or (self.rewrite and self.log_moved)
             or state.recent.count >= self._settings.checkpoint_ids_max
             or len(state.postings.entries) >= self._settings.checkpoint_segments_max
         )
@@ -216,7 +221,8 @@ class Committer:
     def freeze(self) -> Snapshot:
         """Set aside what the next checkpoint covers; again after a failed one: the same."""
         if self._snapshot is None:
-            freeze(self.state)
+            if self.state.frozen is None:  # else the disk was full when the log was read
+                freeze(self.state)
             self._snapshot = snapshot(self.state, self.shard)
         return self._snapshot
 
@@ -229,6 +235,7 @@ class Committer:
         anew while it was written stays so."""
         self._used = sealed(self.state, [*self.intervals, files[-1]])
         self._snapshot = None
+        self.rewrite = False
 
     def clear_used(self) -> IdTable | None:
         """Clear the table of the last freeze, if not done yet. In any thread: nobody else uses it, and clearing tens
@@ -251,7 +258,7 @@ class Committer:
             return False
         self.state.sealed = [*there[:at], whole, *there[at + len(parts) :]]
         self._replaced += parts
-        self.confirmer.damaged.difference_update(parts)
+        self.confirmer.forget(parts)
         return True
 
     def collect(self, replaced: Sequence[SealedInterval], in_use: Sequence[SealedInterval]) -> int:
@@ -276,7 +283,7 @@ class Committer:
             "sealed_ids": sum(i.interval.ids for i in self.intervals),
             "bytes": state.conversations.nbytes
             + sum(t.nbytes for t in (state.recent, state.frozen, state.spare) if t is not None)
-            + sum(i.bloom.words.nbytes for i in self.intervals),
+            + sum(i.bloom.words.nbytes for i in self.intervals if i.bloom is not None),
             "checkpoint_segment": state.covered.get(0, 0),
         }
 

@@ -6,7 +6,7 @@ Everything here is called from the one thread that touches the shard's state.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from imray.cluster.committer import Committer, Records
 from imray.core.blocks import (
@@ -101,6 +101,11 @@ class Grants:
     def _next_ceiling(self, group: HotGroup, conv: int, head: int) -> int | None:
         return next_ceiling(group, head, self._block_max.get(conv, 0), self.committer.heat.rates.get(conv, 0.0))
 
+    def ceilings_logged(self, convs: Collection[int]) -> None:
+        """A record of some conversations' ceilings is durable, or will not be: they may be wanted again."""
+        for conv in convs:
+            self._ceilings_asked.pop(conv, None)
+
     def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> None:
         """A sub-topic's segments are durable. In order; what is known already is skipped."""
         if self.blocks.slot_epoch(slot) != epoch:
@@ -166,9 +171,10 @@ class Grants:
         for conv, first, last in ranges_of(blocks):
             self.voids[self.committer.state.conversations.name(conv)] += last - first + 1
 
-    def ceilings(self) -> Records:
-        """Records with the ceilings that are wanted now."""
-        wanted, self.ceilings_wanted = self.ceilings_wanted, set()
+    def ceilings(self) -> tuple[set[int], Records]:
+        """Records with the ceilings that are wanted now, and whose: `ceilings_logged` must follow."""
+        wanted = self.ceilings_wanted
+        self.ceilings_wanted = set()
 
         def records(state: ShardState) -> list[Record]:
             # after the record that turns it cold this one would turn it hot again; if it stays hot, the next ask wants
@@ -181,7 +187,7 @@ class Grants:
                 if conv in state.hot
             ]  # fmt: skip
 
-        return records
+        return wanted, records
 
     def exact_ceilings(self) -> Records:
         """Records with the heads as ceilings, for a stop in good order: `blocks.closed` is set, and no grant is
@@ -192,6 +198,8 @@ class Grants:
             assert not self.blocks.outstanding
             found: list[Record] = []
             for conv, group in sorted(state.hot.items()):
+                if conv in self.blocks.cooling:
+                    continue  # a record that turns it cold may be on its way, and this one would turn it hot again
                 head = int(state.conversations.heads[conv])
                 body: dict[str, object] = {
                     "topics": group.topics,

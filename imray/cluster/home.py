@@ -19,7 +19,7 @@ from imray.cluster.grants import Grants
 from imray.cluster.hot import HotGroups
 from imray.cluster.owner import Owner, now_ms
 from imray.cluster.replies import Located, Refusal, Refused
-from imray.cluster.upkeep import Upkeep
+from imray.cluster.upkeep import Upkeep, UpkeepThreads
 from imray.core.errors import StorageError
 from imray.log.recovery import Readable
 from imray.log.rows import Prepared
@@ -52,6 +52,7 @@ class Home(Owner):
         self._store, self.shard, self._clock_ms, self._start_topics = store, shard, clock_ms, start_topics
         self._host = host
         self._thread = ThreadPoolExecutor(1, f"commit-{shard}")
+        self._upkeep_threads = UpkeepThreads(shard)
         self._lock = threading.Lock()
         self._committer: Committer | None = None
         self._readable: Readable | None = None
@@ -76,15 +77,18 @@ class Home(Owner):
         try:
             grants: Grants = await self.on_state(Grants.open, committer)
             hot = HotGroups(self, grants, self._settings, self._start_topics, self._host, fail)
-        except BaseException:
+        except BaseException as e:
             committer.writer.close()
+            if isinstance(e, StorageError):
+                self._found(Readable(committer.state, True))  # the fence fitted, and the record after it did not
             raise
         self._committer = committer
         self._readable = None
         self.hot = hot
         self._upkeep = Upkeep(
-            committer, self.on_state, self._settings, self._when_quiet, hot.until_settled, hot.log_ceilings_soon
-        )
+            committer, self._upkeep_threads, self.on_state, self._settings, self._when_quiet, hot.until_settled,
+            hot.log_ceilings_soon,
+        )  # fmt: skip
         hot.on_progress = self._upkeep.start_checkpoint
         hot.start()
         self._upkeep.start()
@@ -142,8 +146,7 @@ class Home(Owner):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.hot.close(), _CLOSE_TIMEOUT_S)
         await super().stop()
-        if self._upkeep is not None:
-            await self._upkeep.wait()
+        await self._upkeep_threads.end()
         self._thread.shutdown(wait=True)
 
     async def locate(self, conv_id: str, low: int, high: int) -> Located | Refusal:

@@ -261,7 +261,9 @@ class HotGroups:
             if oldest is not None and now - oldest.asked_at > self._settings.grant_timeout_s:
                 slot, age_s = oldest.slot, now - oldest.asked_at
                 log.warning("sub-topic %d has not written a block for %.1f s: its log is fenced and read", slot, age_s)
-                await self._void(await self._shard.on_state(self.grants.fence, slot))
+                lost = await self._shard.on_state(self.grants.fence, slot)
+                self._settled()  # what was found in its log; who waits for it may be the only one who would ask
+                await self._void(lost)
             if now >= next_tick:
                 next_tick = now + _TICK_S
                 await self._tick(now)
@@ -273,7 +275,12 @@ class HotGroups:
             self._settled()
 
     async def _log_ceilings(self) -> None:
-        await self._record(await self._shard.on_state(self.grants.ceilings))
+        convs, records = await self._shard.on_state(self.grants.ceilings)
+        try:
+            await self._record(records)
+        finally:
+            # the record says what the rate and the blocks were when it was made: that may be less than was wanted
+            self.grants.ceilings_logged(convs)
 
     async def _tick(self, now: float) -> None:
         committer = self.grants.committer

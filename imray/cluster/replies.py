@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from imray.core.sequencer import CONFLICT, UNREADABLE
+from imray.core.sequencer import CONFLICT, UNREADABLE, WAITING
 from imray.log.sealed import Interval
 
 
@@ -52,19 +52,24 @@ class Refusal:
         return replace(self, unknown=True)
 
 
+_UNREADABLE = (
+    "the id was sent before, in a file of the log that does not verify: its number cannot be told, and nothing was "
+    "written. A person must look: the server's log and `imray audit` name the file"
+)
+WAITS = "a file that says whether the id was sent before is being made anew: nothing was written; send it again"
+
+
 @dataclass(frozen=True, slots=True)
 class Firsts:
     """Of the rows that are no new messages: their row in the request and the first send's numbers."""
 
     at: np.ndarray
     status: np.ndarray
-    """DUPLICATE, CONFLICT or UNREADABLE (`imray.core.sequencer`); the last has no numbers: see `why`."""
+    """DUPLICATE, CONFLICT, UNREADABLE or WAITING (`imray.core.sequencer`); the last two have no numbers."""
     place: np.ndarray
     row: np.ndarray
     epoch: np.ndarray
     server_ts: np.ndarray
-    why: str = ""
-    """Why rows are UNREADABLE."""
 
     @property
     def conflict(self) -> np.ndarray:
@@ -73,8 +78,18 @@ class Firsts:
 
     @property
     def unreadable(self) -> np.ndarray:
-        """True for each row whose first send cannot be read."""
+        """True for each row whose first send, if there is one, cannot be read."""
         return self.status == UNREADABLE
+
+    @property
+    def why(self) -> str:
+        """Why rows are UNREADABLE; "" where none is."""
+        return _UNREADABLE if self.unreadable.any() else ""
+
+    @property
+    def waiting(self) -> np.ndarray:
+        """True for each row that was not written and must be sent again: whether it was sent before is found out."""
+        return self.status == WAITING
 
     def slice(self, begin: int, end: int, shift: int) -> Firsts:
         """Entries begin..end, their rows counted from `shift`."""
@@ -85,7 +100,6 @@ class Firsts:
             self.row[begin:end],
             self.epoch[begin:end],
             self.server_ts[begin:end],
-            self.why,
         )
 
 

@@ -1,7 +1,7 @@
 """What a shard does beside its commits: checkpoints, and merges of what they seal. Nothing here is needed for an ack.
 
-Owns the threads and the order of both. Does not own the files (`imray.log.checkpoint`), nor the list of intervals: that
-is the committer's, in the thread of the state, and a result replaces there just what it was made of, or is thrown away.
+Owns the order of both. Does not own the files (`imray.log.checkpoint`), nor the list of intervals: that is the
+committer's, in the thread of the state, and a result replaces there just what it was made of, or is thrown away.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from imray.cluster.committer import Committer
-from imray.core.errors import CorruptError, DerivedError, StorageError
+from imray.core.errors import CorruptError, DerivedError, StorageError, UnavailableError
 from imray.log import checkpoint
 from imray.log.remake import remake
 from imray.log.sealed import SealedInterval, remove
@@ -23,6 +23,21 @@ from imray.settings import Settings
 log = logging.getLogger("imray.upkeep")
 
 _ADVANCE_AGAIN_S = 0.1
+_MEND_AGAIN_S_MAX = 60.0
+
+
+class UpkeepThreads:
+    """One thread for checkpoints and one for merges, for as long as a process has a shard: what an incarnation that is
+    over left running is one piece of work at most, and the next one's waits for it."""
+
+    def __init__(self, shard: int) -> None:
+        self.sealing = ThreadPoolExecutor(1, f"checkpoint-{shard}")
+        self.merging = ThreadPoolExecutor(1, f"merge-{shard}")
+
+    async def end(self) -> None:
+        """Wait until both are at rest; a merge takes seconds."""
+        for threads in (self.sealing, self.merging):
+            await asyncio.to_thread(threads.shutdown, wait=True, cancel_futures=True)
 
 
 class Upkeep:
@@ -31,6 +46,7 @@ class Upkeep:
     def __init__(
         self,
         committer: Committer,
+        threads: UpkeepThreads,
         on_state: Callable[..., Awaitable[Any]],
         settings: Settings,
         when_quiet: Callable[[Callable[[], Awaitable[None]]], None],
@@ -40,34 +56,30 @@ class Upkeep:
         """`on_state` calls what touches the state; `when_quiet` has something done while no commit is in flight;
         `until_settled` waits for grants to be settled until a condition of the state holds; `advance` has the shard's
         own log get a further segment."""
-        self._until_settled = until_settled
-        self._committer, self._on_state, self._settings = committer, on_state, settings
-        self._when_quiet, self._advance = when_quiet, advance
-        name = f"{committer.shard}"
-        self._sealing = ThreadPoolExecutor(1, f"checkpoint-{name}")
-        self._merging = ThreadPoolExecutor(1, f"merge-{name}")
+        self._committer, self._threads, self._on_state, self._settings = committer, threads, on_state, settings
+        self._when_quiet, self._until_settled, self._advance = when_quiet, until_settled, advance
         self._checkpoint_task: asyncio.Task[None] | None = None
         self._merge_task: asyncio.Task[None] | None = None
-        self._mending: set[asyncio.Task[None]] = set()
+        self._mends: dict[SealedInterval, asyncio.Task[None]] = {}
+        self._mend_at: dict[SealedInterval, tuple[float, float]] = {}
+        """Intervals that could not be made anew: when to try again, and how long after that."""
         self._retry_at = 0.0
-        self._mend_at = 0.0
         self._advance_at = 0.0
         self._ended = False
 
     def start(self) -> None:
         """Read what look-ups of old ids need, before a commit has to wait for it."""
         self._merge_task = self._spawn(self._load())
+        self.start_checkpoint()
 
     def start_checkpoint(self) -> None:
         """Begin one, if it is due and none is under way; and make anew what look-ups found damaged."""
         committer = self._committer
-        idle = self._merge_task is None or self._merge_task.done()
-        if committer.confirmer.damaged and idle and not self._ended and time.monotonic() >= self._mend_at:
-            self._mend_at = time.monotonic() + self._settings.reopen_delay_s_max
-            self._merge_task = self._spawn(self._mend_damaged())
-        if self._ended or self._checkpoint_task is not None or time.monotonic() < self._retry_at:
+        if self._ended:
             return
-        if not committer.checkpoint_due:
+        for sealed in list(committer.confirmer.damaged):
+            self._start_mend(sealed)
+        if self._checkpoint_task is not None or time.monotonic() < self._retry_at or not committer.checkpoint_due:
             return
         if not committer.log_moved:
             if time.monotonic() >= self._advance_at:
@@ -89,25 +101,18 @@ class Upkeep:
             self._retry_at = time.monotonic() + self._settings.reopen_delay_s_max
 
     async def end(self) -> None:
-        """Begin nothing more. What a thread is writing is of no use to anybody then, and nobody waits for it."""
+        """Begin nothing more. What a thread is making is of no use to anybody then, and nobody waits for it."""
         self._ended = True
-        tasks = [t for t in (self._checkpoint_task, self._merge_task, *self._mending) if t is not None]
+        tasks = [t for t in (self._checkpoint_task, self._merge_task, *self._mends.values()) if t is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for threads in (self._sealing, self._merging):
-            threads.shutdown(wait=False, cancel_futures=True)
-
-    async def wait(self) -> None:
-        """After `end`: until the threads have ended. A merge takes seconds."""
-        for threads in (self._sealing, self._merging):
-            await asyncio.to_thread(threads.shutdown, wait=True)
 
     async def _in(self, threads: ThreadPoolExecutor, call: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(threads, call, *args)
 
     async def _checkpoint(self) -> None:
-        committer = self._committer
+        committer, sealing = self._committer, self._threads.sealing
         try:
             frozen: asyncio.Future[checkpoint.Snapshot] = asyncio.get_running_loop().create_future()
 
@@ -119,14 +124,14 @@ class Upkeep:
             snap = await frozen
             # ids under an outstanding grant cannot be sealed; grants settle by themselves, or their writer is fenced
             await self._until_settled(committer.frozen_settled)
-            files = await self._in(self._sealing, checkpoint.write, committer.store, snap, committer.intervals)
+            files = await self._in(sealing, checkpoint.write, committer.store, snap, committer.intervals)
             await self._on_state(committer.sealed, files)
             # in this thread, after this checkpoint and before the next: what a checkpoint is about to name stays
             replaced, in_use = await self._on_state(committer.take_replaced)
-            await self._in(self._sealing, committer.collect, replaced, in_use)
+            await self._in(sealing, committer.collect, replaced, in_use)
             if self._merge_task is None or self._merge_task.done():
                 self._merge_task = self._spawn(self._merge())
-        except StorageError as e:
+        except (StorageError, DerivedError) as e:
             # the frozen ids stay in memory and the log holds everything: only the next recovery takes longer
             log.warning("shard %d: no checkpoint: %s", committer.shard, e)
             self._retry_at = time.monotonic() + self._settings.reopen_delay_s_max
@@ -135,32 +140,34 @@ class Upkeep:
 
     async def _load(self) -> None:
         try:
-            removed = await self._in(self._merging, self._committer.store.sweep)
+            removed = await self._in(self._threads.merging, self._committer.store.sweep)
             if removed:
                 log.info("removed %d files that were never published", removed)
         except StorageError as e:
             log.warning("%s", e)
         for sealed in self._committer.intervals:
+            blind = sealed.bloom is None
             try:
-                await self._in(self._merging, sealed.loaded)
+                await self._in(self._threads.merging, sealed.loaded)
+                if blind:
+                    await self.mend(sealed.interval.name("bloom"))
             except StorageError as e:
                 log.warning("shard %d: sealed ids are not read ahead: %s", self._committer.shard, e)
             except DerivedError as e:
-                await self._remake(sealed, e)
+                await self.mend(e.file)
 
     async def _merge(self) -> None:
         committer = self._committer
         try:
-            table = await self._in(self._merging, committer.clear_used)
+            table = await self._in(self._threads.merging, committer.clear_used)
             if table is not None:
                 await self._on_state(committer.recycle, table)
             while True:
-                intervals = committer.intervals
                 try:
-                    step = await self._in(self._merging, checkpoint.merge_step, committer.store, intervals)
+                    step = await self._in(self._threads.merging, self._merge_step, committer.intervals)
                 except DerivedError as e:
-                    damaged = next(sealed for sealed in intervals if e.file in sealed.interval.names)
-                    if not await self._remake(damaged, e):
+                    if not await self.mend(e.file):
+                        log.warning("shard %d: no merge of sealed intervals: %s", committer.shard, e)
                         return
                     continue
                 if step is None:
@@ -171,43 +178,71 @@ class Upkeep:
                 "shard %d: no merge of sealed intervals: %s; the next checkpoint tries again", committer.shard, e
             )
 
-    async def _replace(self, parts: list[SealedInterval], whole: SealedInterval) -> None:
-        if not await self._on_state(self._committer.merged, parts, whole):
-            await self._in(self._merging, remove, self._committer.store, whole.interval)
+    def _merge_step(self, intervals: Sequence[SealedInterval]) -> tuple[list[SealedInterval], SealedInterval] | None:
+        step = checkpoint.merge_step(self._committer.store, intervals)
+        if step is not None and self._ended:
+            remove(self._committer.store, step[1].interval)
+        return step
 
-    async def mend(self, file: str) -> None:
-        """Make the interval of a derived file anew, where the file is missing or does not verify."""
-        for sealed in self._committer.intervals:
-            if file in sealed.interval.names:
-                task = self._spawn(self._mend(sealed))
-                self._mending.add(task)
-                task.add_done_callback(self._mending.discard)
-                await asyncio.wait([task])
+    async def _replace(self, parts: Sequence[SealedInterval], whole: SealedInterval) -> None:
+        if not await self._on_state(self._committer.merged, parts, whole):
+            await self._in(self._threads.merging, remove, self._committer.store, whole.interval)
+
+    async def mend(self, file: str) -> bool:
+        """Look at the interval of a derived file, and make it anew where one of its files is missing or damaged.
+
+        However many ask, it is done once at a time, and seldom where it cannot be. False: the interval is in use as it
+        was."""
+        sealed = next((s for s in self._committer.intervals if file in s.interval.names), None)
+        if sealed is None:
+            return True  # another took its place meanwhile
+        self._start_mend(sealed)
+        if sealed in self._mends:
+            await asyncio.wait([self._mends[sealed]])
+        return not any(sealed is other for other in self._committer.intervals)
+
+    def _start_mend(self, sealed: SealedInterval) -> None:
+        at, _ = self._mend_at.get(sealed, (0.0, 0.0))
+        if self._ended or sealed in self._mends or time.monotonic() < at:
+            return
+        task = self._mends[sealed] = self._spawn(self._mend(sealed))
+        task.add_done_callback(lambda _: self._mends.pop(sealed, None))
 
     async def _mend(self, sealed: SealedInterval) -> None:
-        try:
-            await self._in(self._merging, sealed.check)
-        except DerivedError as e:
-            await self._remake(sealed, e)
-        except StorageError as e:
-            log.warning("shard %d: %s", self._committer.shard, e)
-
-    async def _mend_damaged(self) -> None:
-        for sealed in list(self._committer.confirmer.damaged):
-            await self._mend(sealed)
-            self._committer.confirmer.damaged.discard(sealed)
-
-    async def _remake(self, sealed: SealedInterval, error: DerivedError) -> bool:
-        """Put an interval made anew from the log in the place of one whose files are damaged. False: it cannot be."""
         committer = self._committer
-        if not any(sealed is other for other in committer.intervals):
-            return True  # another took its place meanwhile
-        args = (committer.store, committer.state.seed, sealed.interval, dict(committer.state.covered))
         try:
-            made = await self._in(self._merging, remake, *args)
+            await self._in(self._threads.merging, sealed.check)
+            committer.confirmer.damaged.discard(sealed)
+            return
+        except DerivedError as e:
+            error = e
+        except StorageError as e:
+            log.warning("shard %d: %s", committer.shard, e)
+            self._mend_later(sealed)
+            return
+        try:
+            made = await self._in(self._threads.merging, self._remake, sealed)
+        except UnavailableError:
+            return
         except (CorruptError, DerivedError, StorageError) as e:
             committer.note(f"{error}; it cannot be made anew: {e}")
-            return False
+            if isinstance(e, CorruptError):
+                committer.confirmer.lost.add(sealed)
+            self._mend_later(sealed)
+            return
         await self._replace([sealed], made)
         committer.note(f"{error}; made anew from the log")
-        return True
+        committer.rewrite = True
+        self.start_checkpoint()
+
+    def _mend_later(self, sealed: SealedInterval) -> None:
+        _, delay_s = self._mend_at.get(sealed, (0.0, self._settings.reopen_delay_s_max))
+        self._mend_at[sealed] = time.monotonic() + delay_s, min(2 * delay_s, _MEND_AGAIN_S_MAX)
+
+    def _remake(self, sealed: SealedInterval) -> SealedInterval:
+        committer = self._committer
+        args = (committer.store, committer.state.seed, sealed.interval, dict(committer.state.covered))
+        made = remake(*args, is_wanted=lambda: not self._ended)
+        if self._ended:
+            remove(committer.store, made.interval)
+        return made

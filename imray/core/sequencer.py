@@ -22,6 +22,8 @@ IN_FLIGHT = 3
 """The same id was sent before and is not settled yet: whether it will be a message is unknown."""
 UNREADABLE = 4
 """The id may have been sent before, in a segment that does not verify: it can be neither numbered nor answered."""
+WAITING = 5
+"""The id may have been sent before, and a file that says so is being made anew: to be sent again."""
 
 _THIS_SEGMENT = -1
 

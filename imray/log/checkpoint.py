@@ -22,9 +22,8 @@ from imray.core.postings import Postings
 from imray.core.state import HotGroup, Position, ShardState
 from imray.log import digest as digests
 from imray.log.reader import read_segment
-from imray.log.remake import remake
 from imray.log.schema import body_parts
-from imray.log.sealed import Interval, SealedInterval, merge, merge_due, open_interval, seal, sealed_prefix
+from imray.log.sealed import Interval, SealedInterval, merge, merge_due, open_interval, seal, sealed_prefix, why
 from imray.log.segment import META_KEY, encode_parquet, read_meta, segment_name
 from imray.log.store import Store
 
@@ -88,6 +87,12 @@ class Snapshot:
     made: SealedInterval | None = None
     """The interval of the frozen ids, once its files are written: a checkpoint that is tried again names the same."""
 
+    @property
+    def names(self) -> pa.Array:
+        """The names of the conversations, by index."""
+        offsets = pa.py_buffer(self.ends.astype(np.int64))
+        return pa.Array.from_buffers(pa.large_string(), len(self.heads), [None, offsets, pa.py_buffer(self.text)])
+
 
 def snapshot(state: ShardState, shard: int) -> Snapshot:
     """Snapshot of a state whose ids were just frozen (`imray.core.sequencer.freeze`)."""
@@ -105,23 +110,26 @@ def write(store: Store, snap: Snapshot, before: Sequence[SealedInterval]) -> lis
     """Make a checkpoint durable, with a sealed interval for the frozen ids: the intervals that it names, that one last.
 
     StorageError where the store refuses; nothing is lost then, since all of it can be made again."""
-    offsets = pa.py_buffer(snap.ends.astype(np.int64))
-    names = pa.Array.from_buffers(pa.large_string(), len(snap.heads), [None, offsets, pa.py_buffer(snap.text)])
-    if snap.made is None:
-        ends = [(slot, snap.covered.get(slot, 0), position.segment) for slot, position in sorted(snap.topics.items())]
-        topics = tuple((slot, before + 1, end) for slot, before, end in ends if end > before)
-        snap.made = seal(store, snap.shard, snap.table, snap.postings, snap.segment, names, topics)
-    sealed = [*before, snap.made]
+    sealed = [*before, seal_frozen(store, snap)]
     meta = CheckpointMeta(
         snap.shard, snap.segment, snap.epoch, snap.digest.hex(), len(snap.heads),
         snap.epoch_starts, [s.interval for s in sealed],
         [TopicMeta(slot, p.segment, p.epoch, p.digest.hex(), p.epoch_starts, p.sequencer)
          for slot, p in snap.topics.items()], snap.hot,
     )  # fmt: skip
-    table = pa.table({"conv_id": names.cast(pa.string()), "head": snap.heads})
+    table = pa.table({"conv_id": snap.names.cast(pa.string()), "head": snap.heads})
     data = encode_parquet(table, META_KEY, msgspec.json.encode(meta), "lz4")
     _put(store, _name(snap.shard, snap.segment), digests.seal(data)[0])
     return sealed
+
+
+def seal_frozen(store: Store, snap: Snapshot) -> SealedInterval:
+    """The sealed interval of a snapshot's ids; asked again, the same. StorageError where the store refuses."""
+    if snap.made is None:
+        ends = [(slot, snap.covered.get(slot, 0), position.segment) for slot, position in sorted(snap.topics.items())]
+        topics = tuple((slot, before + 1, end) for slot, before, end in ends if end > before)
+        snap.made = seal(store, snap.shard, snap.table, snap.postings, snap.segment, snap.names, topics)
+    return snap.made
 
 
 def _put(store: Store, name: str, parts: digests.Parts) -> None:
@@ -151,8 +159,8 @@ def merge_step(store: Store, intervals: Sequence[SealedInterval]) -> tuple[list[
 def restore(store: Store, shard: int, seed: int, notes: list[str] | None = None) -> ShardState:
     """The state at the newest checkpoint that serves; the state of an empty log where there is none.
 
-    A derived file that is missing or does not verify is passed over: an older checkpoint serves, an interval is made
-    anew from the log. `notes` are told. CorruptError: the log itself does not verify."""
+    A derived file that is missing or does not verify is passed over: an older checkpoint serves, an interval is opened
+    without its filter. `notes` are told. CorruptError: the log itself does not verify."""
     told: list[str] = [] if notes is None else notes
     for _ in range(_LISTINGS_MAX):
         names = checkpoints(store, shard)
@@ -188,7 +196,7 @@ def _restored(store: Store, shard: int, seed: int, name: str, notes: list[str], 
     heads = state.conversations.heads
     state.hot = {h.row: HotGroup(h.topics, h.ceiling, int(heads[h.row]), h.by_rate) for h in meta.hot}
     state.recent = IdTable(meta.segment)
-    state.sealed = [_opened(store, seed, i, state.covered, notes, listed) for i in meta.intervals]
+    state.sealed = [_opened(store, i, notes, listed) for i in meta.intervals]
     return state
 
 
@@ -204,28 +212,20 @@ def _check_covered(store: Store, shard: int, meta: CheckpointMeta, name: str, no
     try:
         there = read_segment(store, shard, meta.segment).digest.hex()
     except CorruptError as e:
-        notes.append(f"its messages cannot be read: {e}")
+        notes.append(f"the log is damaged, what stands there cannot be read: {e}")
         return
     if there != meta.digest:
         raise DerivedError(name, f"it covers another file than {covered}")
 
 
-def _opened(
-    store: Store,
-    seed: int,
-    interval: Interval,
-    covered: dict[int, int],
-    notes: list[str],
-    listed: list[str],
-) -> SealedInterval:
+def _opened(store: Store, interval: Interval, notes: list[str], listed: list[str]) -> SealedInterval:
     try:
         return open_interval(store, interval)
     except DerivedError as e:
         if checkpoints(store, interval.shard) != listed:
             raise  # a live predecessor made another checkpoint, and removed what that one replaces
-        made = remake(store, seed, interval, covered)
-        notes.append(f"{e}; made anew from the log")
-        return made
+        notes.append(f"{e}; every look-up goes on to the ids until it is made anew")
+        return SealedInterval(store, interval, None)
 
 
 def checkpoints(store: Store, shard: int) -> list[str]:
@@ -265,7 +265,7 @@ def _verified(store: Store, name: str) -> tuple[CheckpointMeta, bytes]:
         digests.verify(data, name)
         return read_meta(memoryview(data), name, META_KEY, CheckpointMeta), data
     except CorruptError as e:
-        raise DerivedError(name, f"it does not verify: {e}") from e
+        raise DerivedError(name, f"it does not verify: {why(e)}") from e
 
 
 def _read(store: Store, name: str) -> tuple[CheckpointMeta, pa.Table]:

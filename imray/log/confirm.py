@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from imray.core.columns import First, Located, Rows
 from imray.core.errors import CorruptError, DerivedError, StorageError
+from imray.core.hashing import I64
 from imray.core.routing import offset_of
-from imray.core.sequencer import IN_FLIGHT, UNREADABLE
+from imray.core.sequencer import UNREADABLE, WAITING
 from imray.log.reader import read_segment
 from imray.log.schema import id_words, payload_fingerprints
 from imray.log.sealed import SealedInterval
@@ -35,41 +36,60 @@ class Confirmer:
     SEGMENTS_MAX = 64
     ROWS_MAX = 500_000
 
-    def __init__(self, store: Store, shard: int, seed: int) -> None:
+    def __init__(self, store: Store, shard: int, seed: int, on_damage: Callable[[str], None] = lambda _: None) -> None:
+        """`on_damage` is told once of each segment that does not verify."""
+        self._on_damage = on_damage
+        self._told: set[str] = set()
         self._store = store
         self._shard = shard
         self._seed = seed
         self._cache: OrderedDict[int, tuple[Segment, pa.RecordBatch]] = OrderedDict()
         self.damaged: set[SealedInterval] = set()
-        """Intervals whose ids could not be read: to be made anew by whoever looks here."""
+        """Intervals whose ids could not be read, until they are made anew: whoever looks here does that."""
+        self.lost: set[SealedInterval] = set()
+        """Those of them that cannot be made anew, as the log is damaged, too."""
+
+    def forget(self, intervals: Sequence[SealedInterval]) -> None:
+        """Others took their place."""
+        self.damaged.difference_update(intervals)
+        self.lost.difference_update(intervals)
 
     def confirm(self, rows: Rows, located: Located) -> dict[int, First]:
         """For each row of `located.maybe` that really is an old id: the first send's numbers.
 
-        A row whose first send, if there is one, stands in a segment that does not verify is UNREADABLE; one that must
-        wait for a file (the store's error, ids that are made anew) is IN_FLIGHT."""
+        A row whose first send, if there is one, stands in a segment that does not verify is UNREADABLE; one for which a
+        file cannot be read now (the store's error, ids that are made anew) is WAITING."""
         found: dict[int, First] = {}
         by_place: dict[int, list[tuple[int, int]]] = {}
         for sealed, which in located.maybe:
             assert isinstance(sealed, SealedInterval)
-            try:
-                candidates = sealed.candidates(rows.fps[which])
-            except (DerivedError, StorageError) as e:
-                log.warning("rows wait for the ids of an interval: %s", e)
-                if isinstance(e, DerivedError):
-                    self.damaged.add(sealed)
-                found.update((i, _unknown(IN_FLIGHT, 0, 0)) for i in which.tolist())
-                continue
-            for i, place, row in candidates:
+            for i, place, row in self._candidates(sealed, rows, which, found):
                 by_place.setdefault(place, []).append((int(which[i]), row))
         for place, hits in by_place.items():
             try:
                 found.update(self._firsts(place, hits, rows))
             except (CorruptError, StorageError) as e:
-                log.error("rows cannot be told from earlier ones: %s", e)
-                status = UNREADABLE if isinstance(e, CorruptError) else IN_FLIGHT
+                if isinstance(e, CorruptError) and e.file not in self._told:
+                    self._told.add(e.file)
+                    self._on_damage(f"the log is damaged, retries of what stands there are refused: {e}")
+                status = UNREADABLE if isinstance(e, CorruptError) else WAITING
                 found.update((i, _unknown(status, place, row)) for i, row in hits if i not in found)
         return found
+
+    def _candidates(
+        self, sealed: SealedInterval, rows: Rows, which: I64, found: dict[int, First]
+    ) -> list[tuple[int, int, int]]:
+        if sealed not in self.damaged:
+            try:
+                return sealed.candidates(rows.fps[which])
+            except DerivedError as e:
+                log.warning("rows wait for the ids of an interval: %s", e)
+                self.damaged.add(sealed)
+            except StorageError as e:
+                log.warning("rows wait for the ids of an interval: %s", e)
+        status = UNREADABLE if sealed in self.lost else WAITING
+        found.update((i, _unknown(status, 0, 0)) for i in which.tolist())
+        return []
 
     def _firsts(self, place: int, hits: list[tuple[int, int]], rows: Rows) -> Iterable[tuple[int, First]]:
         segment, batch = self._segment(place)

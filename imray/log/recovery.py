@@ -10,13 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from imray.core.columns import Commit
+from imray.core.dedup import SealedIds
 from imray.core.errors import CorruptError, FencedError, InvalidError, StorageError, UnavailableError
-from imray.core.fold import apply
+from imray.core.fold import apply, freeze, sealed
 from imray.core.routing import log_of
 from imray.core.state import Position, ShardState
 from imray.log import checkpoint
 from imray.log.reader import last_segment, read_log
 from imray.log.rows import read_commit
+from imray.log.sealed import SealedInterval, remove
 from imray.log.segment import Segment, segment_name, segment_prefix
 from imray.log.store import Store
 from imray.log.writer import Writer
@@ -43,18 +45,34 @@ class Readable:
         return not any(store.exists(name) for name in ends)
 
 
-def replay(store: Store, shard: int, state: ShardState, slot: int = 0, at_least: int = 0) -> None:
+def replay(store: Store, shard: int, state: ShardState, slot: int = 0, at_least: int = 0, ids_max: int = 0) -> None:
     """Fold the rest of one of a shard's logs into the state. CorruptError at the first segment that does not verify.
-    FencedError: another writer of the shard has taken over since its own log was read."""
+    FencedError: another writer of the shard has taken over since its own log was read.
+
+    `ids_max` (0: no matter): past so many recent ids they are sealed on the way, so that memory stays bounded where
+    every checkpoint is lost."""
     position = state.position(slot)
-    for segment in read_log(
-        store, log_of(shard, slot), position.segment, position.digest, at_least=at_least
-    ):  # fmt: skip
+    for segment in read_log(store, log_of(shard, slot), position.segment, position.digest, at_least=at_least):
         commit: Commit = read_commit(state, segment)
         try:
             apply(state, commit, segment.digest)
         except InvalidError as e:
             raise CorruptError(segment.name, "numbers", str(e)) from e
+        if ids_max and state.recent.count >= ids_max and state.frozen is None:
+            _seal_recent(store, shard, state)
+
+
+def _seal_recent(store: Store, shard: int, state: ShardState) -> None:
+    freeze(state)
+    try:
+        made = checkpoint.seal_frozen(store, checkpoint.snapshot(state, shard))
+    except StorageError as e:
+        log.warning("shard %d: ids stay in memory: %s", shard, e)  # and frozen, for the next checkpoint
+        return
+    table = sealed(state, [*state.sealed, made])
+    if table is not None:
+        table.clear()
+        state.spare = table
 
 
 def become_writer(
@@ -64,34 +82,52 @@ def become_writer(
     now_ms: Callable[[], int],
     notes: list[str] | None = None,
     on_unwritable: Callable[[Readable], None] = lambda _: None,
+    ids_max: int = 0,
 ) -> tuple[ShardState, Writer]:
     """Recover a shard and fence off every earlier writer, those of its sub-topics included.
 
-    `notes` are told which derived files were passed over. `on_unwritable` gets what was recovered where the store takes
-    no fence. CorruptError: the log does not verify, a person must look. StorageError: the fence could not be written.
-    FencedError, UnavailableError: others keep taking the next number."""
+    `notes` are told which derived files were passed over, `ids_max` is as for `replay`. `on_unwritable` gets what was
+    recovered where the store takes no fence. CorruptError: the log does not verify, a person must look. StorageError:
+    the fence could not be written. FencedError, UnavailableError: others keep taking the next number."""
     for _ in range(_RESTORES_MAX):
+        told: list[str] = []
         before = checkpoint.checkpoints(store, shard)
-        state = checkpoint.restore(store, shard, seed, notes)
+        state = checkpoint.restore(store, shard, seed, told)
+        restored = list(state.sealed)
         try:
-            writer = _fence_all(store, shard, state, now_ms)
+            writer = _fence_all(store, shard, state, now_ms, ids_max)
         except StorageError:
             _offer(store, shard, state, on_unwritable)
             raise
+        except BaseException:
+            _forget(store, state, restored)
+            raise
         # a predecessor may have made a checkpoint, and removed what it replaces, until it was fenced
         if checkpoint.checkpoints(store, shard)[-1:] <= before[-1:]:
+            if len(state.sealed) > len(restored):
+                told.append(f"{len(state.sealed) - len(restored)} intervals were sealed while the log was read")
+            if notes is not None:
+                notes += told
             return state, writer
         writer.close()
+        _forget(store, state, restored)
     raise UnavailableError(f"shard {shard}: another writer keeps making checkpoints")
 
 
-def _fence_all(store: Store, shard: int, state: ShardState, now_ms: Callable[[], int]) -> Writer:
+def _forget(store: Store, state: ShardState, restored: list[SealedIds]) -> None:
+    """Remove what was sealed on the way."""
+    for made in state.sealed[len(restored) :]:
+        assert isinstance(made, SealedInterval)
+        remove(store, made.interval)
+
+
+def _fence_all(store: Store, shard: int, state: ShardState, now_ms: Callable[[], int], ids_max: int) -> Writer:
     # its own log first: then no earlier incarnation can make a further sub-topic, or move a ceiling
     end = last_segment(store, shard, state.log.segment)
-    writer = fence_log(store, shard, state.log, 0, lambda: replay(store, shard, state, at_least=end), now_ms)
+    writer = fence_log(store, shard, state.log, 0, lambda: replay(store, shard, state, 0, end, ids_max), now_ms)
     for slot in sorted(state.topics):
         try:
-            fence_topic(store, shard, slot, state, now_ms)
+            fence_topic(store, shard, slot, state, now_ms, ids_max)
         except FencedError as e:
             if not writer.is_last():
                 raise  # whoever took over fenced the shard's own log before this one
@@ -118,7 +154,9 @@ def _offer(store: Store, shard: int, state: ShardState, on_unwritable: Callable[
     on_unwritable(Readable(state, topics_read))
 
 
-def fence_topic(store: Store, shard: int, slot: int, state: ShardState, now_ms: Callable[[], int]) -> None:
+def fence_topic(
+    store: Store, shard: int, slot: int, state: ShardState, now_ms: Callable[[], int], ids_max: int = 0
+) -> None:
     """Put the home shard's fence into a sub-topic's log and fold what landed before it.
 
     Whoever writes there next has read the fence, and takes no grants of an older epoch than the state's."""
@@ -126,7 +164,7 @@ def fence_topic(store: Store, shard: int, slot: int, state: ShardState, now_ms: 
     end = last_segment(store, number, state.topics[slot].segment)
     fence_log(
         store, number, state.topics[slot], state.log.epoch,
-        lambda: replay(store, shard, state, slot, end), now_ms, by_home=True,
+        lambda: replay(store, shard, state, slot, end, ids_max), now_ms, by_home=True,
     ).close()  # fmt: skip
 
 

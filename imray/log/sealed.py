@@ -9,6 +9,7 @@ what does not verify here is a DerivedError. Intervals of like size are merged, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ import pyarrow.parquet as pq
 
 from imray.core.dedup import RELEASED, BlockedBloom, IdTable
 from imray.core.errors import CorruptError, DerivedError, StorageError
-from imray.core.hashing import I64, U64, jit
+from imray.core.hashing import U64
+from imray.core.ordering import gather, order_of
 from imray.core.postings import Postings
 from imray.log import digest as digests
 from imray.log.segment import META_KEY, encode_parquet, read_meta
@@ -68,45 +70,6 @@ def sealed_prefix(shard: int) -> str:
     return f"sealed/shard={shard:04d}/"
 
 
-@jit
-def _bucket_order(fps: U64, shift: int, starts: I64, out: I64) -> None:
-    """A stable order by fingerprint: one distribution by the top bits, then insertion inside the small buckets."""
-    n = len(fps)
-    for i in range(n):
-        starts[np.int64(fps[i] >> np.uint64(shift)) + 1] += 1
-    for b in range(1, len(starts)):
-        starts[b] += starts[b - 1]
-    for i in range(n):
-        bucket = np.int64(fps[i] >> np.uint64(shift))
-        at = starts[bucket]
-        starts[bucket] += 1
-        out[at] = i
-    for i in range(1, n):
-        x = out[i]
-        j = i - 1
-        while j >= 0 and fps[out[j]] > fps[x]:
-            out[j + 1] = out[j]
-            j -= 1
-        out[j + 1] = x
-
-
-@jit
-def _gather(column: np.ndarray, order: I64) -> np.ndarray:
-    """column[order]. numpy holds the interpreter's lock for it, and with it every commit (200 ms of ack latency)."""
-    out = np.empty(len(order), column.dtype)
-    for i in range(len(order)):
-        out[i] = column[order[i]]
-    return out
-
-
-def order_of(fps: U64) -> I64:
-    """The permutation that sorts fingerprints (uniform 64-bit values), ascending."""
-    bits = min(22, max(1, (len(fps) // 8).bit_length()))
-    out = np.empty(len(fps), np.int64)
-    _bucket_order(fps, 64 - bits, np.zeros((1 << bits) + 1, np.int64), out)
-    return out
-
-
 @dataclass(eq=False)
 class SealedInterval:
     """One interval's filter in memory and its ids on call: `imray.core.dedup.SealedIds` and what confirms it.
@@ -115,11 +78,14 @@ class SealedInterval:
 
     store: Store
     interval: Interval
-    bloom: BlockedBloom
+    bloom: BlockedBloom | None
+    """None: its file is missing or damaged, so every id may be there."""
 
     def maybe(self, fps: U64) -> np.ndarray | None:
         """True for each row that may be there; None where no row may."""
-        return self.bloom.maybe(fps) if self.interval.ids else None
+        if not self.interval.ids:
+            return None
+        return np.ones(len(fps), np.bool_) if self.bloom is None else self.bloom.maybe(fps)
 
     @cached_property
     def ids(self) -> pa.RecordBatch:
@@ -131,6 +97,8 @@ class SealedInterval:
         """Itself, with its ids read and verified: no commit has to wait for that (100 ms for 2 million ids that the
         system has not in memory)."""
         assert self.ids.num_rows == self.interval.ids
+        if self.bloom is None:
+            self.bloom = BlockedBloom.build(self.ids.column("fp").to_numpy())
         return self
 
     def check(self) -> None:
@@ -162,15 +130,13 @@ def open_interval(store: Store, interval: Interval) -> SealedInterval:
 def read_postings(store: Store, interval: Interval) -> pa.Table:
     """The postings of an interval, verified. DerivedError where the file is missing or changed."""
     name = interval.name("postings")
-    data = store.get(name)
-    if data is None:
-        raise DerivedError(name, "a checkpoint names it, but it is not there")
+    data = _bytes(store.get, name)
     try:
         digests.verify(data, name)
         said = read_meta(memoryview(data), name, META_KEY, Interval)
         table = pq.read_table(pa.BufferReader(data), use_threads=False)
     except (CorruptError, pa.ArrowException, OSError) as e:
-        raise DerivedError(name, f"it does not verify: {e}") from e
+        raise DerivedError(name, f"it does not verify: {why(e)}") from e
     if said != interval:
         raise DerivedError(name, "it is another interval's file")
     return table
@@ -213,7 +179,24 @@ def merge(store: Store, parts: list[SealedInterval]) -> SealedInterval:
     covered = joined([p.interval.topics for p in parts])
     interval = Interval(first.shard, first.first, last.last, total, new_tag(), covered)
     ids = {name: np.concatenate([p.ids.column(name).to_numpy() for p in parts]) for name in _COLUMNS["ids"]}
-    return write_interval(store, interval, ids, pa.concat_tables([p.postings() for p in parts]))
+    postings = pa.concat_tables([p.postings() for p in parts])
+    if _overlap([p.interval.topics for p in parts]):
+        # intervals of an earlier version, made anew: each has all of the sub-topics' ids
+        _, once = np.unique(np.stack([ids["place"], ids["row"].astype(np.int64)]), axis=1, return_index=True)
+        ids = {name: column[once] for name, column in ids.items()}
+        postings = postings.group_by(postings.column_names).aggregate([])
+        interval = msgspec.structs.replace(interval, ids=len(once))
+    return write_interval(store, interval, ids, postings)
+
+
+def _overlap(topics: Sequence[tuple[tuple[int, int, int], ...] | None]) -> bool:
+    ends: dict[int, int] = {}
+    for one in topics:
+        for slot, first, last in one or ():
+            if first <= ends.get(slot, 0):
+                return True
+            ends[slot] = last
+    return False
 
 
 def new_tag() -> str:
@@ -264,7 +247,7 @@ def write_interval(
     order = order_of(ids["fp"])
     bloom = BlockedBloom.build(ids["fp"])
     try:
-        _put_arrow(store, interval, "ids", {name: _gather(ids[name], order) for name in _COLUMNS["ids"]})
+        _put_arrow(store, interval, "ids", {name: gather(ids[name], order) for name in _COLUMNS["ids"]})
         _put_arrow(store, interval, "bloom", {"words": bloom.words})
         ordered = postings.sort_by([("conv_id", "ascending"), ("first", "ascending")])
         data = encode_parquet(ordered, META_KEY, msgspec.json.encode(interval), "lz4")
@@ -291,18 +274,33 @@ def _put_arrow(store: Store, interval: Interval, kind: str, columns: dict[str, n
     store.put_if_absent(interval.name(kind), digests.seal(sink.getvalue())[0])
 
 
-def _open_arrow(read: Callable[[str], bytes | memoryview | None], interval: Interval, kind: str) -> pa.RecordBatch:
-    name = interval.name(kind)
-    data = read(name)
+def why(error: Exception) -> str:
+    """What is wrong with a derived file, without the advice that damage to the log needs."""
+    return f"{error.place}, {error.check}" if isinstance(error, CorruptError) else str(error)
+
+
+def _bytes(read: Callable[[str], bytes | memoryview | None], name: str) -> bytes | memoryview:
+    try:
+        data = read(name)
+    except StorageError as e:
+        if isinstance(e.__cause__, OSError) and e.__cause__.errno == errno.EIO:
+            raise DerivedError(name, f"it cannot be read: {e}") from e  # a bad sector stays bad
+        raise
     if data is None:
         raise DerivedError(name, "a checkpoint names it, but it is not there")
+    return data
+
+
+def _open_arrow(read: Callable[[str], bytes | memoryview | None], interval: Interval, kind: str) -> pa.RecordBatch:
+    name = interval.name(kind)
+    data = _bytes(read, name)
     try:
         digests.verify(data, name)
         with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
             said = msgspec.json.decode((reader.schema.metadata or {}).get(META_KEY, b""), type=Interval)
             batch = reader.read_next_batch()
     except (CorruptError, msgspec.DecodeError, pa.ArrowException) as e:
-        raise DerivedError(name, f"it does not verify: {e}") from e
+        raise DerivedError(name, f"it does not verify: {why(e)}") from e
     if said != interval or batch.schema.names != _COLUMNS[kind]:
         raise DerivedError(name, "it is another interval's file, or of another kind")
     return batch

@@ -53,6 +53,7 @@ class Store(Protocol):
         """Remove a file; no error where there is none."""
 
 
+_READ_BYTES = 1 << 20
 _LEFT_OVER_S = 3600.0
 """A put takes milliseconds; over a store that hangs it may take minutes."""
 
@@ -174,8 +175,12 @@ class LocalStore:
 
     def map(self, name: str) -> memoryview | None:
         try:
-            with (self.root / name).open("rb") as file:
+            with (self.root / name).open("rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
+                # a sector that cannot be read is an error here, and would be a signal that kills under the map
+                scrap = bytearray(min(size, _READ_BYTES))
+                while file.readinto(scrap):
+                    pass
                 return memoryview(mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) if size else b"")
         except FileNotFoundError:
             return None

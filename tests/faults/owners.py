@@ -75,15 +75,15 @@ async def send_until_acked(client: Client, owner: Home, rows: list[list[Any]]) -
     return told
 
 
-async def until_async(condition: Callable[[], Any], what: str) -> None:
-    """Ask until the answer (awaited where it is awaitable) is true."""
+async def until_async(condition: Callable[[], Any], what: str) -> Any:
+    """Ask until the answer (awaited where it is awaitable) is true; the answer."""
     end = time.monotonic() + DEADLINE_S
     while True:
         answer = condition()
         if asyncio.iscoroutine(answer):
             answer = await answer
         if answer:
-            return
+            return answer
         if time.monotonic() > end:
             raise TimeoutError(what)
         await asyncio.sleep(0.01)

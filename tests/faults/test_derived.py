@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from imray.cluster.home import Home
-from imray.cluster.replies import Appended, Refusal
+from imray.cluster.replies import Appended
 from imray.core.errors import CorruptError, DerivedError
-from imray.log import sealed
+from imray.log import checkpoint, sealed
 from imray.log.remake import remake
 from imray.log.segment import segment_name
 from imray.log.store import LocalStore
+from imray.settings import Settings
 from tests.faults.owners import owner_of, until_async
 from tests.unit.batches import (
     SEED,
@@ -79,11 +82,17 @@ async def send(owner: Home, *messages: Msg) -> list[tuple[str, int]] | None:
     return [(r.status, r.seq) for r in answers_of(answer)] if isinstance(answer, Appended) else None
 
 
+def _sealed_files(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.glob("sealed/*/*")}
+
+
 async def _fill(root: Path) -> None:
     """Checkpoints, several intervals, two of them merged, and a tail."""
     async with owner_of(LocalStore(root), checkpoint_ids_max=4) as owner:
         for n in range(_SENT):
-            assert await send(owner, _message(n)) == [("new", n // 2 + 1)]
+            # busy where the checkpoints are behind
+            told = await until_async(lambda n=n: send(owner, _message(n)), "it is taken")
+            assert told == [("new", n // 2 + 1)]
 
         async def covered() -> bool:
             return int(str((await owner.status())["checkpoint_segment"])) > _SENT - 10
@@ -114,7 +123,7 @@ async def test_a_shard_starts_without_its_derived_files(
         if how != "removed" or kind != "all":  # where nothing is left, nothing is known to be missing
             assert status["notes"], "it is said"
         for interval in [i.interval for i in owner._committer.intervals]:  # type: ignore[union-attr]
-            assert sealed.read_postings(LocalStore(tmp_path), interval).num_rows
+            sealed.read_postings(LocalStore(tmp_path), interval)
 
 
 @pytest.mark.parametrize("how", sorted(_DAMAGES))
@@ -137,25 +146,118 @@ async def test_a_shard_goes_on_while_its_derived_files_are_damaged(
 
 
 async def test_retries_wait_while_ids_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only who needs the damaged file waits; everybody else is served."""
+    """Only rows that need the damaged file wait: their batch-mates are written."""
     await _fill(tmp_path)
     _damage(tmp_path, "ids", "flipped")
     go_on = threading.Event()
 
-    def slow(*args: object) -> object:
+    def slow(*args: object, **more: object) -> object:
         assert go_on.wait(30)
-        return remake(*args)  # type: ignore[arg-type]
+        return remake(*args, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr("imray.cluster.upkeep.remake", slow)
     async with owner_of(LocalStore(tmp_path)) as owner:
         try:
-            refused = await owner.append(ipc_of([_message(0)]))
-            assert isinstance(refused, Refusal)
-            assert refused.why == "unavailable"
-            assert await send(owner, Msg("c", msg_id(1000))) == [("new", 1)]
+            answer = await owner.append(ipc_of([Msg("c", msg_id(1000)), _message(0), Msg("c", msg_id(1001))]))
+            assert isinstance(answer, Appended)
+            assert answer.firsts is not None
+            assert answer.firsts.at.tolist() == [1]
+            assert answer.firsts.waiting.tolist() == [True]
+            assert answer.seqs()[[0, 2]].tolist() == [1, 2]
         finally:
             go_on.set()
         await until_async(lambda: _all_known(owner), "it is made anew")
+
+
+async def _rot(root: Path) -> None:
+    await _fill(root)
+    _flip(root / segment_name(0, 3))
+
+
+@pytest.mark.parametrize("kind", ["bloom", "ids", "postings", "checkpoint"])
+async def test_a_rotten_segment_beside_it_changes_nothing_for_others(tmp_path: Path, kind: str) -> None:
+    """What cannot be made anew takes out the rows that need it: they are refused, not told to wait for ever."""
+    await _rot(tmp_path)
+    if kind == "checkpoint":
+        _damage(tmp_path, "ids", "flipped")  # with all checkpoints gone, the log would be needed whole
+    else:
+        _damage(tmp_path, kind, "flipped")
+    async with owner_of(LocalStore(tmp_path)) as owner:
+        assert await send(owner, Msg("c", msg_id(1000))) == [("new", 1)]
+
+        async def lost() -> bool:
+            answer = await owner.append(ipc_of([_message(1), Msg("c", msg_id(1000))]))
+            assert isinstance(answer, Appended)
+            assert answer.firsts is not None
+            return answer.firsts.unreadable.tolist() == [True, False]
+
+        await until_async(lost, "the row whose first send is lost is refused")
+        assert "the log is damaged" in str((await owner.status())["notes"]) or kind in ("ids", "checkpoint")
+        assert owner.state == "serving"
+
+
+async def test_one_interval_is_made_anew_once_however_many_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await _fill(tmp_path)
+    made = []
+
+    def counted(*args: object, **more: object) -> object:
+        made.append(args[2])
+        return remake(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("imray.cluster.upkeep.remake", counted)
+    async with owner_of(LocalStore(tmp_path)) as owner:
+        _damage(tmp_path, "postings", "flipped")
+        (first, *_) = [i.interval for i in owner._committer.intervals]  # type: ignore[union-attr]
+        await asyncio.gather(*(owner.mend(first.name("postings")) for _ in range(50)))
+        assert made == [first]
+        await owner.mend(first.name("postings"))
+        assert made == [first], "it is in nobody's list any more"
+
+
+async def test_incarnations_that_end_early_do_not_pile_up_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await _fill(tmp_path)
+    _damage(tmp_path, "ids", "flipped")
+    running = [0, 0]
+    go_on = threading.Event()
+
+    def slow(*args: object, **more: object) -> object:
+        running[0] += 1
+        running[1] = max(running)
+        try:
+            assert go_on.wait(30)
+            return remake(*args, **more)  # type: ignore[arg-type]
+        finally:
+            running[0] -= 1
+
+    monkeypatch.setattr("imray.cluster.upkeep.remake", slow)
+    before = _sealed_files(tmp_path)
+    async with owner_of(LocalStore(tmp_path)) as owner:
+        await until_async(lambda: running[0], "it is being made anew")
+        for _ in range(5):
+            owner.fail(RuntimeError("a flapping disk"))
+            at = owner._incarnation
+            await until_async(lambda at=at: owner._incarnation > at and owner.state == "serving", "it opens anew")
+        assert running == [1, 1]
+        go_on.set()
+        await until_async(lambda: _all_known(owner), "the last one does it")
+        in_use = {name for i in owner._committer.intervals for name in i.interval.names}  # type: ignore[union-attr]
+    store = LocalStore(tmp_path)
+    metas = [checkpoint.checkpoint_meta(store, name) for name in checkpoint.checkpoints(store, 0)]
+    named = {name for meta in metas for interval in meta.intervals for name in interval.names}
+    assert _sealed_files(tmp_path) - before <= in_use | named, "what nobody wanted any more was removed"
+
+
+async def test_memory_is_bounded_when_every_checkpoint_is_lost(tmp_path: Path) -> None:
+    await _fill(tmp_path)
+    _damage(tmp_path, "all", "removed")
+    committer = open_committer(tmp_path, Settings(checkpoint_ids_max=4))
+    assert committer.state.recent.count < 4
+    assert len(committer.intervals) >= _SENT // 4
+    ranges = [(i.interval.first, i.interval.last) for i in committer.intervals]
+    assert all(a[1] + 1 == b[0] for a, b in pairwise(ranges))
+    rows = commit(committer, [_message(n) for n in range(_SENT)])
+    assert [(r.status, r.seq) for r in rows] == [("duplicate", n // 2 + 1) for n in range(_SENT)]
+    assert committer.checkpoint_due, "so that the next start does not read all of it again"
 
 
 def test_an_interval_that_cannot_be_made_anew_says_so(tmp_path: Path) -> None:

@@ -139,3 +139,74 @@ async def test_names_without_rows_do_no_harm(tmp_path: Path) -> None:
     async with Group(tmp_path) as group:
         assert group.home.state == "serving"
         assert _rows(await group.send(0, _m(2), _m(4))) == [("duplicate", 1), ("duplicate", 2)]
+
+
+async def test_ceilings_go_on_when_the_rate_falls_before_they_are_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that is made when less is wanted raises nothing; then it is wanted again."""
+    async with Group(tmp_path, call_timeout_s=5.0) as group:
+        await _hot(group, 1)
+        grants = _hot_of(group).grants
+        real = grants.ceilings
+
+        def late():  # type: ignore[no-untyped-def]
+            found = real()
+            grants.committer.heat.rates.clear()  # as a tick does, between the wish and the record
+            return found
+
+        monkeypatch.setattr(grants, "ceilings", late)
+        n = 0
+        for _ in range(40):
+            grants.committer.heat.rates[0] = 20_000.0
+            rows = _rows(await group.send(1, *(_m(n + i) for i in range(100))))
+            assert rows[-1] == ("new", n + 100)
+            n += 100
+
+
+@pytest.mark.parametrize("what", ["cool", "stop", "checkpoint"])
+async def test_a_block_that_the_fence_finds_durable_wakes_who_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The sub-topic's node dies between its put and its report, and nobody else asks."""
+    async with Group(tmp_path, grant_timeout_s=0.2, checkpoint_ids_max=1) as group:
+        await _hot(group, 1)
+        link = group.links[1]
+        ask = link.ask
+
+        def then_cut(*args):  # type: ignore[no-untyped-def]
+            answer = ask(*args)
+            link.cut = True
+            return answer
+
+        monkeypatch.setattr(link, "ask", then_cut)
+        assert _rows(await group.send(1, _m(1))) == [("new", 1)]
+        async with asyncio.timeout(4):
+            if what == "cool":
+                assert await _hot_of(group).cool("room") is None
+            elif what == "stop":
+                await group.home.stop()
+            else:
+
+                async def sealed() -> bool:
+                    await group.try_send(0, Msg("other", msg_id(9)))
+                    return bool((await group.home.status())["sealed_ids"])
+
+                await until_async(sealed, "the checkpoint is made")
+    async with Group(tmp_path) as group:
+        assert not _hot_of(group).grants.voids
+        assert _rows(await group.send(0, _m(1), _m(2))) == [("duplicate", 1), ("new", 2)]
+
+
+async def test_a_clean_stop_beside_a_cold_turn_leaves_it_cold(tmp_path: Path) -> None:
+    async with Group(tmp_path) as group:
+        await _hot(group, 1)
+        hot = _hot_of(group)
+        conv = hot.grants.committer.state.conversations.index("room")
+        hot.grants.blocks.cooling.add(conv)
+        cold = asyncio.create_task(group.home.record(hot.grants.cool("room")))
+        hot.grants.blocks.closed = True
+        assert await group.home.record(hot.grants.exact_ceilings()) is None
+        assert await cold is None
+    async with Group(tmp_path) as group:
+        assert not _hot_of(group).grants.committer.state.hot

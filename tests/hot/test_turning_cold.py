@@ -100,7 +100,7 @@ async def test_no_ceiling_after_the_record(tmp_path: Path) -> None:
         grants._want_ceiling(0)
         assert grants.ceilings_wanted == {0}
         grants.blocks.cooling.add(0)
-        assert grants.ceilings()(state) == []
+        assert grants.ceilings()[1](state) == []
         grants.blocks.cooling.discard(0)
         grants._want_ceiling(0)
-        assert len(grants.ceilings()(state)) == 1
+        assert len(grants.ceilings()[1](state)) == 1

@@ -109,7 +109,7 @@ class SimHome(Owner):
         answer = await self.thread.submit_elsewhere(grants.ask, slot, epoch, ask, rows, reports, self.sim.now / 1e6)
         self._settled()
         if grants.ceilings_wanted:
-            self.watch(self._log(grants, grants.ceilings()), self._tasks)
+            self.watch(self._log_ceilings(grants), self._tasks)
         return answer
 
     async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | str | None:
@@ -142,8 +142,10 @@ class SimHome(Owner):
         for one in waiting:
             one.set()
 
-    async def _log(self, grants: SimGrants, records: Records) -> None:
+    async def _log_ceilings(self, grants: SimGrants) -> None:
+        convs, records = grants.ceilings()
         await self.record_for(grants, records)
+        grants.ceilings_logged(convs)
 
     async def record_for(self, grants: SimGrants, records: Records) -> Refusal | None:
         """Records of one incarnation: a later one of this process must not write them."""
