@@ -36,7 +36,7 @@ class Usage:
         self.key = key
         self.connections = 0
         self.accounts = 0
-        """Those that it pays for."""
+        """How often an account names it, as its peer or as who pays."""
         self.bytes = 0
         self.newcomers: Newcomers = {}
 
@@ -65,7 +65,7 @@ class Limits:
 
     def forget(self, usage: Usage) -> None:
         """Leave out a caller that holds nothing, and whom no account could charge any more."""
-        if not usage.connections and not usage.accounts:
+        if not usage.accounts:
             self._usages.pop(usage.key, None)
 
     def callers(self) -> list[str]:
@@ -107,7 +107,7 @@ class Account:
         self.subject: str | None = None
         """Whom the request's token speaks for, as soon as it was checked."""
         self._counted = False
-        peer.accounts += 1
+        peer.accounts += 2
 
     @property
     def asked(self) -> int:
@@ -219,6 +219,7 @@ class Account:
         self._asked = 0
         self.leave()
         self._payer.accounts -= 1
+        self._peer.accounts -= 1
         self._limits.forget(self._payer)
         self._limits.forget(self._peer)
 
