@@ -78,7 +78,8 @@ def routes(backend: Backend, auth: Authenticator) -> APIRouter:
         query = request.query_params
         if unknown := set(query) - set(known):
             raise invalid(f"unknown parameters {sorted(unknown)}: known are {', '.join(known)}")
-        return await pages.pull(request, caller, conv_id, *_window(query, settings), _topic(query))
+        after, before, limit, descending = _window(query, settings)
+        return await pages.pull(request, caller, limit, (conv_id, after, before, limit, descending, _topic(query)))
 
     @router.get(
         "/v1/conversations/{conv_id}",
@@ -114,12 +115,13 @@ class _Pages:
         self._encoders = ThreadPoolExecutor(1, "pages")
         """Beside the event loop, which answers others meanwhile."""
 
-    async def pull(self, request: Request, caller: Caller, conv_id: str, *window: Any) -> Response:
-        """One page; `window` as `Backend.history` takes it."""
-        async with self._pulls.turn(self._backend.shard_of(conv_id), caller.sender):
+    async def pull(self, request: Request, caller: Caller, limit: int, asked: tuple[Any, ...]) -> Response:
+        """One page; `asked` is what `Backend.history` takes."""
+        conv_id = asked[0]
+        async with self._pulls.turn(self._backend.shard_of(conv_id), caller.sender, limit):
             if await request.is_disconnected():
                 raise ClientDisconnect  # while it waited
-            found = await self._backend.history(conv_id, *window)
+            found = await self._backend.history(*asked)
             if isinstance(found, Refusal):
                 raise refused(found, caller.service)
             located, page = found

@@ -1,7 +1,7 @@
 """Whose pull of history is next: fair turns between callers, and a bound for the pages that are on their way.
 
-The next turn goes to who had least of late, so that one who asks for little waits for one pull of the others, not for
-all. Belongs to one event loop."""
+The next turn goes to who had least of late, what is asked for now included: one who asks for little waits for one pull
+of the others, not for all. Belongs to one event loop."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from api.problems import ProblemError
 from imray.settings import Settings
@@ -17,6 +18,8 @@ from imray.settings import Settings
 SMALL_BYTES = 64 * 1024
 """A page of that size is not counted among those on their way: it passes even where there is no room for a larger one.
 Any pull costs about as much as one."""
+_MESSAGE_BYTES = 1024
+"""What a message is taken to have before its page is there."""
 _HALF_LIFE_S = 10.0
 _SHARE = 4
 """One caller may hold such a part of all pages."""
@@ -61,10 +64,11 @@ class Pulls:
         self._turns = [_Turns(settings, self._had, self._may) for _ in range(shards)]
 
     @asynccontextmanager
-    async def turn(self, shard: int, caller: str) -> AsyncIterator[None]:
-        """Wait for a turn, and hold it. ProblemError 429 or 503 where too many wait, or too long."""
+    async def turn(self, shard: int, caller: str, limit: int) -> AsyncIterator[None]:
+        """Wait for a turn to read at most `limit` messages, and hold it. ProblemError 429 or 503 where too many wait,
+        or too long."""
         turns = self._turns[shard]
-        await turns.take(caller)
+        await turns.take(caller, limit * _MESSAGE_BYTES)
         try:
             yield
         finally:
@@ -99,6 +103,14 @@ class Pulls:
         return self._pages.get(caller, 0) < self._bytes_max // _SHARE
 
 
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A pull that waits: about how much it asks for, and its turn."""
+
+    size: int
+    turn: asyncio.Future[None]
+
+
 class _Turns:
     """The turns of one shard."""
 
@@ -108,14 +120,16 @@ class _Turns:
         self._may = may
         self._free = settings.history_turns_max
         self._active: dict[str, int] = {}
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._waiting: dict[str, deque[_Asked]] = {}
         """By caller, in the order in which their first came; no queue is empty."""
         self._count = 0
 
-    async def take(self, caller: str) -> None:
+    async def take(self, caller: str, size: int) -> None:
+        """Wait for a turn of the caller."""
         self._check(caller)
-        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(caller, deque()).append(mine)
+        asked = _Asked(size, asyncio.get_running_loop().create_future())
+        mine = asked.turn
+        self._waiting.setdefault(caller, deque()).append(asked)
         self._count += 1
         self.grant()
         if mine.done():
@@ -127,12 +141,13 @@ class _Turns:
             if mine.done() and not mine.cancelled():
                 self.give(caller)  # the turn came with the end of the wait
             else:
-                self._forget(caller, mine)
+                self._forget(caller, asked)
             if isinstance(e, TimeoutError):
                 raise ProblemError(503, "busy", "too many pulls of history at once: retry later", 1.0) from None
             raise
 
     def give(self, caller: str) -> None:
+        """A turn of the caller has ended."""
         self._free += 1
         left = self._active.pop(caller) - 1
         if left:
@@ -145,14 +160,17 @@ class _Turns:
             able = [caller for caller in self._waiting if self._able(caller)]
             if not able:
                 return
-            caller = min(able, key=self._had)
+            caller = min(able, key=self._with_next)
             first = self._waiting[caller][0]
             self._forget(caller, first)
-            if first.done():
+            if first.turn.done():
                 continue  # its request has ended
             self._free -= 1
             self._active[caller] = self._active.get(caller, 0) + 1
-            first.set_result(None)
+            first.turn.set_result(None)
+
+    def _with_next(self, caller: str) -> float:
+        return self._had(caller) + self._waiting[caller][0].size
 
     def _able(self, caller: str) -> bool:
         return self._active.get(caller, 0) < self._settings.history_turns_per_caller_max and self._may(caller)
@@ -163,7 +181,7 @@ class _Turns:
         if self._count >= self._settings.history_waiting_max:
             raise ProblemError(503, "busy", "too many pulls of history wait already: retry later", 1.0)
 
-    def _forget(self, caller: str, one: asyncio.Future[None]) -> None:
+    def _forget(self, caller: str, one: _Asked) -> None:
         queue = self._waiting.get(caller)
         if queue is None or one not in queue:
             return

@@ -29,8 +29,8 @@ class World:
         self.at_once: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
 
-    async def pull(self, caller: str, size: int = 100, shard: int = 0) -> None:
-        async with self.pulls.turn(shard, caller):
+    async def pull(self, caller: str, size: int = 100, shard: int = 0, limit: int = 100) -> None:
+        async with self.pulls.turn(shard, caller, limit):
             self.order.append(caller)
             for who in (caller, ""):
                 self.at_once[who] += 1
@@ -46,7 +46,7 @@ class World:
         """Every turn of shard 0 is taken by these."""
         async with AsyncExitStack() as held:
             for caller in callers:
-                await held.enter_async_context(self.pulls.turn(0, caller))
+                await held.enter_async_context(self.pulls.turn(0, caller, 1))
             yield
 
 
@@ -78,6 +78,16 @@ async def test_many_who_ask_for_much_do_not_hold_up_one_who_asks_for_little() ->
         before = len(world.order)
         await asyncio.wait_for(world.pull("ada"), _WAIT_S)
         assert world.order[before:].index("ada") <= 2 * world.settings.history_turns_max
+    await asyncio.wait_for(asyncio.gather(*hogs), _WAIT_S)
+
+
+async def test_newcomers_who_ask_for_much_wait_for_those_who_ask_for_little() -> None:
+    world = World()
+    world.pulls.arrived("ada", 100)
+    hogs = [asyncio.create_task(world.pull(f"hog {i}", 40 * _MB, limit=10_000)) for i in range(80)]
+    await asyncio.sleep(0)
+    await asyncio.wait_for(world.pull("ada"), _WAIT_S)
+    assert world.order.index("ada") <= 2 * world.settings.history_turns_max
     await asyncio.wait_for(asyncio.gather(*hogs), _WAIT_S)
 
 
