@@ -132,7 +132,8 @@ class _Pages:
         if not large:
             return Response(ends[0] + encode(page.messages) + ends[1], media_type="application/json")
         done = partial(self._pulls.taken, caller.sender, size)
-        timeout_s = self._backend.settings.history_send_timeout_s
+        settings = self._backend.settings
+        timeout_s = settings.history_send_timeout_s + size / settings.write_bytes_per_s_min
         return PageResponse(request, page.messages, ends, self._encoders, timeout_s, done)
 
 

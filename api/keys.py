@@ -109,6 +109,8 @@ class RemoteKeys:
         clock_s: Callable[[], float] = time.monotonic,
         get: Callable[[str, float], bytes] | None = None,
     ) -> None:
+        if not url.startswith(("https://", "http://")):
+            raise InvalidError(f"IMRAY_JWKS={url}: a URL with https or http, or the path of a file")
         self._url = url
         self._settings = settings
         self._clock_s = clock_s

@@ -143,7 +143,7 @@ class Settings:
     history_pages_bytes_max: int = 256 * 1024 * 1024
     """All pages that are on their way to clients: eight of the largest. One caller may hold a quarter."""
     history_send_timeout_s: float = 60.0
-    """A client takes its page in that time, or its connection is closed: a page of 32 MB at 5 Mbit/s."""
+    """A client takes its page in that time and what its size takes at `write_bytes_per_s_min`, or it is left."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:

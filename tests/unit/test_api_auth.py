@@ -173,6 +173,12 @@ def test_without_an_issuer_the_start_says_what_that_means(tmp_path: Path, caplog
     assert [r.message.split()[0] for r in caplog.records] == ["IMRAY_JWT_ISSUER", "IMRAY_JWT_AUDIENCE"]
 
 
+def test_keys_come_from_the_web_or_a_file_and_from_nowhere_else() -> None:
+    for url in ("file:///etc/passwd", "ftp://id/keys", "data://x"):
+        with pytest.raises(InvalidError, match="https"):
+            Authenticator({"jwks": url})
+
+
 class Provider:
     """An identity provider that answers when the test says so."""
 

@@ -227,7 +227,9 @@ async def test_clients_that_do_not_read_hold_few_pages(tmp_path: Path) -> None:
 
 
 async def test_a_client_that_takes_too_long_is_left(tmp_path: Path) -> None:
-    backend = FakeBackend(Settings(history_send_timeout_s=0.05), page_of([b"x" * 60_000] * 50))
+    backend = FakeBackend(
+        Settings(history_send_timeout_s=0.05, write_bytes_per_s_min=10**9), page_of([b"x" * 60_000] * 50)
+    )
     app = app_over(backend, tmp_path)
     ended: list[bool] = []
 
