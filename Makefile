@@ -74,6 +74,8 @@ audit-deps: $(TOOLS)/.installed ## ask which pinned packages have known vulnerab
 
 # Versions stay as they are, unless pyproject.toml asks for others or ARGS says --upgrade-package NAME.
 lock: $(TOOLS)/.installed ## write the lock files anew: what pyproject.toml asks for, with hashes (ARGS=...)
+	@# the oldest Python needs the most: newer ones have some of it built in
+	@$(TOOLS)/bin/python -c 'import sys; sys.exit(None if sys.version_info < (3, 12) else "make lock wants Python 3.11: rm -r $(TOOLS), then PYTHON=python3.11")'
 	printf 'setuptools>=77\nwheel\n' | $(COMPILE) $(ARGS) --extra dev --output-file requirements.lock pyproject.toml -
 	printf 'ray[default]\nsetuptools>=77\n' | $(COMPILE) $(ARGS) -c requirements.lock \
 		--output-file k8s/requirements.lock pyproject.toml -
