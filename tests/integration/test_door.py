@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import select
+import socket
 import time
 from collections.abc import Iterator
 
@@ -31,8 +33,9 @@ def calm() -> Iterator[DoorServer]:
         (b"X-Half: " + b"x" * 40_000 + b"\r\nX-Other: " + b"x" * 40_000, 431),
         (b"\r\n".join(b"x%d: y" % i for i in range(101)), 431),
     ],
+    ids=["one line", "two lines", "many lines"],
 )
-@pytest.mark.parametrize("before", [b"", post(b"a"), post(b"a") + get()])
+@pytest.mark.parametrize("before", [b"", post(b"a"), post(b"a") + get()], ids=["first", "second", "third"])
 def test_too_many_header_bytes_are_refused(calm: DoorServer, lines: bytes, status: int, before: bytes) -> None:
     with calm.connect() as raw:
         raw.sendall(before)
@@ -192,3 +195,33 @@ def test_expect_head_chunks_and_an_upgrade_work_as_before(calm: DoorServer) -> N
         assert b"content-length: 100000" in head
         assert body == b""
     until(lambda: calm.limits.connections == 0, "all is given back", 5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_requests_are_answered_however_they_are_cut(calm: DoorServer, seed: int) -> None:
+    chance = random.Random(seed)
+    requests: list[bytes] = []
+    expected: list[bytes] = []
+    for _ in range(25):
+        size = chance.choice([0, 1, 300, 70_000, 300_000])
+        kind = chance.randrange(3)
+        if kind == 0:
+            requests.append(get(min(size, 1000)))
+            expected.append(b"x" * min(size, 1000))
+            continue
+        expected.append(b'{"bytes":%d}' % size)
+        if kind == 1:
+            requests.append(post(b"x" * size))
+        else:
+            chunks = b"%x\r\n%b\r\n" % (size, b"x" * size) if size else b""
+            requests.append(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
+    stream = b"".join(requests)
+    with calm.connect() as raw:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        at = 0
+        while at < len(stream):
+            size = chance.choice([1, 7, 100, 5000, 200_000])
+            raw.sendall(stream[at : at + size])
+            at += size
+        assert [answer(raw)[2] for _ in requests] == expected
+    until(lambda: calm.limits.bytes == 0, "all is given back", 5)
