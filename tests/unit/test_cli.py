@@ -271,8 +271,9 @@ def test_replay_needs_the_role(cli: Cli, server: Fake, tmp_path: Path) -> None:
 
 
 def test_targets(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run").mkdir(mode=0o700)
     (tmp_path / "run" / "up.json").write_text(json.dumps({"url": "http://here", "token": "dev"}))
+    (tmp_path / "run" / "up.json").chmod(0o600)
     env = {"IMRAY_URL": "http://env", "IMRAY_DATA": str(tmp_path)}
     assert vars(find_target(None, None, tmp_path, env)) == {"url": "http://here", "token": "dev"}
     assert vars(find_target(None, None, None, {"IMRAY_DATA": str(tmp_path)}))["url"] == "http://here"

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ from imray.cli.common import find_target
 from imray.core.errors import InvalidError
 
 _STRANGER = 54_321
+
+
+@pytest.fixture(autouse=True)
+def _plain_umask() -> Iterator[None]:
+    """The folders that the tests make are not their group's to write, whatever the umask of whoever runs them."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 def imray(*arguments: str) -> subprocess.CompletedProcess[str]:
