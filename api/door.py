@@ -55,10 +55,11 @@ class Door:
         """How uvicorn is to serve it: without this protocol nothing is bounded."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(CONVERSATIONS):
-            await self._count(scope, receive, send)
+        path = scope["raw_path"].decode("latin-1") if scope["type"] == "http" else ""
+        if not path.startswith(CONVERSATIONS):
+            # matched as it was sent, too: "/v1/conversations%2Ftea" is no way to a conversation
+            await self._count({**scope, "path": path} if path else scope, receive, send)
             return
-        path = scope["raw_path"].decode("latin-1")
         if scope["method"] != "POST" or not path.endswith(MESSAGES) or len(path) < _SEND_LENGTH_MIN:
             if self._limits.full and scope["method"] == "GET":
                 # before a page is made that could not be sent
