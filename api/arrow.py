@@ -68,10 +68,10 @@ def check_batch_arrow(data: bytes, caller: Caller, settings: Settings) -> pa.Rec
             _check_schema(reader.schema)
             table = reader.read_all()
         table.validate(full=True)
+        check_count(table.num_rows, settings)
+        _check_lengths(table, settings)
     except (pa.ArrowException, OSError, ValueError, struct.error, IndexError) as e:
         raise ProblemError(400, "invalid", f"not a valid Arrow IPC stream: {e}") from e
-    check_count(table.num_rows, settings)
-    _check_lengths(table, settings)
     try:
         columns = [_column(table, f, caller) for f in BATCH_SCHEMA]
     except (pa.ArrowException, UnicodeError) as e:
@@ -257,8 +257,9 @@ def _lengths(values: pa.Array) -> np.ndarray:
         return np.full(len(values), kind.byte_width, np.int64)
     if kind.id in _VIEWS:
         # a view is 16 bytes and begins with its length
-        views = np.frombuffer(values.buffers()[1], np.int32)[4 * values.offset :][: 4 * len(values)]
-        return views[::4]
+        if not len(values):
+            return np.zeros(0, np.int32)
+        return np.frombuffer(values.buffers()[1], np.int32, 4 * len(values), 16 * values.offset)[::4]
     lengths = pc.binary_length(values)
     return (pc.fill_null(lengths, 0) if lengths.null_count else lengths).to_numpy(zero_copy_only=False)
 
