@@ -18,7 +18,7 @@ from imray.client.errors import AuthError, ConflictError, ServerError, UnknownOu
 from imray.core.errors import ImrayError, InvalidError, UnavailableError
 
 R = TypeVar("R")
-RETRIED_STATUS = frozenset({429, 502, 503, 504})
+RETRIED_STATUS = frozenset({408, 429, 502, 503, 504})
 _UNKNOWN_STATUS = frozenset({502, 504})
 """The server, or what stands before it, does not know whether the request was carried out."""
 _DOUBLINGS_MAX = 30
