@@ -25,6 +25,7 @@ TOPIC_BYTES_MAX = 128
 CONTENT_TYPE_BYTES_MAX = 255
 CLIENT_TS_MAX = 2**53 - 1
 """The largest whole number that every reader of JSON takes exactly."""
+_LENGTH_DIGITS_MAX = 20
 _CLIENT_TS_HELP = f"client_ts must be a whole number from 0 to {CLIENT_TS_MAX} (ms since 1970 UTC)"
 _CONTROL = re.compile("[\\x00-\\x1f\\x7f]")
 _ESCAPES = 6
@@ -82,7 +83,8 @@ def invalid(detail: str) -> ProblemError:
 async def read_body(request: Request, bytes_max: int) -> bytes:
     """The request's body; 413 as soon as it is known to be too large, before it is read whole."""
     length = request.headers.get("content-length")
-    if length is not None and length.isdecimal() and int(length) > bytes_max:
+    # longer ones are refused as a number before they are one: thousands of digits are an error of their own
+    if length is not None and length.isdecimal() and (len(length) > _LENGTH_DIGITS_MAX or int(length) > bytes_max):
         raise _request_too_large(bytes_max)
     chunks: list[bytes] = []
     size, more = 0, True

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.limits import CALLING, Limits, over_budget
 from api.problems import ProblemError
-from api.watch import Watch
+from api.watch import Watch, unsent
 
 HEALTH = frozenset({b"/livez", b"/readyz"})
 """Answered whatever else is refused: who watches a gateway must not take a busy one for a dead one."""
@@ -50,11 +50,11 @@ class GuardedProtocol(HttpToolsProtocol):
         self._bare_bytes = 0
         self.url = b""
         self.headers = []
+        self._reading: RequestResponseCycle | None = None
         self._running: RequestResponseCycle | None = None
         self._postponed: tuple[RequestResponseCycle, Any] | None = None
         self.account = self.limits.account(self.client[0] if self.client else "")
         self._refusal = self.account.admit(transport.abort)
-        self._new = True
         self.watch.join(self)
         if self._refusal is not None:
             self.watch.join_spare(self)
@@ -105,15 +105,26 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._stage >= _DEAF:
             return
         super().on_message_begin()
+        self._reading = None
+        self._trailers = 0
         self._enter(_HEAD)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._stage == _HEAD:
+            super().on_header(name, value)
+            if len(self.headers) > self.limits.settings.header_lines_max:
+                self._check_head(0)
+        elif self._stage == _BODY:
+            # lines after a chunked body: nothing reads them, and they must not pass for headers
+            self._trailers += 1
+            if self._trailers > self.limits.settings.header_lines_max:
+                self._check_head(self.limits.settings.header_bytes_max + 1)
 
     def on_headers_complete(self) -> None:
         if self._stage >= _DEAF:
             return
         self._progress += 1
-        if self._new:
-            self._new = False
-            self.account.arrive()
+        self.account.arrive()
         if len(self.pipeline) >= _PIPELINE_MAX:
             self._close_after(self.cycle)
             return
@@ -124,6 +135,7 @@ class GuardedProtocol(HttpToolsProtocol):
         crowded = len(self.tasks) >= self.limits.settings.requests_at_once_max
         if not crowded and self._refusal is None:
             super().on_headers_complete()
+            self._reading = self.cycle
             return
         healthy = self.url.partition(b"?")[0] in HEALTH
         if self._refusal is not None and not healthy:
@@ -132,6 +144,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if not healthy:
             self.app = cast(Any, _refuse_crowded)
         super().on_headers_complete()
+        self._reading = self.cycle
         self.app = self.config.loaded_app
         if self._refusal is not None:
             self.cycle.keep_alive = False
@@ -148,6 +161,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._progress += 1
         if self.cycle.response_complete:
             return
+        cycle = cast(Any, self.cycle)
+        cycle.asked_bytes = getattr(cycle, "asked_bytes", 0) + len(body)
         if self.account.take_asked(len(body)):
             super().on_body(body)
         else:
@@ -171,9 +186,17 @@ class GuardedProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
-        self.account.settle_asked()
+        self._settle_asked(self._running)
         self._window = None
+        self.account.rest()
         super().on_response_complete()
+
+    def _settle_asked(self, cycle: RequestResponseCycle | None) -> None:
+        """A request is answered: its body is gone. That of one behind it is not."""
+        size = getattr(cycle, "asked_bytes", 0)
+        if size:
+            cast(Any, cycle).asked_bytes = 0
+            self.account.settle_asked(size)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -194,7 +217,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def look(self, now: float) -> None:
         """Refuse or close what is late."""
         unread = self.transport.get_write_buffer_size()
-        if unread and not self._reads(now, unread):
+        if unread and not self._reads(now, unread + unsent(self.transport)):
             self.transport.abort()
             return
         busy = self._running is not None and not self._running.response_complete and not self._running.disconnected
@@ -235,7 +258,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.abort()
         elif self._stage == _IDLE or (self._stage == _HEAD and not self._bare_bytes):
             self.transport.close()  # it said nothing: there is nothing to answer
-        elif self._stage == _BODY and self.cycle.response_complete:
+        elif self._stage == _BODY and self._reading is not None and self._reading.response_complete:
             self.transport.abort()  # it has its answer, and does not stop sending
         else:
             what = "headers" if self._stage == _HEAD else "body"
@@ -254,7 +277,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _refuse(self, problem: ProblemError, with_body: bool = True) -> None:
         """Answer the request that is being read, and close. What it sends from now on is thrown away."""
-        own = self.cycle if self._stage == _BODY else None
+        own = self._reading if self._stage == _BODY else None
         if own is not None and self.pipeline and self.pipeline[0][0] is own:
             self.pipeline.popleft()
         before = self.pipeline[0][0] if self.pipeline else self._running
@@ -263,7 +286,8 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         self._enter(_LINGER)
         self._unset_keepalive_if_required()
-        self.account.settle_asked()
+        self._settle_asked(own)
+        self.headers = []
         started = False
         if own is not None and not own.response_complete:
             started = own.response_started

@@ -24,7 +24,7 @@ _IPV6_PREFIX = 64
 _RETRY_AFTER_S = 1.0
 
 Newcomers = dict["Account", Callable[[], None]]
-"""Connections that have not made a request yet, oldest first, and how to close each."""
+"""Idle connections that have not made a request with a valid token yet, oldest first, and how to close each."""
 
 
 class Usage:
@@ -83,6 +83,7 @@ class Account:
 
     __slots__ = (
         "_asked",
+        "_close",
         "_counted",
         "_ended",
         "_limits",
@@ -91,6 +92,7 @@ class Account:
         "_peer",
         "_written",
         "blocked",
+        "known",
         "subject",
     )
 
@@ -106,7 +108,10 @@ class Account:
         """The client does not read as fast as it is written to."""
         self.subject: str | None = None
         """Whom the request's token speaks for, as soon as it was checked."""
+        self.known = False
+        """A request with a valid token was made."""
         self._counted = False
+        self._close: Callable[[], None] | None = None
         peer.accounts += 2
 
     @property
@@ -129,14 +134,24 @@ class Account:
                 return ProblemError(503, "busy", "too many connections: come back later", _RETRY_AFTER_S)
             _make_room(self._limits.newcomers)
         self._counted = True
+        self._close = close
         self._peer.connections += 1
         self._limits.connections += 1
-        self._peer.newcomers[self] = close
-        self._limits.newcomers[self] = close
+        self._wait(close)
         return None
 
+    def _wait(self, close: Callable[[], None]) -> None:
+        self._peer.newcomers[self] = close
+        self._limits.newcomers[self] = close
+
+    def rest(self) -> None:
+        """A request is answered. Without a valid token the connection is as good as a new one while it is idle."""
+        self.known = self.known or self.subject is not None
+        if not self.known and self._counted and self._close is not None:
+            self._wait(self._close)
+
     def arrive(self) -> None:
-        """The first request is here."""
+        """A request is here."""
         self._peer.newcomers.pop(self, None)
         self._limits.newcomers.pop(self, None)
 
@@ -157,6 +172,7 @@ class Account:
     def identify(self) -> None:
         """Let the request's subject pay, if it is known."""
         if self.subject is not None and not self._ended:
+            self.known = True
             self._pay(self._limits.usage(f"subject {self.subject}"))
             self.subject = None
 
@@ -198,11 +214,11 @@ class Account:
         else:
             self._change(-size)
 
-    def settle_asked(self) -> None:
-        """The request is answered: its body is gone."""
-        if self._asked:
-            self._change(-self._asked)
-            self._asked = 0
+    def settle_asked(self, size: int) -> None:
+        """A request is answered: so many bytes of body are gone."""
+        if not self._ended:
+            self._asked -= size
+            self._change(-size)
 
     def settle_written(self) -> None:
         """The client has read everything."""

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from imray.cluster.replies import Refusal, Refused
 
+_DETAIL_LENGTH_MAX = 500
 PROBLEM_TYPE = "application/problem+json"
 
 _TITLES = {
@@ -54,6 +55,8 @@ class ProblemError(Exception):
         allow: str | None = None,
         **extra: Any,
     ) -> None:
+        # what is wrong may be as long as what was sent
+        detail = detail if len(detail) <= _DETAIL_LENGTH_MAX else f"{detail[:_DETAIL_LENGTH_MAX]} ..."
         super().__init__(detail)
         self.status, self.kind, self.detail = status, kind, detail
         self.retry_after_s, self.allow, self.extra = retry_after_s, allow, extra

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import sys
+import termios
 from collections import OrderedDict
 from typing import Protocol
 
@@ -61,3 +64,13 @@ class Watch:
             connection.look(now)
         if self._connections:
             self._timer = loop.call_later(self._every_s, self._look, loop)
+
+
+def unsent(transport: asyncio.Transport) -> int:
+    """What the kernel holds of an answer: it takes more only when much of that is read, and a client that reads slowly
+    but steadily would seem to read nothing."""
+    try:
+        queued = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+    except (OSError, ValueError, AttributeError):
+        return 0  # it is being closed, or it is no socket of the kernel's
+    return int.from_bytes(queued, sys.byteorder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from imray.cli import own_process
 from imray.cli.up import read_info
 from imray.core.errors import InvalidError, UnavailableError
 
@@ -47,7 +49,12 @@ def find_target(url: str | None, token: str | None, data: Path | None, env: Mapp
         url = env.get("IMRAY_URL") or None
     info: Mapping[str, Any] = {}
     if url is None or data is not None:
-        info = _read_info(find_data(data, env)) or {}
+        folder = find_data(data, env)
+        info = _read_info(folder) or {}
+        if info.get("address") is None and "started" in info and not own_process.runs(info):
+            # whoever listens on its port now would be handed the folder's token
+            how = f"`imray up --data {shlex.quote(str(folder))}` starts it again"
+            raise InvalidError(f"what ran over {folder} has ended without `imray down`: {how}")
     url = url or info.get("url")
     if not url:
         where = f"nothing runs over {data}" if data else "no server is named"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def run_demo(info: dict[str, Any]) -> None:
     url, data = info["url"], info["data"]
     typer.echo(
         f"""Try next, in another terminal:
-  export IMRAY_DATA={data} PATH="$PWD/.venv/bin:$PATH"
+  export IMRAY_DATA={shlex.quote(str(data))} PATH="$PWD/.venv/bin:$PATH"
   imray send hello "first message"        imray tail hello --follow
   imray status                            imray audit
   imray sql "SELECT conv_id, count(*) FROM messages GROUP BY ALL"

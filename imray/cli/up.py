@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -121,7 +122,11 @@ def read_info(data: Path) -> dict[str, Any] | None:
         return None
     with run:
         found = run.read(_INFO)
-    return None if found is None else json.loads(found)
+    try:
+        return None if found is None else dict(json.loads(found))
+    except (ValueError, TypeError) as e:
+        note = data / private.RUN / _INFO
+        raise InvalidError(f"{note} is damaged ({e}): `rm {shlex.quote(str(note))}`, then start imray again") from e
 
 
 def _forget(data: Path) -> None:
@@ -186,7 +191,7 @@ def _say(info: dict[str, Any]) -> None:
     if info["token"] and sys.stdout.isatty():
         typer.echo(f"  token  {info['token']}\n         (development, role service, {_TOKEN_DAYS} days)")
     elif info["token"]:  # what is not shown to a person may be kept, and read by others
-        typer.echo(f"  token  `imray token --service --data {info['data']}` makes one")
+        typer.echo(f"  token  `imray token --service --data {shlex.quote(str(info['data']))}` makes one")
     else:
         typer.echo("  token  from your identity provider")
 
@@ -234,7 +239,7 @@ def _spawn(data: Path, port: int, host: str, shards: int | None, as_json: bool) 
         typer.echo(json.dumps(info))
     else:
         _say(info)
-        typer.echo(f"`imray down --data {data}` ends it.")
+        typer.echo(f"`imray down --data {shlex.quote(str(data))}` ends it.")
 
 
 def _down_on_cluster(data: Path, address: str) -> None:
@@ -258,7 +263,9 @@ def _refuse_second(data: Path) -> None:
     """InvalidError where a system of this machine's own runs over the folder."""
     running = read_info(data)
     if running is not None and running["address"] is None and own_process.runs(running):
-        raise InvalidError(f"it runs already: {running['url']}, process {running['pid']}; `imray down --data {data}`")
+        raise InvalidError(
+            f"it runs already: {running['url']}, process {running['pid']}; `imray down --data {shlex.quote(str(data))}`"
+        )
 
 
 def _auth_config(run: PrivateFolder, host: str) -> dict[str, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import os
 import random
+import resource
 import socket
 import threading
 import time
@@ -81,6 +83,7 @@ class Gateway:
         app: App = factory_of(Backend(namespace, manifest, settings), config)
         self._listener = _bind_patiently(config.host, config.port)
         self._server = server(app, settings)
+        _allow_descriptors()
         settle()
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="http", daemon=True)
         self._thread.start()
@@ -93,6 +96,14 @@ class Gateway:
         """Answer what is under way, then close."""
         self._server.should_exit = True
         self._thread.join(timeout=_STOP_TIMEOUT_S)
+
+
+def _allow_descriptors() -> None:
+    """As many open files as the system lets this process have: the usual 1,024 is less than the connections' bound."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):  # some systems take less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _bind_patiently(host: str, port: int) -> socket.socket:

@@ -131,6 +131,7 @@ def make_run(data: Path, shared: bool = False) -> PrivateFolder:
     `shared`: the data folder is a volume whose owner and group are the operator's (Kubernetes gives a pod's group the
     right to write to all of it), so of it only `run/` must be ours, and that is closed to the group."""
     path = data / RUN
+    _check_above(data)
     try:
         data.mkdir(mode=_DATA_MODE, parents=True, exist_ok=True)
         data_fd = _open_folder(data, None)
@@ -151,6 +152,7 @@ def make_run(data: Path, shared: bool = False) -> PrivateFolder:
 
 def find_run(data: Path) -> PrivateFolder | None:
     """As `make_run`, for those that only look: None where there is none, and nothing is changed."""
+    _check_above(data)
     try:
         data_fd = os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -162,6 +164,23 @@ def find_run(data: Path) -> PrivateFolder | None:
     finally:
         os.close(data_fd)
     return _checked(data / RUN, fd, _WRITABLE_BY_OTHERS)
+
+
+def _check_above(data: Path) -> None:
+    """That not everybody can put another folder in the data folder's place: all users may write to one above it only
+    where they cannot rename what is not theirs.
+
+    Who owns a folder above it is not looked at: root works in users' folders, in containers above all. See
+    docs/security.md."""
+    for folder in data.resolve().parents:
+        try:
+            found = os.stat(folder)
+        except FileNotFoundError:
+            continue  # it is made, and ours
+        if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
+            raise InvalidError(
+                f"{folder}, above the data folder, may be written to by all users: `chmod o-w {_quoted(folder)}`"
+            )
 
 
 def _open_run(path: Path, data_fd: int, shared: bool) -> PrivateFolder:

@@ -186,3 +186,13 @@ def test_ones_own_link_to_a_data_folder_is_followed_and_anothers_is_not(
     give_away(link, monkeypatch)
     with pytest.raises(InvalidError, match="name the folder that you mean"):
         private.resolved(link)
+
+
+def test_a_folder_above_that_all_may_write_to_is_refused(tmp_path: Path) -> None:
+    above = tmp_path / "team"
+    above.mkdir()
+    above.chmod(0o777)
+    with pytest.raises(InvalidError, match="chmod o-w"):
+        private.make_run(above / "chat")
+    above.chmod(0o1777)
+    private.make_run(above / "chat").__exit__(None, None, None)
