@@ -263,9 +263,8 @@ def _refuse_second(data: Path) -> None:
     """InvalidError where a system of this machine's own runs over the folder."""
     running = read_info(data)
     if running is not None and running["address"] is None and own_process.runs(running):
-        raise InvalidError(
-            f"it runs already: {running['url']}, process {running['pid']}; `imray down --data {shlex.quote(str(data))}`"
-        )
+        down = f"`imray down --data {shlex.quote(str(data))}`"
+        raise InvalidError(f"it runs already: {running['url']}, process {running['pid']}; {down}")
 
 
 def _auth_config(run: PrivateFolder, host: str) -> dict[str, str]:
