@@ -61,8 +61,8 @@ class Times:
         return answer
 
     def between(self, start_s: float, end_s: float) -> list[float]:
-        """How long those took that began in that time."""
-        return [took for began, took in zip(self.began, self.took, strict=True) if start_s <= began < end_s]
+        """How long those took that were on their way in that time, so that a slow one is in every window it took."""
+        return [t for began, t in zip(self.began, self.took, strict=True) if start_s <= began + t and began < end_s]
 
     def windows(self, start_s: float, end_s: float) -> list[list[float]]:
         """The same in windows of 10 seconds; a shorter rest is left out."""
@@ -72,7 +72,9 @@ class Times:
 
 
 def percentile(values: list[float], percent: int) -> float:
-    """One of its percentiles."""
+    """One of its percentiles; one value is all of its own."""
+    if len(values) == 1:
+        return values[0]
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
