@@ -127,8 +127,17 @@ async def test_retries_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                 return (await owner.status())["sealed_ids"]
 
             await until_async(sealed_ids, "ids are sealed")
-    names = [p.name for p in (tmp_path / "sealed/shard=0000").glob("*.ids.arrow")]
-    assert any(int(n[21:41]) - int(n[:20]) > 8 for n in names), "intervals were merged"
+    async with owner_of(FaultStore(tmp_path), checkpoint_ids_max=2) as owner:
+
+        async def merged() -> bool:
+            rows.append(["ab"[len(rows) % 2], len(rows), "x"])
+            await send_until_acked(client, owner, [rows[-1]])  # a checkpoint, and merges after it
+            intervals = [i.interval for i in owner._committer.intervals] if owner._committer else []
+            return any(i.last - i.first > 8 for i in intervals)
+
+        await until_async(merged, "intervals are merged")
+        told = await send_until_acked(client, owner, rows)
+        assert [t[:2] for t in told] == [["duplicate", i // 2 + 1] for i in range(len(rows))]
     read_and_check(client, tmp_path)
 
 

@@ -95,7 +95,8 @@ def test_silent_connections_get_few_threads_and_not_for_long() -> None:
         late = AskClient(server.door)
         assert late.ask(5, "late") == ("late",)
         assert friend.ask(5, "friend") == ("friend",)
-        until(lambda: _threads() == before + 2, "who does not show the key is closed", 5)
+        # threads of other tests may end meanwhile
+        until(lambda: _threads() <= before + 2, "who does not show the key is closed", 20)
         assert late.ask(5, "late") == ("late",)
         for client in (friend, late):
             client.close()
