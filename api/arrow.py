@@ -24,6 +24,7 @@ from api.checks import (
     invalid,
     not_service,
 )
+from api.flatbuffer import Table, look_at_metadata
 from api.problems import ProblemError
 from imray.core.errors import InvalidError
 from imray.core.ids import parse_client_msg_id
@@ -63,6 +64,7 @@ def check_batch_arrow(data: bytes, caller: Caller, settings: Settings) -> pa.Rec
     """The columns of an Arrow IPC stream. Untrusted: every offset is checked before it is followed."""
     stream = pa.py_buffer(data)
     try:
+        look_at_metadata(data, _COLUMNS_MAX)  # before pyarrow: it expands what is named again and again
         _Walk(settings).over(stream)
         with pa.ipc.open_stream(stream, options=_OPTIONS) as reader:
             _check_schema(reader.schema)
@@ -84,45 +86,6 @@ def check_batch_arrow(data: bytes, caller: Caller, settings: Settings) -> pa.Rec
     return batch
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """A table of a flatbuffer. pyarrow has verified the buffer; a wrong place raises struct.error or IndexError."""
-
-    data: bytes
-    at: int
-
-    @classmethod
-    def root(cls, data: bytes) -> _Table:
-        return cls(data, struct.unpack_from("<I", data, 0)[0])
-
-    def _place(self, slot: int) -> int | None:
-        """Where a field stands; None: it has its default."""
-        vtable = self.at - struct.unpack_from("<i", self.data, self.at)[0]
-        size = struct.unpack_from("<H", self.data, vtable)[0]
-        offset = 4 + 2 * slot
-        if offset + 2 > size:
-            return None
-        found = struct.unpack_from("<H", self.data, vtable + offset)[0]
-        return self.at + found if found else None
-
-    def number(self, slot: int, code: str) -> int:
-        """A number, in the notation of `struct`."""
-        at = self._place(slot)
-        return 0 if at is None else struct.unpack_from(code, self.data, at)[0]
-
-    def table(self, slot: int) -> _Table | None:
-        """A table below this one."""
-        at = self._place(slot)
-        return None if at is None else _Table(self.data, at + struct.unpack_from("<I", self.data, at)[0])
-
-    def length(self, slot: int) -> int:
-        """How many entries a list has."""
-        at = self._place(slot)
-        if at is None:
-            return 0
-        return struct.unpack_from("<I", self.data, at + struct.unpack_from("<I", self.data, at)[0])[0]
-
-
 @dataclass
 class _Walk:
     """Over the IPC messages of a stream, before any is decoded."""
@@ -140,7 +103,7 @@ class _Walk:
             if count > self.settings.arrow_parts_max:
                 limit = self.settings.arrow_parts_max
                 raise ProblemError(413, "too-large", f"more than {limit} IPC messages: send fewer, larger batches")
-            found = _Table.root(message.metadata.to_pybytes())
+            found = Table.root(message.metadata.to_pybytes())
             header = found.table(_MESSAGE_HEADER)
             if header is None:
                 raise invalid("an IPC message has no header")
@@ -155,7 +118,7 @@ class _Walk:
                 case _:
                     raise invalid("the stream holds an IPC message that is no schema, dictionary or record batch")
 
-    def _dictionary(self, header: _Table, size: int) -> None:
+    def _dictionary(self, header: Table, size: int) -> None:
         if header.number(_DICTIONARY_DELTA, "<B"):
             raise invalid("the stream holds a delta dictionary: write whole ones")
         data = header.table(_DICTIONARY_DATA)
@@ -164,7 +127,7 @@ class _Walk:
         _refuse_compressed(data)
         self.dictionaries[header.number(_DICTIONARY_ID, "<q")] = size
 
-    def _batch(self, header: _Table, size: int) -> None:
+    def _batch(self, header: Table, size: int) -> None:
         _refuse_compressed(header)
         rows = header.number(_BATCH_LENGTH, "<q")
         if rows < 0:
@@ -179,14 +142,14 @@ class _Walk:
             )
 
 
-def _look_at_schema(header: _Table) -> None:
+def _look_at_schema(header: Table) -> None:
     if header.number(_SCHEMA_ENDIANNESS, "<h"):
         raise invalid("the stream is big-endian: write it little-endian")
     if header.length(_SCHEMA_FIELDS) > _COLUMNS_MAX:
         raise invalid(f"more than {_COLUMNS_MAX} columns: known are {BATCH_SCHEMA.names}")
 
 
-def _refuse_compressed(batch: _Table) -> None:
+def _refuse_compressed(batch: Table) -> None:
     if batch.table(_BATCH_COMPRESSION) is not None:
         raise invalid("the stream's buffers are compressed: write it without compression")
 

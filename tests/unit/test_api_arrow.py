@@ -255,3 +255,26 @@ def test_a_damaged_stream_is_taken_or_refused(kind: int) -> None:
     assert set(outcomes) <= {200, 400, 413, 422}
     assert outcomes[200] > 0
     assert outcomes[400] > 0
+
+
+def test_metadata_is_bounded_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flatbuffer may name one entry thousands of times: what it would become is never made."""
+    table = messages(2)
+    many = table.replace_schema_metadata({f"k{i}": "v" for i in range(65)})
+    long = table.replace_schema_metadata({"k": "v" * 70_000})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_batch(table.to_batches()[0], custom_metadata={"k": "v"})
+    nested = pa.table({**{n: table[n] for n in table.schema.names}, "body": pa.array([["x"], ["y"]])})
+    streams = [ipc(many), ipc(long), sink.getvalue().to_pybytes(), ipc(nested)]
+    monkeypatch.setattr("api.arrow._Walk.over", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr("pyarrow.ipc.open_stream", lambda *_, **__: pytest.fail("it was read"))
+    for data in streams:
+        with pytest.raises(ProblemError) as refused:
+            check_batch_arrow(data, SERVICE, Settings())
+        assert refused.value.status == 422
+
+
+def test_metadata_of_a_frame_library_passes() -> None:
+    table = messages(2).replace_schema_metadata({"pandas": "x" * 5000})
+    assert check_batch_arrow(ipc(table), SERVICE, Settings()).num_rows == 2
