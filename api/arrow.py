@@ -7,6 +7,7 @@ What it would become is bounded here, first from the flatbuffers of its IPC mess
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +25,7 @@ from api.checks import (
     invalid,
     not_service,
 )
-from api.flatbuffer import Table, look_at_metadata
+from api.flatbuffer import BATCH, DICTIONARY, Message, SchemaLook, look_at_batch, read_messages
 from api.problems import ProblemError
 from imray.core.errors import InvalidError
 from imray.core.ids import parse_client_msg_id
@@ -52,26 +53,22 @@ _VIEWS = frozenset(kind.id for kind in (pa.string_view(), pa.binary_view()))
 """Types by their numbers: comparing whole types costs ten times that."""
 _OPTIONS = pa.ipc.IpcReadOptions(ensure_native_endian=False, use_threads=False)
 """No swap of bytes: `_Walk` has refused what would need it."""
-# flatbuffers of the format (Message.fbs, Schema.fbs): kinds of headers and places of fields
-_SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
-_MESSAGE_KIND, _MESSAGE_HEADER = 1, 2
-_SCHEMA_ENDIANNESS, _SCHEMA_FIELDS = 0, 1
+# places of fields in the flatbuffers of the format (Message.fbs)
 _DICTIONARY_ID, _DICTIONARY_DATA, _DICTIONARY_DELTA = 0, 1, 2
-_BATCH_LENGTH, _BATCH_COMPRESSION = 0, 3
+_BATCH_LENGTH = 0
 
 
 def check_batch_arrow(data: bytes, caller: Caller, settings: Settings) -> pa.RecordBatch:
     """The columns of an Arrow IPC stream. Untrusted: every offset is checked before it is followed."""
-    stream = pa.py_buffer(data)
     try:
-        look_at_metadata(data, _COLUMNS_MAX)  # before pyarrow: it expands what is named again and again
-        _Walk(settings).over(stream)
-        with pa.ipc.open_stream(stream, options=_OPTIONS) as reader:
+        _Walk(settings).over(data)  # before pyarrow: it expands what is named again and again
+        with pa.ipc.open_stream(pa.py_buffer(data), options=_OPTIONS) as reader:
             _check_schema(reader.schema)
             table = reader.read_all()
-        table.validate(full=True)
+        table.validate()
         check_count(table.num_rows, settings)
         _check_lengths(table, settings)
+        table.validate(full=True)  # last: it reads a text as often as a view names it
     except (pa.ArrowException, OSError, ValueError, struct.error, IndexError) as e:
         raise ProblemError(400, "invalid", f"not a valid Arrow IPC stream: {e}") from e
     try:
@@ -91,67 +88,54 @@ class _Walk:
     """Over the IPC messages of a stream, before any is decoded."""
 
     settings: Settings
+    schema: SchemaLook = field(default_factory=SchemaLook)
     rows: int = 0
     work: int = 0
     """Bytes that reading looks at."""
-    dictionaries: dict[int, int] = field(default_factory=dict)
+    dictionaries: Counter[int] = field(default_factory=Counter)
     """Bytes of each."""
+    shared: int = 0
+    """Bytes of all dictionaries, for each column that points into one: every batch looks at them."""
 
-    def over(self, stream: pa.Buffer) -> None:
+    def over(self, data: bytes) -> None:
         """ProblemError where the stream is larger than it looks."""
-        for count, message in enumerate(pa.ipc.MessageReader.open_stream(stream)):
-            if count > self.settings.arrow_parts_max:
-                limit = self.settings.arrow_parts_max
-                raise ProblemError(413, "too-large", f"more than {limit} IPC messages: send fewer, larger batches")
-            found = Table.root(message.metadata.to_pybytes())
-            header = found.table(_MESSAGE_HEADER)
-            if header is None:
-                raise invalid("an IPC message has no header")
-            size = 0 if message.body is None else message.body.size
-            match found.number(_MESSAGE_KIND, "<B"):
-                case k if k == _SCHEMA:
-                    _look_at_schema(header)
-                case k if k == _DICTIONARY:
-                    self._dictionary(header, size)
-                case k if k == _BATCH:
-                    self._batch(header, size)
-                case _:
-                    raise invalid("the stream holds an IPC message that is no schema, dictionary or record batch")
+        for message in read_messages(data, self.settings.arrow_parts_max):
+            if message.kind == DICTIONARY:
+                self._dictionary(message)
+            elif message.kind == BATCH:
+                self._batch(message)
+            else:
+                self.schema.over(message, _COLUMNS_MAX)
 
-    def _dictionary(self, header: Table, size: int) -> None:
+    def _dictionary(self, message: Message) -> None:
+        header = message.header
         if header.number(_DICTIONARY_DELTA, "<B"):
             raise invalid("the stream holds a delta dictionary: write whole ones")
         data = header.table(_DICTIONARY_DATA)
         if data is None:
             raise invalid("a dictionary has no data")
-        _refuse_compressed(data)
-        self.dictionaries[header.number(_DICTIONARY_ID, "<q")] = size
+        look_at_batch(data, 1)
+        if not 0 <= data.number(_BATCH_LENGTH, "<q") <= message.body_bytes:
+            raise invalid("a dictionary has more values than bytes")
+        name = header.number(_DICTIONARY_ID, "<q")
+        if name not in self.schema.dictionaries:
+            raise invalid("the stream holds a dictionary that no column points into")
+        self.shared += (message.body_bytes - self.dictionaries[name]) * self.schema.dictionaries[name]
+        self.dictionaries[name] = message.body_bytes
 
-    def _batch(self, header: Table, size: int) -> None:
-        _refuse_compressed(header)
-        rows = header.number(_BATCH_LENGTH, "<q")
+    def _batch(self, message: Message) -> None:
+        look_at_batch(message.header, self.schema.columns)
+        rows = message.header.number(_BATCH_LENGTH, "<q")
         if rows < 0:
             raise invalid("a record batch has a negative length")
         self.rows += rows
         if self.rows:
             check_count(self.rows, self.settings)
-        self.work += size + sum(self.dictionaries.values())
+        self.work += message.body_bytes + self.shared
         if self.work > _WORK * self.settings.request_bytes_max:
             raise ProblemError(
                 413, "too-large", "dictionaries over too many record batches: send fewer, larger batches"
             )
-
-
-def _look_at_schema(header: Table) -> None:
-    if header.number(_SCHEMA_ENDIANNESS, "<h"):
-        raise invalid("the stream is big-endian: write it little-endian")
-    if header.length(_SCHEMA_FIELDS) > _COLUMNS_MAX:
-        raise invalid(f"more than {_COLUMNS_MAX} columns: known are {BATCH_SCHEMA.names}")
-
-
-def _refuse_compressed(batch: Table) -> None:
-    if batch.table(_BATCH_COMPRESSION) is not None:
-        raise invalid("the stream's buffers are compressed: write it without compression")
 
 
 def _check_schema(schema: pa.Schema) -> None:
@@ -178,6 +162,8 @@ def _fits(kind: pa.DataType, name: str) -> bool:
         return pa.types.is_integer(kind) or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
     if number == _DICTIONARY_TYPE:
         number = kind.value_type.id
+        if number in _VIEWS:
+            return False  # nothing can take them out again
     if number == _FIXED:
         return name in ("client_msg_id", "body")
     return number in _TEXTS or number in _VIEWS
@@ -217,12 +203,13 @@ def _lengths(values: pa.Array) -> np.ndarray:
     if kind.id == _DICTIONARY_TYPE:
         return _lengths(values.dictionary)[values.indices.drop_null().to_numpy()]
     if kind.id == _FIXED:
-        return np.full(len(values), kind.byte_width, np.int64)
+        return np.broadcast_to(np.int64(kind.byte_width), len(values))  # takes no memory
     if kind.id in _VIEWS:
         # a view is 16 bytes and begins with its length
         if not len(values):
             return np.zeros(0, np.int32)
-        return np.frombuffer(values.buffers()[1], np.int32, 4 * len(values), 16 * values.offset)[::4]
+        lengths = np.frombuffer(values.buffers()[1], np.int32, 4 * len(values), 16 * values.offset)[::4]
+        return np.maximum(lengths, 0)  # negative ones are refused later: they must not make the sum smaller
     lengths = pc.binary_length(values)
     return (pc.fill_null(lengths, 0) if lengths.null_count else lengths).to_numpy(zero_copy_only=False)
 
