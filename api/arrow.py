@@ -163,7 +163,7 @@ def _fits(kind: pa.DataType, name: str) -> bool:
     if number == _DICTIONARY_TYPE:
         number = kind.value_type.id
         if number in _VIEWS:
-            return False  # nothing can take them out again
+            return False  # a cast cannot read them, and one text may stand in it many times
     if number == _FIXED:
         return name in ("client_msg_id", "body")
     return number in _TEXTS or number in _VIEWS
