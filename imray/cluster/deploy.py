@@ -17,7 +17,7 @@ import ray
 
 # private: Ray reads its variable for this once, at import, and only `connect` knows whether the cluster is a local one
 from ray._private import ray_constants
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from imray.cluster import gateway as gateways
 from imray.cluster import history, local_ray, shard
@@ -131,15 +131,20 @@ def down(manifest: Manifest) -> int:
     namespace = namespace_of(manifest)
     found = [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == namespace]
     ended = 0
-    for name in sorted(found):  # gateway-..., history, shard-...: senders lose their door before the shards go
-        try:
-            actor = ray.get_actor(name, namespace)
-            if not name.startswith("history"):
-                ray.get(actor.stop.remote(), timeout=_STOP_TIMEOUT_S)
-        except (ValueError, RayActorError, RayError):
-            continue  # it is restarting or gone: there is nothing left to end in good order
-        finally:
-            with contextlib.suppress(ValueError):
-                ray.kill(ray.get_actor(name, namespace), no_restart=True)
-                ended += 1
+    # senders lose their door before the shards go, and sub-topics outlive their homes; those of a kind stop together
+    for kind in ("gateway", "history", "shard", "topic"):
+        names = [name for name in found if name.startswith(kind)]
+        actors = {name: actor for name in names if (actor := _actor(name, namespace)) is not None}
+        if kind != "history" and actors:
+            # one that is restarting or gone has nothing left to end in good order
+            ray.wait([a.stop.remote() for a in actors.values()], num_returns=len(actors), timeout=_STOP_TIMEOUT_S)
+        for actor in actors.values():
+            ray.kill(actor, no_restart=True)
+            ended += 1
     return ended
+
+
+def _actor(name: str, namespace: str) -> Any | None:
+    with contextlib.suppress(ValueError):
+        return ray.get_actor(name, namespace)
+    return None
