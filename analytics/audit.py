@@ -137,7 +137,7 @@ def run(data: Path | str, settings: Settings | None = None) -> AuditReport:
         verifier.unchanged(found)
     except CorruptError as e:
         faults.append(e)
-    rows = [[e.file, e.place, e.check] for e in faults[:_ROWS_SHOWN_MAX]]
+    rows = [[e.file, e.where, e.check] for e in faults[:_ROWS_SHOWN_MAX]]
     corrupt = Finding("corrupt", _CORRUPT_TITLE, "violation", len(faults), ["file", "place", "check"], rows)
     return AuditReport(len(found), [corrupt, *findings])
 
@@ -145,10 +145,10 @@ def run(data: Path | str, settings: Settings | None = None) -> AuditReport:
 def _survey(verifier: Verifier) -> tuple[list[VerifiedSegment], list[CorruptError], set[tuple[int, int]]]:
     """The sound segments of all logs, all faults, and (log, segment) of what may rest on segments that are not here.
 
-    A system that runs writes on meanwhile. Sub-topics' logs are read after their home shard's, so what that says of
+    A system that runs writes on meanwhile. Partitions' logs are read after their home shard's, so what that says of
     theirs is here; but what they wrote since it was read may rest on what it says later. Where one of the logs is not
     whole, the others may rest on what is missing."""
-    before = {log: verifier.last(log) for log in verifier.topic_logs()}
+    before = {log: verifier.last(log) for log in verifier.partition_logs()}
     found: list[VerifiedSegment] = []
     faults: list[CorruptError] = []
     several: set[int] = set()

@@ -35,7 +35,7 @@ WITH heads AS (
 ), groups AS (
     -- Everything up to `settled_to` was a message or void when the record was written: the conversation turned cold,
     -- or it was cold until now, or its home shard was restarted and has made void what its predecessor left.
-    -- Other records (a higher ceiling, another number of sub-topics) come while blocks are in flight.
+    -- Other records (a higher ceiling, another number of partitions) come while blocks are in flight.
     SELECT conv_id, any_value(home_of(shard)) AS home,
            arg_max(topics, struct_pack(segment, "row")) > 0 AS hot, max(epoch) AS epoch,
            max(at_seq) FILTER (topics = 0 OR topics_before IS NULL OR topics_before = 0 OR epoch_before < epoch)

@@ -21,10 +21,10 @@ from analytics.spans import FILES_MAX, Span, Window, choose, covered, mirrored
 from analytics.verified import Verified, Verifier
 from analytics.views import connect
 from imray.core.errors import CorruptError, DerivedError, UnavailableError
+from imray.core.intervals import Interval
 from imray.core.routing import offset_of
 from imray.log.rows import Void
 from imray.log.schema import KIND_MESSAGE, KIND_VOID, MS
-from imray.log.sealed import Interval
 from imray.log.segment import segment_name
 from imray.settings import Settings
 
@@ -205,7 +205,7 @@ class HistoryReader:
     def _fill(self, page: _Page, shard: int, conv_id: str, window: Window, descending: bool) -> int:
         """Add a window's messages and holes to the page: how far (mirrored) it answers now. That may be before the
         window's end, where the page is full, or beyond it, where a void range reaches out of it."""
-        files = self._files(shard, window.places)
+        files = self._files(shard, window.log_positions)
         if not files:
             _check_explained(_NONE, [], *window.range, segment_name(shard, 1), conv_id)
         page.files += len(files)
@@ -228,11 +228,11 @@ class HistoryReader:
         ends = [mirrored(a, b, descending)[1] for a, b, _ in voids]
         return max([mirrored(low, high, descending)[1], *ends])
 
-    def _files(self, shard: int, places: Sequence[int]) -> list[Verified[Any]]:
+    def _files(self, shard: int, log_positions: Sequence[int]) -> list[Verified[Any]]:
         """The verified segments at some places, log by log."""
         by_log: dict[int, list[int]] = {}
-        for place in places:
-            log, segment = offset_of(shard, place)
+        for log_position in log_positions:
+            log, segment = offset_of(shard, log_position)
             by_log.setdefault(log, []).append(segment)
         return [file for log, segments in by_log.items() for file in self._verifier.segments(log, segments)]
 
@@ -284,4 +284,4 @@ def _check_explained(
     missing = np.setdiff1d(np.arange(low, high + 1), there)
     number = int(missing[0]) if len(missing) else int(there[:-1][np.diff(there) == 0][0])
     what = "is neither a message nor void" if len(missing) else "stands in the log twice"
-    raise CorruptError(file, f"this segment, a later one, or a sub-topic's, {conv_id!r}", f"number {number} {what}")
+    raise CorruptError(file, f"this segment, a later one, or a partition's, {conv_id!r}", f"number {number} {what}")

@@ -20,7 +20,7 @@ class Window:
     """Numbers to read now, and the segments that hold them."""
 
     range: tuple[int, int]
-    places: list[int]
+    log_positions: list[int]
 
     @property
     def numbers(self) -> int:
@@ -30,7 +30,7 @@ class Window:
     @property
     def first(self) -> int:
         """Its first place; 1 where it has none."""
-        return min(self.places, default=1)
+        return min(self.log_positions, default=1)
 
     def cut(self, to: tuple[int, int]) -> Window:
         """The same segments, fewer numbers."""
@@ -61,16 +61,16 @@ def choose(
     end = min(end, begin + numbers - 1)
     if horizon is not None:
         end = max(begin, min(end, mirrored(horizon, horizon, descending)[0]))
-    ordered = sorted((*mirrored(first, last, descending), place) for place, first, last in spans)
-    places: set[int] = set()
-    for first, last, place in ordered:
+    ordered = sorted((*mirrored(first, last, descending), log_position) for log_position, first, last in spans)
+    log_positions: set[int] = set()
+    for first, last, log_position in ordered:
         if first > end:
             break
         if last < begin:
             continue
-        if place not in places and len(places) == FILES_MAX and first > begin:
+        if log_position not in log_positions and len(log_positions) == FILES_MAX and first > begin:
             end = first - 1
             break
-        places.add(place)
+        log_positions.add(log_position)
     low, high = mirrored(begin, end, descending)
-    return Window((low, high), sorted(places))
+    return Window((low, high), sorted(log_positions))

@@ -18,10 +18,10 @@ from typing import Generic, TypeVar
 
 from analytics.checks import check_chain, check_checkpoint, check_digest, check_postings, check_segment
 from imray.core.errors import CorruptError, DerivedError, InvalidError
-from imray.core.routing import TOPIC_LOGS_FROM, home_of, log_of
+from imray.core.intervals import Interval
+from imray.core.routing import PARTITION_LOGS_FROM, home_of, log_of
 from imray.log.checkpoint import CheckpointMeta
 from imray.log.manifest import Manifest, read
-from imray.log.sealed import Interval
 from imray.log.segment import SegmentMeta, segment_name, segment_number, segment_prefix
 from imray.log.store import LocalStore
 
@@ -104,23 +104,23 @@ class Verifier:
                 raise CorruptError(file.name, "the whole file", "it was changed while it was being read")
 
     def logs(self) -> Iterator[int]:
-        """The numbers of all logs: each shard's own, and then those of sub-topics.
+        """The numbers of all logs: each shard's own, and then those of partitions.
 
-        Sub-topics' are looked for when the others have been taken: what a home shard's log says of theirs (a void, a
+        Partitions' are looked for when the others have been taken: what a home shard's log says of theirs (a void, a
         turn to cold) is written after they were read, so it is there."""
         yield from range(self.manifest().shards)
-        yield from self.topic_logs()
+        yield from self.partition_logs()
 
-    def topic_logs(self) -> list[int]:
-        """The logs of sub-topics that are there now, or that a checkpoint covers. Other folders are none of ours."""
+    def partition_logs(self) -> list[int]:
+        """The logs of partitions that are there now, or that a checkpoint covers. Other folders are none of ours."""
         shards = self.manifest().shards
-        found = {log for name in self.store.list("wal/") if (log := _topic_log(name)) and home_of(log)[0] < shards}
+        found = {log for name in self.store.list("wal/") if (log := _partition_log(name)) and home_of(log)[0] < shards}
         for home in range(shards):
             try:
                 covered = self._checkpoint(home)
             except CorruptError:
                 continue  # the survey of the home shard's log says it
-            found.update(log_of(home, topic.slot) for topic in (covered.topics if covered else ()))
+            found.update(log_of(home, topic.slot) for topic in (covered.partitions if covered else ()))
         return sorted(found)
 
     def log(self) -> list[VerifiedSegment]:
@@ -221,7 +221,7 @@ class Verifier:
             return [] if slot else [e]
         if checkpoint is None:
             return []
-        covered = {topic.slot: (topic.segment, topic.digest) for topic in checkpoint.topics}
+        covered = {topic.slot: (topic.segment, topic.digest) for topic in checkpoint.partitions}
         covered[0] = (checkpoint.segment, checkpoint.digest)
         faults = self._survey_covered(log, found, last, *covered[slot]) if slot in covered else []
         return faults if slot else faults + self._survey_sealed(checkpoint)
@@ -292,8 +292,8 @@ def _identity_of(stat: os.stat_result) -> Identity:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def _topic_log(folder: str) -> int | None:
-    """The number of the sub-topic's log whose folder that is; None: another folder."""
+def _partition_log(folder: str) -> int | None:
+    """The number of the partition's log whose folder that is; None: another folder."""
     number = folder.removeprefix("wal/shard=")
     log = int(number) if number.isascii() and number.isdecimal() else 0
-    return log if log >= TOPIC_LOGS_FROM and home_of(log)[1] and segment_prefix(log) == f"{folder}/" else None
+    return log if log >= PARTITION_LOGS_FROM and home_of(log)[1] and segment_prefix(log) == f"{folder}/" else None

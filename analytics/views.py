@@ -16,15 +16,15 @@ import pyarrow as pa
 
 from analytics.gaps import GAPS
 from analytics.verified import VerifiedSegment, Verifier
-from imray.core.routing import TOPIC_LOGS_FROM, TOPICS_MAX, home_of, shard_of
+from imray.core.routing import PARTITION_LOGS_FROM, PARTITIONS_MAX, home_of, shard_of
 from imray.log.schema import KIND_COLD, KIND_HOT, KIND_MESSAGE, KIND_VOID, MS, SEGMENT_SCHEMA
 from imray.settings import Settings
 
 _VIEWS = f"""
 CREATE MACRO home_of(log) AS
-    CASE WHEN log < {TOPIC_LOGS_FROM} THEN log ELSE (log - {TOPIC_LOGS_FROM}) // {TOPICS_MAX + 1} END;
+    CASE WHEN log < {PARTITION_LOGS_FROM} THEN log ELSE (log - {PARTITION_LOGS_FROM}) // {PARTITIONS_MAX + 1} END;
 CREATE MACRO slot_of(log) AS
-    CASE WHEN log < {TOPIC_LOGS_FROM} THEN 0 ELSE (log - {TOPIC_LOGS_FROM}) % {TOPICS_MAX + 1} END;
+    CASE WHEN log < {PARTITION_LOGS_FROM} THEN 0 ELSE (log - {PARTITION_LOGS_FROM}) % {PARTITIONS_MAX + 1} END;
 CREATE VIEW segments AS SELECT * FROM segment_files;
 CREATE VIEW blocks AS SELECT * FROM segment_blocks;
 CREATE {{kind}} log_rows AS
@@ -96,8 +96,8 @@ def audit_views(
     names = connection.sql("SELECT DISTINCT conv_id FROM records").to_arrow_table()["conv_id"].to_pylist()
     owners = {"conv_id": pa.array(names, pa.string()), "shard": pa.array([shard_of(n, shards) for n in names])}
     connection.register("conversation_shards", pa.table(owners).cast(_OWNERS))
-    places = [{"shard": log, "segment": segment} for log, segment in unsure]
-    connection.register("unsure_segments", pa.Table.from_pylist(places, schema=_PLACES))
+    log_positions = [{"shard": log, "segment": segment} for log, segment in unsure]
+    connection.register("unsure_segments", pa.Table.from_pylist(log_positions, schema=_PLACES))
     connection.execute(GAPS)
     _lock(connection)
     return connection

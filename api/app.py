@@ -11,13 +11,13 @@ from api.door import Door, Strays
 from api.limits import CALLING, Limits
 from api.problems import ProblemError, on_problem, on_unexpected
 from imray import __version__
-from imray.cluster.backend import Backend
-from imray.cluster.gateway import GatewayConfig
+from imray.deploy.gateway import GatewayConfig
+from imray.engine.engine import Engine
 
 
-def create_app(backend: Backend, config: GatewayConfig) -> Door:
+def create_app(engine: Engine, config: GatewayConfig) -> Door:
     """The gateway over a backend. InvalidError where the config has no way to check tokens."""
-    auth = _Identifying(config.auth, backend.settings)
+    auth = _Identifying(config.auth, engine.settings)
     app = FastAPI(
         title="imray",
         version=__version__,
@@ -31,13 +31,13 @@ def create_app(backend: Backend, config: GatewayConfig) -> Door:
     )
     app.add_exception_handler(ProblemError, on_problem)
     app.add_exception_handler(Exception, on_unexpected)
-    router, send = messages.routes(backend, auth)
-    routers = [router, history.routes(backend, auth), groups.routes(backend, auth), health.routes(backend, auth)]
+    router, send = messages.routes(engine, auth)
+    routers = [router, history.routes(engine, auth), groups.routes(engine, auth), health.routes(engine, auth)]
     app.add_exception_handler(HTTPException, Strays(routers))
     for one in routers:
         app.include_router(one)
-    docs.install(app, backend.settings)
-    return Door(app, send, Limits(backend.settings))
+    docs.install(app, engine.settings)
+    return Door(app, send, Limits(engine.settings))
 
 
 class _Identifying(Authenticator):

@@ -48,7 +48,7 @@ class Caller:
 
 
 class Authenticator:
-    """Checks tokens. Config (see `imray.cluster.gateway.GatewayConfig.auth`): `key_file` (HS256) or `jwks` (a URL or
+    """Checks tokens. Config (see `imray.deploy.gateway.GatewayConfig.auth`): `key_file` (HS256) or `jwks` (a URL or
     a file), and optionally `issuer` and `audience`, which tokens must then name."""
 
     def __init__(

@@ -14,10 +14,10 @@ from starlette.requests import ClientDisconnect, Request
 
 from api.auth import SENDER_BYTES_MAX, Caller
 from api.problems import ProblemError
-from imray.cluster.batcher import Send
 from imray.core.errors import InvalidError
 from imray.core.ids import ID_BYTES, parse_client_msg_id
 from imray.core.routing import CONV_ID_BYTES_MAX, check_conv_id, check_text
+from imray.engine.batcher import Send
 from imray.log.schema import BATCH_SCHEMA, MS
 from imray.settings import Settings
 

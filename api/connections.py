@@ -186,17 +186,17 @@ class GuardedProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
-        self._settle_asked(self._running)
+        self._charge_asked(self._running)
         self._window = None
         self.account.rest()
         super().on_response_complete()
 
-    def _settle_asked(self, cycle: RequestResponseCycle | None) -> None:
+    def _charge_asked(self, cycle: RequestResponseCycle | None) -> None:
         """A request is answered: its body is gone. That of one behind it is not."""
         size = getattr(cycle, "asked_bytes", 0)
         if size:
             cast(Any, cycle).asked_bytes = 0
-            self.account.settle_asked(size)
+            self.account.charge_asked(size)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -206,7 +206,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().resume_writing()
         self._window = None  # it has read what waited: a long answer is written part by part
         self.account.blocked = False
-        self.account.settle_written()
+        self.account.charge_written()
         if self._postponed is not None:
             cycle, app = self._postponed
             self._postponed = None
@@ -286,7 +286,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         self._enter(_LINGER)
         self._unset_keepalive_if_required()
-        self._settle_asked(own)
+        self._charge_asked(own)
         self.headers = []
         started = False
         if own is not None and not own.response_complete:

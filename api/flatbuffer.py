@@ -47,7 +47,7 @@ class Table:
         """The outermost one."""
         return cls(data, struct.unpack_from("<I", data, 0)[0])
 
-    def _place(self, slot: int) -> int | None:
+    def _field(self, slot: int) -> int | None:
         """Where a field stands; None: it has its default."""
         vtable = self.at - struct.unpack_from("<i", self.data, self.at)[0]
         if vtable < 0:
@@ -61,12 +61,12 @@ class Table:
 
     def _target(self, slot: int) -> int | None:
         """Where that stands which a field points at."""
-        at = self._place(slot)
+        at = self._field(slot)
         return None if at is None else at + struct.unpack_from("<I", self.data, at)[0]
 
     def number(self, slot: int, code: str) -> int:
         """A number, in the notation of `struct`."""
-        at = self._place(slot)
+        at = self._field(slot)
         return 0 if at is None else struct.unpack_from(code, self.data, at)[0]
 
     def table(self, slot: int) -> Table | None:

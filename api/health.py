@@ -13,7 +13,7 @@ from api.docs import problems
 from api.problems import ProblemError, without_files
 from api.schemas import LiveResponse, ReadyResponse, StatusResponse, VersionResponse
 from imray import __version__
-from imray.cluster.backend import Backend
+from imray.engine.engine import Engine
 
 _ASK_TIMEOUT_S = 6.0
 """Above what the shards have to answer; past it none of them has."""
@@ -23,8 +23,8 @@ class States:
     """Each shard's state, at most so old as `ready_interval_s` says: shards are asked once, however many want to know,
     and not while nobody does. Belongs to one event loop."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, engine: Engine) -> None:
+        self._backend = engine
         self._known: dict[str, str] = {}
         self._known_s: float | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -60,10 +60,10 @@ def _plain(state: str) -> str:
     return without_files(state)
 
 
-def routes(backend: Backend, auth: Authenticator) -> APIRouter:
+def routes(engine: Engine, auth: Authenticator) -> APIRouter:
     """The routes of this module."""
     router = APIRouter(tags=["health"])
-    states = States(backend)
+    states = States(engine)
 
     @router.get("/livez", summary="Does the gateway live", response_model=LiveResponse)
     async def livez() -> Response:
@@ -91,7 +91,7 @@ def routes(backend: Backend, auth: Authenticator) -> APIRouter:
     async def version(request: Request) -> Response:
         """Version, data folder and number of shards."""
         auth.caller(request.headers.get("authorization"))
-        manifest = backend.manifest
+        manifest = engine.manifest
         content = {
             "name": "imray",
             "version": __version__,
@@ -110,6 +110,6 @@ def routes(backend: Backend, auth: Authenticator) -> APIRouter:
         """For operators: state, epoch, segment, ids and bytes of each shard. Needs a token with the role `service`."""
         if not auth.caller(request.headers.get("authorization")).service:
             raise ProblemError(403, "forbidden", "only a token with the role `service` may see the shards' figures")
-        return Response(orjson.dumps({"shards": await backend.status()}), media_type="application/json")
+        return Response(orjson.dumps({"shards": await engine.status()}), media_type="application/json")
 
     return router

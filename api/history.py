@@ -21,10 +21,10 @@ from api.pages import PageResponse, encode
 from api.problems import refused
 from api.schemas import HeadResponse, HistoryResponse, PathConvId, text_schema
 from api.turns import Pulls
-from imray.cluster.backend import Backend
-from imray.cluster.replies import Located, Refusal
 from imray.core.errors import InvalidError
+from imray.core.replies import Located, Refusal
 from imray.core.routing import check_conv_id, check_text
+from imray.engine.engine import Engine
 from imray.settings import Settings
 
 _SEQ_MAX = 2**63 - 1
@@ -55,13 +55,13 @@ def _parameters(settings: Settings) -> list[dict[str, Any]]:
     ]
 
 
-def routes(backend: Backend, auth: Authenticator) -> APIRouter:
+def routes(engine: Engine, auth: Authenticator) -> APIRouter:
     """The routes of this module."""
     router = APIRouter(tags=["history"], route_class=RawRoute)
-    settings = backend.settings
+    settings = engine.settings
     parameters = _parameters(settings)
     known = [p["name"] for p in parameters]
-    pages = _Pages(backend)
+    pages = _Pages(engine)
 
     @router.get(
         "/v1/conversations/{conv_id}/messages",
@@ -91,7 +91,7 @@ def routes(backend: Backend, auth: Authenticator) -> APIRouter:
         """Its last number, and up to which number everything is final."""
         caller = auth.caller(request.headers.get("authorization"))
         _check(conv_id)
-        located = await backend.head(conv_id)
+        located = await engine.head(conv_id)
         if isinstance(located, Refusal):
             raise refused(located, caller.service)
         content = {
@@ -99,7 +99,7 @@ def routes(backend: Backend, auth: Authenticator) -> APIRouter:
             "conv_seq": located.head,
             "stable_seq": located.stable,
             "epoch": located.epoch,
-            "shard": backend.shard_of(conv_id),
+            "shard": engine.shard_of(conv_id),
         }
         return Response(orjson.dumps(content), media_type="application/json")
 
@@ -109,14 +109,14 @@ def routes(backend: Backend, auth: Authenticator) -> APIRouter:
 class _Pages:
     """Pulls pages, each in its turn, and sends them."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self._pulls = Pulls(backend.manifest.shards, backend.settings)
+    def __init__(self, engine: Engine) -> None:
+        self._backend = engine
+        self._pulls = Pulls(engine.manifest.shards, engine.settings)
         self._encoders = ThreadPoolExecutor(1, "pages")
         """Beside the event loop, which answers others meanwhile."""
 
     async def pull(self, request: Request, caller: Caller, limit: int, asked: tuple[Any, ...]) -> Response:
-        """One page; `asked` is what `Backend.history` takes."""
+        """One page; `asked` is what `Engine.history` takes."""
         conv_id = asked[0]
         async with self._pulls.turn(self._backend.shard_of(conv_id), caller.sender, limit):
             if await request.is_disconnected():

@@ -214,13 +214,13 @@ class Account:
         else:
             self._change(-size)
 
-    def settle_asked(self, size: int) -> None:
+    def charge_asked(self, size: int) -> None:
         """A request is answered: so many bytes of body are gone."""
         if not self._ended:
             self._asked -= size
             self._change(-size)
 
-    def settle_written(self) -> None:
+    def charge_written(self) -> None:
         """The client has read everything."""
         if self._written:
             self._change(-self._written)

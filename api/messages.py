@@ -18,21 +18,21 @@ from api.door import Endpoint, RawRoute
 from api.outcomes import ARROW_TYPE, CONFLICT, CREATED, DUPLICATE, Outcomes
 from api.problems import ProblemError, refused, unexpected
 from api.schemas import BatchRequest, BatchResponse, PathConvId, SendRequest, SendResponse
-from imray.cluster.backend import Backend
-from imray.cluster.batcher import Outcome, Send
-from imray.cluster.replies import WAITS, Refusal, Refused
 from imray.core.ids import format_client_msg_id
+from imray.core.replies import WAITS, Refusal, Refused
 from imray.core.routing import offset_of
+from imray.engine.batcher import Outcome, Send
+from imray.engine.engine import Engine
 
 log = logging.getLogger("imray.messages")
 
 _JSON = "application/json"
 
 
-def routes(backend: Backend, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
+def routes(engine: Engine, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
     """The routes of this module, and the endpoint of a single send."""
     router = APIRouter(tags=["messages"], route_class=RawRoute)
-    settings = backend.settings
+    settings = engine.settings
     one_bytes_max = single_bytes_max(settings)
     rates = auth.rates
 
@@ -55,7 +55,7 @@ def routes(backend: Backend, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
             media_type(request, _JSON)
             message = check_message(await read_body(request, one_bytes_max), conv_id, caller, settings)
             rates.messages(caller.sender, caller.service, 1)
-            return _one(message, await backend.send(message), backend.shard_of(conv_id), caller)
+            return _one(message, await engine.send(message), engine.shard_of(conv_id), caller)
         except (ProblemError, ClientDisconnect):
             raise
         except Exception as e:
@@ -86,15 +86,15 @@ def routes(backend: Backend, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
         else:
             batch, conv_ids = check_batch_json(data, caller, settings)
         rates.messages(caller.sender, caller.service, batch.num_rows)
-        return _many(await _send_columns(backend, batch, caller), conv_ids, batch, kind)
+        return _many(await _send_columns(engine, batch, caller), conv_ids, batch, kind)
 
     return router, send
 
 
-async def _send_columns(backend: Backend, batch: pa.RecordBatch, caller: Caller) -> Outcomes:
+async def _send_columns(engine: Engine, batch: pa.RecordBatch, caller: Caller) -> Outcomes:
     """Split a batch over the logs that take its conversations, send all, and put the answers together."""
     conv = batch.column("conv_id")
-    of_name = backend.ways(batch)
+    of_name = engine.ways(batch)
     used = np.unique(of_name)
     where: dict[int, np.ndarray | slice] = {}
     batches: dict[int, pa.RecordBatch] = {}
@@ -106,14 +106,20 @@ async def _send_columns(backend: Backend, batch: pa.RecordBatch, caller: Caller)
             rows = np.flatnonzero(of_row == log)
             where[log] = rows
             batches[log] = batch.take(pa.array(rows))
-    return Outcomes.of(batch.num_rows, await backend.send_batches(batches), where, caller.service)
+    return Outcomes.of(batch.num_rows, await engine.send_batches(batches), where, caller.service)
 
 
 def _one(send: Send, outcome: Outcome, shard: int, caller: Caller) -> Response:
     answer, i = outcome
     if isinstance(answer, Refusal):
         raise refused(answer, caller.service)
-    status, epoch, place, server_ts, row = CREATED, answer.epoch, answer.place, answer.server_ts, answer.row + i
+    status, epoch, log_position, server_ts, row = (
+        CREATED,
+        answer.epoch,
+        answer.log_position,
+        answer.server_ts,
+        answer.row + i,
+    )
     seq = answer.seq + i if isinstance(answer.seq, int) else int(answer.seq[i])
     stable = answer.stable if isinstance(answer.stable, int) else int(answer.stable[i])
     firsts = answer.firsts
@@ -126,12 +132,12 @@ def _one(send: Send, outcome: Outcome, shard: int, caller: Caller) -> Response:
             if firsts.unreadable[before]:
                 raise refused(Refusal(Refused.CORRUPT, firsts.why), caller.service)
             status = CONFLICT if firsts.conflict[before] else DUPLICATE
-            epoch, place = int(firsts.epoch[before]), int(firsts.place[before])
+            epoch, log_position = int(firsts.epoch[before]), int(firsts.log_position[before])
             server_ts, row = int(firsts.server_ts[before]), int(firsts.row[before])
     if status == CONFLICT:
         detail = "the client_msg_id was used with another payload: make a new id for a new message"
         raise ProblemError(409, "conflict", detail, conv_id=send.conv_id, conv_seq=seq)
-    log, segment = offset_of(shard, place)
+    log, segment = offset_of(shard, log_position)
     content = {
         "conv_id": send.conv_id,
         "conv_seq": seq,

@@ -10,8 +10,8 @@ import orjson
 import pyarrow as pa
 
 from api.problems import STATUS_OF_REFUSAL, told, told_unreadable
-from imray.cluster.replies import WAITS, Appended, Refusal
 from imray.core.ids import ID_BYTES, format_client_msg_id
+from imray.core.replies import WAITS, Appended, Refusal
 from imray.core.routing import home_of, offset_of
 
 CREATED, DUPLICATE, CONFLICT = 201, 200, 409
@@ -136,7 +136,7 @@ def numbers(shard: int, answer: Appended) -> dict[str, np.ndarray]:
     columns = {
         "conv_seq": answer.seqs(),
         "epoch": np.full(rows, answer.epoch),
-        "segment": np.full(rows, answer.place),
+        "segment": np.full(rows, answer.log_position),
         "server_ts": np.full(rows, answer.server_ts),
         "stable_seq": answer.stables(),
     }
@@ -151,7 +151,7 @@ def numbers(shard: int, answer: Appended) -> dict[str, np.ndarray]:
     row[new] = np.arange(answer.row, answer.row + np.count_nonzero(new))
     row[firsts.at] = firsts.row
     columns["row"] = row
-    for name, values in (("epoch", firsts.epoch), ("segment", firsts.place), ("server_ts", firsts.server_ts)):
+    for name, values in (("epoch", firsts.epoch), ("segment", firsts.log_position), ("server_ts", firsts.server_ts)):
         columns[name][firsts.at] = values
     for values in columns.values():
         values[firsts.at[firsts.unreadable | firsts.waiting]] = -1  # there are none

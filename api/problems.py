@@ -10,7 +10,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from imray.cluster.replies import Refusal, Refused
+from imray.core.replies import Refusal, Refused
 
 _DETAIL_LENGTH_MAX = 500
 PROBLEM_TYPE = "application/problem+json"

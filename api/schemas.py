@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from api.auth import SENDER_BYTES_MAX
 from api.checks import CLIENT_TS_MAX, CONTENT_TYPE_BYTES_MAX, TOPIC_BYTES_MAX
-from imray.core.routing import CONV_ID_BYTES_MAX, TOPICS_MAX
+from imray.core.routing import CONV_ID_BYTES_MAX, PARTITIONS_MAX
 
 TEXT_PATTERN = r"^[^\u0000-\u001f\u007f]+$"
 """What `imray.core.routing.check_text` takes, its length aside."""
@@ -199,14 +199,14 @@ class TopicsRequest(BaseModel):
     """How a conversation is to be spread."""
 
     model_config = ConfigDict(extra="forbid")
-    topics: int = Field(ge=0, le=TOPICS_MAX, description="Sub-topics that take its sends; 0: its home shard alone.")
+    topics: int = Field(ge=0, le=PARTITIONS_MAX, description="Partitions that take its sends; 0: its home shard alone.")
 
 
 class TopicsResponse(BaseModel):
     """How a conversation is spread now."""
 
     conv_id: _ConvId
-    topics: int = Field(ge=0, le=TOPICS_MAX)
+    topics: int = Field(ge=0, le=PARTITIONS_MAX)
 
 
 class VersionResponse(BaseModel):

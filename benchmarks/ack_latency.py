@@ -16,7 +16,7 @@ import ray
 from benchmarks.engine import BATCH_ROWS, WARMUP_S, Engine, check_ack, cluster, engine, producers, saturate
 from benchmarks.harness import Figure, Options, Sample, child, column, differences, in_turns, percentile, say
 from benchmarks.workload import Batches, conversation_names
-from imray.cluster.links import ShardClient
+from imray.engine.clients import ShardClient
 from imray.settings import Settings
 
 QUESTION = "ack latency at half the saturating rate, and of single messages, beside the bare fsync of the same bytes"

@@ -17,10 +17,10 @@ import ray
 
 from benchmarks.harness import Options
 from benchmarks.workload import Batches, conversation_names
-from imray.cluster import deploy, shard
-from imray.cluster.links import ShardClient
-from imray.cluster.process import settle
-from imray.cluster.replies import Appended
+from imray.core.replies import Appended
+from imray.deploy import actors, system
+from imray.deploy.process import tune_process
+from imray.engine.clients import ShardClient
 from imray.settings import Settings
 
 BATCH_ROWS = 20_000
@@ -42,7 +42,7 @@ class Load:
 @contextlib.contextmanager
 def cluster() -> Iterator[None]:
     """A local Ray cluster that ends with the block."""
-    deploy.connect(None)
+    system.connect(None)
     try:
         yield
     finally:
@@ -67,7 +67,7 @@ def engine(options: Options, settings: Settings | None = None) -> Iterator[Engin
     """A fresh shard with default settings, over a fresh folder; both are gone afterwards. Needs `cluster`."""
     with options.fresh_folder() as data:
         namespace = f"bench-{secrets.token_hex(4)}"
-        actor = shard.create(namespace, str(data), 0, secrets.randbits(64), settings or Settings())
+        actor = actors.create(namespace, str(data), 0, secrets.randbits(64), settings or Settings())
         try:
             started = Engine(namespace, actor, data)
             if (state := started.figures()["state"]) != "serving":
@@ -82,7 +82,7 @@ class Producer:
 
     def __init__(self, rows: int, conversations: int) -> None:
         self._batches = Batches(rows, conversation_names(conversations), int.from_bytes(os.urandom(8)))
-        settle()
+        tune_process()
 
     def ready(self) -> None:
         """The batches are made."""

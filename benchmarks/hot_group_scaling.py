@@ -1,4 +1,4 @@
-"""What does a hot group cost, and what does it give? K sub-topics beside the single writer.
+"""What does a hot group cost, and what does it give? K partitions beside the single writer.
 
 On one machine the sum cannot grow beyond its cores, so the figures that decide at scale stand beside the rates: what a
 block and an id in it cost the home shard, and what a message costs all writers together.
@@ -15,14 +15,14 @@ from benchmarks.harness import Figure, Options, Sample, column, in_turns, ratios
 from benchmarks.spread import saturate, spreaders
 from imray.settings import Settings
 
-QUESTION = "one conversation on K sub-topics: rates, latencies, and whose CPU, beside the single writer"
+QUESTION = "one conversation on K partitions: rates, latencies, and whose CPU, beside the single writer"
 _TOPICS = (1, 2, 4, 8)
 _ROWS = 10_000
 _BLOCK_ROWS = (1_000, 10_000)
-_BLOCK_TOPICS = 4
+_BLOCK_PARTITIONS = 4
 _STEADY_IDS = 150_000
 _SLOW_PUT_S = 0.02
-_SLOW_TOPICS = (1, 8)
+_SLOW_PARTITIONS = (1, 8)
 TARGET_BLOCK_US, TARGET_ID_US = 200.0, 0.15
 TARGET_CPU_RATIO = 1.25
 _WINDOW_SLOW = 16
@@ -43,14 +43,14 @@ def run(options: Options) -> list[Figure]:
         turns = in_turns(sides, options.repeat)
         sides = {
             f"slow K={k}" if k else "slow single": partial(saturate, options, senders, k, slow, _WINDOW_SLOW)
-            for k in (0, *_SLOW_TOPICS)
+            for k in (0, *_SLOW_PARTITIONS)
         }
         turns |= in_turns(sides, options.repeat)
         with spreaders(options.producers, _BLOCK_ROWS[0]) as small:
-            # as many batches in flight as sub-topics: every block is one batch
-            window = max(1, _BLOCK_TOPICS // options.producers)
+            # as many batches in flight as partitions: every block is one batch
+            window = max(1, _BLOCK_PARTITIONS // options.producers)
             sides = {
-                f"blocks {rows}": partial(saturate, options, who, _BLOCK_TOPICS, steady, window)
+                f"blocks {rows}": partial(saturate, options, who, _BLOCK_PARTITIONS, steady, window)
                 for rows, who in zip(_BLOCK_ROWS, (small, senders), strict=True)
             }
             turns |= in_turns(sides, options.repeat)
@@ -71,7 +71,7 @@ def _rates(turns: dict[str, list[Sample]], sides: Sequence[str]) -> list[Figure]
         ]
         if side != "single":
             figures += [
-                Figure(f"{side}: sub-topics", "CPU s/million", column(found, "topics_cpu_s")),
+                Figure(f"{side}: partitions", "CPU s/million", column(found, "topics_cpu_s")),
                 Figure(f"{side}: rate / single writer", "ratio", ratios(*_pair(found, single, "per_second"))),
                 Figure(
                     f"{side}: writers' CPU a message / single writer",
@@ -115,7 +115,7 @@ def _home(turns: dict[str, list[Sample]]) -> list[Figure]:
 
 def _slow(turns: dict[str, list[Sample]]) -> list[Figure]:
     figures = []
-    for k in (0, *_SLOW_TOPICS):
+    for k in (0, *_SLOW_PARTITIONS):
         found = turns[f"slow K={k}" if k else "slow single"]
         name = f"puts 20 ms slower, {f'K={k}' if k else 'single writer'}"
         figures += [

@@ -21,7 +21,7 @@ import uvloop
 
 from benchmarks.harness import percentile
 from benchmarks.requests import Source, Target, sources
-from imray.cluster.process import settle
+from imray.deploy.process import tune_process
 
 _HEAD_END = b"\r\n\r\n"
 _HEAD_BYTES_MAX = 64 * 1024
@@ -175,7 +175,7 @@ def main() -> None:
     url = urlsplit(a.url)
     target = Target(url.netloc, os.environ.get("IMRAY_TOKEN", "none"))
     made = sources(a.kind, target, a.connections, a.conversations, a.rows)
-    settle()
+    tune_process()
     print(json.dumps(uvloop.run(measure(url.hostname or "127.0.0.1", url.port or 80, made, a.warmup, a.seconds))))
 
 

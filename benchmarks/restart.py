@@ -13,7 +13,7 @@ import pyarrow as pa
 from benchmarks.engine import Engine, check_ack, cluster, engine
 from benchmarks.harness import Figure, Options, Sample, column, in_turns
 from benchmarks.workload import Batches, conversation_names
-from imray.cluster.links import ShardClient
+from imray.engine.clients import ShardClient
 from imray.settings import Settings
 
 QUESTION = "kill -9 of a shard's process to its next ack, for a client that retries"

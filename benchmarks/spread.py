@@ -1,4 +1,4 @@
-"""A hot group as a benchmark drives it: a home shard, K sub-topics, producers that spread their batches over them."""
+"""A hot group as a benchmark drives it: a home shard, K partitions, producers that spread their batches over them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import ray
 from benchmarks.engine import WARMUP_S, Engine, check_ack, engine
 from benchmarks.harness import Options, Sample, percentile
 from benchmarks.workload import Batches, conversation_names
-from imray.cluster import names
-from imray.cluster.links import ActorClient
-from imray.cluster.process import settle
+from imray.deploy import names
+from imray.deploy.process import tune_process
+from imray.engine.clients import ActorClient
 from imray.settings import Settings
 
 _TIMEOUT_S = 60.0
@@ -33,7 +33,7 @@ class Spreader:
 
     def __init__(self, rows: int) -> None:
         self._batches = Batches(rows, [CONV], int.from_bytes(os.urandom(8)), templates=64)
-        settle()
+        tune_process()
 
     def ready(self) -> None:
         """The batches are made."""
@@ -75,36 +75,36 @@ class Group:
     """A shard, hot or not: whom to send to, and whom to measure."""
 
     home: Engine
-    topics: list[Any]
+    partitions: list[Any]
 
     @property
     def targets(self) -> list[str]:
         """The actors that take sends."""
-        return [names.topic(0, k + 1) for k in range(len(self.topics))] or [names.shard(0)]
+        return [names.partition(0, k + 1) for k in range(len(self.partitions))] or [names.shard(0)]
 
     def figures(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Of the home shard and of each sub-topic."""
-        refs = [self.home.actor.ping.remote(), *(t.ping.remote() for t in self.topics)]
+        """Of the home shard and of each partition."""
+        refs = [self.home.actor.ping.remote(), *(t.ping.remote() for t in self.partitions)]
         first, *rest = ray.get(refs, timeout=_TIMEOUT_S)
         return first, rest
 
 
 @contextlib.contextmanager
-def group(options: Options, topics: int, settings: Settings) -> Iterator[Group]:
-    """A fresh shard, its one conversation spread over `topics` sub-topics (0: cold). Needs `cluster`."""
+def group(options: Options, partitions: int, settings: Settings) -> Iterator[Group]:
+    """A fresh shard, its one conversation spread over `topics` partitions (0: cold). Needs `cluster`."""
     with engine(options, settings) as home:
         found: list[Any] = []
         try:
-            if topics:
-                refusal = ray.get(home.actor.heat.remote(CONV, topics), timeout=_TIMEOUT_S)
+            if partitions:
+                refusal = ray.get(home.actor.make_hot.remote(CONV, partitions), timeout=_TIMEOUT_S)
                 if refusal is not None:
                     raise RuntimeError(refusal.detail)
-                found = [ray.get_actor(names.topic(0, k + 1), home.namespace) for k in range(topics)]
+                found = [ray.get_actor(names.partition(0, k + 1), home.namespace) for k in range(partitions)]
             started = Group(home, found)
             deadline = time.monotonic() + _TIMEOUT_S
             while not all(t["state"] == "serving" for t in started.figures()[1]):
                 if time.monotonic() > deadline:
-                    raise RuntimeError("the sub-topics do not serve")
+                    raise RuntimeError("the partitions do not serve")
                 time.sleep(0.05)  # between two looks
             yield started
         finally:
@@ -112,9 +112,9 @@ def group(options: Options, topics: int, settings: Settings) -> Iterator[Group]:
                 ray.kill(actor, no_restart=True)
 
 
-def saturate(options: Options, senders: Sequence[Any], topics: int, settings: Settings, window: int) -> Sample:
+def saturate(options: Options, senders: Sequence[Any], partitions: int, settings: Settings, window: int) -> Sample:
     """The highest rate that the senders get acks at: messages a second, latencies, and who used the CPU for it."""
-    with group(options, topics, settings) as spread:
+    with group(options, partitions, settings) as spread:
         home, rest = spread.figures()
         pids = [home["pid"], *(t["pid"] for t in rest)]
         begin = time.monotonic() + WARMUP_S

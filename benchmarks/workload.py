@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from imray.core.hashing import U8
+from imray.kernels.hashing import U8
 from imray.log.schema import BATCH_SCHEMA, MS, constant_text, to_ipc
 
 BODY_BYTES = 100

@@ -64,19 +64,19 @@ class Settings:
     its successor opens."""
 
     hot_rate_per_s: float = 0.0
-    """A conversation with so many messages a second for `hot_ticks` seconds is spread over `hot_topics` sub-topics;
+    """A conversation with so many messages a second for `hot_ticks` seconds is spread over `hot_partitions` partitions;
     0: none is. See docs/hot-groups.md for when it pays: it takes a cluster with cores to spare."""
     cold_rate_per_s: float = 0.0
     """Under it for `hot_ticks` seconds, what turned hot by its rate turns cold; 0: a quarter of `hot_rate_per_s`."""
     hot_ticks: int = 5
-    hot_topics: int = 4
+    hot_partitions: int = 4
     grant_timeout_s: float = 2.0
-    """A sub-topic that has not written a block after so long is fenced, and its block settled by reading its log: its
+    """A partition that has not written a block after so long is fenced, and its block settled by reading its log: its
     group's `stable_seq` moves again within 10 s. A commit takes milliseconds."""
-    topic_deadline_s: float = 2.5
-    """How long a gateway asks a sub-topic before it sends to the home shard, which takes everything."""
-    topic_pause_s: float = 5.0
-    """How long a sub-topic that gave no answer is left out."""
+    partition_deadline_s: float = 2.5
+    """How long a gateway asks a partition before it sends to the home shard, which takes everything."""
+    partition_pause_s: float = 5.0
+    """How long a partition that gave no answer is left out."""
 
     store_put_delay_s: float = 0.0
     """For experiments: every put takes so much longer, as over an object store."""
@@ -106,7 +106,7 @@ class Settings:
     it is known, an address): eight of the largest requests, or two of the largest pages."""
 
     shard_num_cpus: float = 0.1
-    topic_num_cpus: float = 0.1
+    partition_num_cpus: float = 0.1
     gateway_num_cpus: float = 0.1
     history_num_cpus: float = 0.1
     """What Ray reserves; small, so that a laptop holds a whole system. Set to 1 on a cluster."""

@@ -1,4 +1,4 @@
--- title: sub-topics' rows without a block, and blocks whose numbers are not exactly their segment's rows
+-- title: partitions' rows without a block, and blocks whose numbers are not exactly their segment's rows
 -- kind: violation
 -- row: a conversation in a segment: the numbers that it was granted, and those of its rows
 WITH granted AS (

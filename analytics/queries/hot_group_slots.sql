@@ -1,4 +1,4 @@
--- title: who wrote the hot groups: the home shard (slot 0) and each sub-topic
+-- title: who wrote the hot groups: the home shard (slot 0) and each partition
 -- kind: report
 -- row: a conversation and a slot
 WITH sizes AS (

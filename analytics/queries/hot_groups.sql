@@ -1,4 +1,4 @@
--- title: hot groups: sub-topics, turns, and how many of the numbers given out became void
+-- title: hot groups: partitions, turns, and how many of the numbers given out became void
 -- kind: report
 -- row: a conversation that is or was hot
 WITH turns AS (

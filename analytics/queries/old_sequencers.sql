@@ -1,4 +1,4 @@
--- title: sub-topics' segments of an epoch that their home shard never had, or of an older one than those before
+-- title: partitions' segments of an epoch that their home shard never had, or of an older one than those before
 -- kind: violation
 -- row: such a segment
 WITH named AS (

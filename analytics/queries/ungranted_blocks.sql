@@ -20,7 +20,7 @@ SELECT b.conv_id, b.first_seq, b.last_seq, b.sequencer, b."grant", b.shard, b.se
            WHEN h.home IS NULL THEN 'its home shard has no epoch ' || b.sequencer
            WHEN k.topics IS NULL OR k.topics = 0 THEN 'the conversation was not hot'
            WHEN b.last_seq > k.ceiling THEN 'the ceiling was ' || k.ceiling
-           WHEN b.slot > s.slots THEN 'there never were more than ' || s.slots || ' sub-topics'
+           WHEN b.slot > s.slots THEN 'there never were more than ' || s.slots || ' partitions'
        END AS why
 -- what was written while the home shard's log was being read may rest on a record that the audit has not seen
 FROM blocks b ANTI JOIN unsure_segments u ON u.shard = b.shard AND u.segment = b.segment

@@ -26,10 +26,10 @@ from benchmarks.peers.peer import Address, Row, Server
 from benchmarks.peers.work import CONV, ID_BYTES, Batch, Shape, WrongAnswerError
 from benchmarks.requests import ARROW_TYPE
 from benchmarks.servers import free_port
-from imray.cluster import deploy
-from imray.cluster.links import ShardClient
-from imray.cluster.replies import Appended
 from imray.core.errors import UnavailableError
+from imray.core.replies import Appended
+from imray.deploy import system
+from imray.engine.clients import ShardClient
 from imray.settings import Settings
 
 _ACK = "in a Parquet segment, file and folder fsynced, under a name of its own"
@@ -181,7 +181,7 @@ class _Imray:
         """Over Ray a sender is a driver of its own, like any program on the cluster."""
         if row is RAY:
             if not ray.is_initialized():
-                deploy.connect(address["gcs"])
+                system.connect(address["gcs"])
             return _RayClient(ShardClient(address["namespace"], 0, Settings()))
         connection = await Connection.open(address["port"], address["token"])
         return _ArrowClient(connection) if row is HTTP else _SingleClient(connection)

@@ -21,7 +21,7 @@ import uvloop
 from benchmarks.peers.catalogue import peer_of, row_of
 from benchmarks.peers.peer import Address, Peer, Row
 from benchmarks.peers.work import ID_BYTES, Batch, Client, Source
-from imray.cluster.process import settle
+from imray.deploy.process import tune_process
 
 _RETRY_DELAY_S = 0.05
 _ANSWER_TIMEOUT_S = 60.0
@@ -78,7 +78,7 @@ class Senders:
         # two to a place: while a batch of one is in flight, the next is made from the other
         sources = [Source(shape.rows, int.from_bytes(os.urandom(8))) for _ in range(2 * places)]
         clients = [await self._connect() for _ in range(places)]
-        settle()
+        tune_process()
         print("ready", flush=True)
         begin = float(await asyncio.to_thread(sys.stdin.readline))
         self._report.last_ack = time.monotonic()

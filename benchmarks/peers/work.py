@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.workload import ID_BYTES, bodies, conversation_names
-from imray.core.hashing import U8
+from imray.kernels.hashing import U8
 from imray.log.schema import BATCH_SCHEMA, MS, constant_text, to_ipc
 
 IN_FLIGHT_MAX = 5_000

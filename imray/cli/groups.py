@@ -1,4 +1,4 @@
-"""`imray hot`, `imray cold`: a conversation spread over sub-topics, and back."""
+"""`imray hot`, `imray cold`: a conversation spread over partitions, and back."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from typing import Annotated
 import typer
 
 from imray.cli.common import Data, Json, Timeout, Token, Url, find_target, printable, speaking_to
-from imray.core.routing import TOPICS_MAX
+from imray.core.routing import PARTITIONS_MAX
 
 _TIMEOUT_S = 60.0
-"""Sub-topics are processes: they take seconds to start."""
+"""Partitions are processes: they take seconds to start."""
 _Conv = Annotated[str, typer.Argument(metavar="CONV", help="The conversation.", show_default=False)]
 
 
 def hot(
     conv_id: _Conv,
-    topics: Annotated[int, typer.Option("--topics", min=1, max=TOPICS_MAX, help="Sub-topics that take its sends.")] = 4,
+    topics: Annotated[
+        int, typer.Option("--topics", min=1, max=PARTITIONS_MAX, help="Partitions that take its sends.")
+    ] = 4,
     url: Url = None,
     token: Token = None,
     data: Data = None,
     as_json: Json = False,
     timeout: Timeout = _TIMEOUT_S,
 ) -> None:
-    """Spread a conversation over sub-topics, or change how many.
+    """Spread a conversation over partitions, or change how many.
 
     Senders see a pause at most. docs/hot-groups.md says when it pays.
 
@@ -64,5 +66,5 @@ def _set(
     if as_json:
         typer.echo(orjson.dumps({"conv_id": conv_id, "topics": now}).decode())
     else:
-        how = f"is written by {now} sub-topics" if now else "is written by its home shard alone"
+        how = f"is written by {now} partitions" if now else "is written by its home shard alone"
         typer.echo(f"{printable(conv_id)} {how}")

@@ -138,8 +138,8 @@ def _forget(data: Path) -> None:
 
 
 def _start(data: Path, port: int, host: str, shards: int | None, address: str | None, as_json: bool) -> dict[str, Any]:
-    from imray.cluster import deploy
-    from imray.cluster.gateway import GatewayConfig, free_port
+    from imray.deploy import system
+    from imray.deploy.gateway import GatewayConfig, free_port
     from imray.log.manifest import create_or_open
     from imray.log.store import LocalStore
     from imray.settings import Settings
@@ -154,8 +154,8 @@ def _start(data: Path, port: int, host: str, shards: int | None, address: str | 
     if address is None:
         port = free_port(host, port)
     # before signal handlers are set: ray.init replaces that of SIGTERM
-    deploy.connect(address, token_file=data / private.RUN / _RAY_TOKEN)
-    steps = deploy.up(data, shards, settings, GatewayConfig(host, port, auth))
+    system.connect(address, token_file=data / private.RUN / _RAY_TOKEN)
+    steps = system.up(data, shards, settings, GatewayConfig(host, port, auth))
     try:
         while True:
             step = next(steps)
@@ -200,7 +200,7 @@ def _wait_and_stop(data: Path) -> None:
     """Run until SIGINT or SIGTERM, then end in good order."""
     import ray
 
-    from imray.cluster import deploy
+    from imray.deploy import system
     from imray.log.manifest import read
     from imray.log.store import LocalStore
 
@@ -212,7 +212,7 @@ def _wait_and_stop(data: Path) -> None:
     typer.echo("ending ...", err=True)
     manifest = read(LocalStore(data))
     assert manifest is not None
-    deploy.down(manifest)
+    system.down(manifest)
     ray.shutdown()
     _forget(data)
 
@@ -245,16 +245,16 @@ def _spawn(data: Path, port: int, host: str, shards: int | None, as_json: bool) 
 def _down_on_cluster(data: Path, address: str) -> None:
     import ray
 
-    from imray.cluster import deploy
+    from imray.deploy import system
     from imray.log.manifest import read
     from imray.log.store import LocalStore
 
     manifest = read(LocalStore(data))
     if manifest is None:
         raise InvalidError(f"{data} is no data folder: it has no imray.json")
-    deploy.connect(address)
+    system.connect(address)
     try:
-        deploy.down(manifest)
+        system.down(manifest)
     finally:
         ray.shutdown()
 

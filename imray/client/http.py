@@ -119,7 +119,7 @@ class AsyncClient:
         return await self._run(self._calls.head(conv_id))
 
     async def set_topics(self, conv_id: str, topics: int) -> int:
-        """Spread a conversation over `topics` sub-topics (0: its home shard alone writes it); how many it has now.
+        """Spread a conversation over `topics` partitions (0: its home shard alone writes it); how many it has now.
 
         Needs a token with the role `service`."""
         return await self._run(self._calls.set_topics(conv_id, topics))

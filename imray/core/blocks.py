@@ -1,6 +1,6 @@
 """Blocks of numbers: what a home shard grants to the writers of a hot group, and what becomes of it.
 
-A grant is outstanding until its segment is known to be durable, or until its sub-topic's log was fenced and read and
+A grant is outstanding until its segment is known to be durable, or until its partition's log was fenced and read and
 does not have it. Nothing here ends a grant by time. Pure: no Ray, no I/O, no clock.
 """
 
@@ -14,27 +14,27 @@ import numpy as np
 from imray.core.columns import Commit, First, Located, Plan, Rows
 from imray.core.dedup import IdTable
 from imray.core.errors import FencedError, InvalidError
-from imray.core.fold import reserve, settle
-from imray.core.hashing import I32, I64
-from imray.core.routing import place_of
+from imray.core.fold import mark_durable, reserve
+from imray.core.routing import log_position_of
 from imray.core.sequencer import commit_of, plan
 from imray.core.state import HotGroup, ShardState
+from imray.kernels.hashing import I32, I64
 
 OUTSTANDING_MAX = 4
-"""Grants of one sub-topic that are not known to be settled: one being written, one asked beside it, and reports on
-their way. Past it the sub-topic waits."""
+"""Grants of one partition that are not known to be settled: one being written, one asked beside it, and reports on
+their way. Past it the partition waits."""
 _ANSWERS_KEPT = 4
 _STEP_MIN = 1 << 10
 _STEP_BLOCKS = 4
 _STEP_S = 0.25
-"""A ceiling is logged so many numbers, blocks of each sub-topic, or seconds ahead, whatever is most: seldom enough to
+"""A ceiling is logged so many numbers, blocks of each partition, or seconds ahead, whatever is most: seldom enough to
 cost little, near enough that a crash voids little. The next one is logged when half of that is left: two blocks of
 each, one being written and one asked beside it."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """A sub-topic says: this grant's segment is durable."""
+    """A partition says: this grant's segment is durable."""
 
     grant: int
     segment: int
@@ -54,8 +54,8 @@ class Granted:
     first: int
     plan: Plan | None
     stable: I64 | int
-    topics: dict[str, int]
-    """How many sub-topics each hot conversation has now."""
+    partitions: dict[str, int]
+    """How many partitions each hot conversation has now."""
 
     def expanded(self) -> Plan:
         """The plan, whichever way it came. Conversations are the asker's own (`touched` aside)."""
@@ -85,7 +85,7 @@ class Block:
     number: int
     slot: int
     epoch: int
-    """Of the sub-topic's writer."""
+    """Of the partition's writer."""
     commit: Commit
     table: IdTable
     entries: tuple[int, int]
@@ -97,7 +97,7 @@ class Block:
 
 @dataclass
 class Slot:
-    """A sub-topic as its home shard knows it."""
+    """A partition as its home shard knows it."""
 
     epoch: int = 0
     """Of the writer that registered last; another one gets no grant."""
@@ -153,7 +153,7 @@ class Blocks:
     def grant(
         self, slot: int, ask: int, rows: Rows, located: Located, old: dict[int, First], now: float
     ) -> Granted | Declined:
-        """Number a sub-topic's batch. `answered` must have said None."""
+        """Number a partition's batch. `answered` must have said None."""
         state = self._state
         if self.closed:
             return Declined("wait")
@@ -187,12 +187,12 @@ class Blocks:
 
     def _answer(self, number: int, rows: Rows, planned: Plan, convs: list[int]) -> Granted:
         state = self._state
-        topics = {state.conversations.name(c): state.hot[c].topics for c in convs}
+        partitions = {state.conversations.name(c): state.hot[c].partitions for c in convs}
         if planned.new_rows is None and len(planned.touched) == 1:
             stable = int(state.conversations.stable[planned.touched[0]])
-            return Granted(self.sequencer, number, len(rows), int(planned.seq[0]), None, stable, topics)
+            return Granted(self.sequencer, number, len(rows), int(planned.seq[0]), None, stable, partitions)
         return Granted(
-            self.sequencer, number, len(rows), 0, planned, state.conversations.stable[planned.conv], topics
+            self.sequencer, number, len(rows), 0, planned, state.conversations.stable[planned.conv], partitions
         )  # fmt: skip
 
     def committed(self, slot: int, epoch: int, report: Report) -> None:
@@ -201,34 +201,34 @@ class Blocks:
         if block is None or (block.slot, block.epoch) != (slot, epoch):
             return
         del self.outstanding[report.grant]
-        state, place = self._state, place_of(slot, report.segment)
+        state, log_position = self._state, log_position_of(slot, report.segment)
         frozen = block.table is state.frozen
-        block.table.settle(*block.entries, place)
-        state.segment_ts[place] = report.server_ts
+        block.table.mark_durable(*block.entries, log_position)
+        state.segment_ts[log_position] = report.server_ts
         c = block.commit
         done = Commit(
-            place, epoch, report.server_ts, c.rows, c.conv, c.fresh, c.seq, c.row,
+            log_position, epoch, report.server_ts, c.rows, c.conv, c.fresh, c.seq, c.row,
             c.touched, c.touched_first, c.touched_last, (), self.sequencer,
         )  # fmt: skip
-        settle(state, done, report.digest, frozen)
+        mark_durable(state, done, report.digest, frozen)
 
     def follow(self, slot: int, epoch: int, sequencer: int, found: Report) -> None:
-        """One more segment of a sub-topic's log, read: it uses a grant, or is a fence where `found.grant` is 0.
+        """One more segment of a partition's log, read: it uses a grant, or is a fence where `found.grant` is 0.
 
         FencedError: a newer incarnation of the home shard has been there, this one is over. InvalidError: it uses a
         grant that is not outstanding."""
         if sequencer > self.sequencer:
             raise FencedError(
-                f"epoch {sequencer} of the home shard has fenced sub-topic {slot}: {self.sequencer} stops"
+                f"epoch {sequencer} of the home shard has fenced partition {slot}: {self.sequencer} stops"
             )
-        position = self._state.topics[slot]
+        progress = self._state.partitions[slot]
         if not found.grant:
-            position.advance(found.segment, epoch, found.digest)
-            position.sequencer = max(position.sequencer, sequencer)
+            progress.advance(found.segment, epoch, found.digest)
+            progress.sequencer = max(progress.sequencer, sequencer)
             return
         if sequencer == self.sequencer:
             self.committed(slot, epoch, found)
-        if position.segment != found.segment:
+        if progress.segment != found.segment:
             raise InvalidError(f"grant {found.grant} of epoch {sequencer} is not outstanding")
 
     def lost(self, slot: int, epoch: int) -> list[Block]:
@@ -282,7 +282,7 @@ def ranges_of(blocks: Sequence[Block]) -> list[tuple[int, int, int]]:
 def next_ceiling(group: HotGroup, head: int, block: int, rate_per_s: float) -> int | None:
     """The ceiling to log now, while half of the way to the old one is left; None: not yet. `block`: the largest that
     was lately asked for; `rate_per_s`: numbers given out a second, where that is known."""
-    step = max(_STEP_MIN, _STEP_BLOCKS * group.topics * block, int(_STEP_S * rate_per_s))
+    step = max(_STEP_MIN, _STEP_BLOCKS * group.partitions * block, int(_STEP_S * rate_per_s))
     return head + step if group.ceiling - head < step // 2 else None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from imray.core.dedup import SealedIds
-from imray.core.hashing import I32, I64, U8, U64
+from imray.kernels.hashing import I32, I64, U8, U64
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class First:
 
     seq: int
     payload: int
-    place: int
+    log_position: int
     row: int
     epoch: int
     server_ts: int
@@ -63,7 +63,7 @@ class Plan:
     """Rows that are new; None: all of them."""
     row_in_segment: np.ndarray
     """Each row's place in the new segment (new rows); the place of the first send (others)."""
-    place: I64 | None
+    log_position: I64 | None
     """Place of the first send, for rows that are not new (-1: the segment being written). None: all are new."""
     epoch: I64 | None
     server_ts: I64 | None
@@ -80,7 +80,7 @@ class Control:
     """A record about a hot group; `number` is the conversation's head when it was written."""
 
     conv: int
-    topics: int
+    partitions: int
     """0: the conversation is cold from here on."""
     number: int
     ceiling: int
@@ -94,7 +94,7 @@ class Control:
 class Commit:
     """One segment's rows: from a plan or from a segment read back."""
 
-    place: int
+    log_position: int
     epoch: int
     server_ts: int
     rows: Rows
@@ -108,4 +108,4 @@ class Commit:
     touched_last: I64
     controls: tuple[Control, ...] = ()
     sequencer: int = 0
-    """A sub-topic's segment: the epoch of the home shard that granted its numbers."""
+    """A partition's segment: the epoch of the home shard that granted its numbers."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from imray.core.dedup import place, slots_for
-from imray.core.hashing import I32, I64, U8, U64, hash_rows, jit
+from imray.core.dedup import log_position, slots_for
+from imray.kernels.hashing import I32, I64, U8, U64, hash_rows, jit
 
 _FREE = np.uint64(0)
 _TAG = np.uint64(0xFFFFFFFF00000000)
@@ -110,9 +110,9 @@ class Conversations:
         self.count = b
         if 2 * b > len(self._slots):
             self._slots = slots_for(len(self._keys))
-            place(self._keys[:b], self._slots, 0)
+            log_position(self._keys[:b], self._slots, 0)
         else:
-            place(keys, self._slots, a)
+            log_position(keys, self._slots, a)
 
     def _reserve(self, count: int, text_bytes: int) -> None:
         if count > len(self._keys):

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from imray.core.hashing import I32, I64, U64, jit
+from imray.kernels.hashing import I32, I64, U64, jit
 
 _CAPACITIES = (1 << 14, 1 << 21)
 """A table grows to these, then doubles. Few steps, early: copying and placing a million ids anew stops commits for
@@ -42,7 +42,7 @@ def _probe(fps: U64, ids: U64, conv: I32, slots: U64, e_ids: U64, e_conv: I32, o
 
 
 @jit
-def place(fps: U64, slots: U64, first: int) -> None:
+def log_position(fps: U64, slots: U64, first: int) -> None:
     """Put entries first, first+1, ... into free slots; the caller knows that none is there yet."""
     mask = np.uint64(len(slots) - 1)
     for i in range(len(fps)):
@@ -85,7 +85,7 @@ class IdTable:
     """Recent ids with what a retry must be told: open addressing over columns, 55 to 95 bytes an id.
 
     Entries are numbered in the order they were added. `place` is where the message stands
-    (`imray.core.routing.place_of`), or minus the number of the grant under which it is in flight."""
+    (`imray.core.routing.log_position_of`), or minus the number of the grant under which it is in flight."""
 
     def __init__(self, base_segment: int, capacity: int = 1024) -> None:
         self.base_segment = base_segment
@@ -99,7 +99,7 @@ class IdTable:
         self.conv = np.empty(capacity, np.int32)
         self.seq = np.empty(capacity, np.int64)
         self.payload = np.empty(capacity, np.uint64)
-        self.place = np.empty(capacity, np.int64)
+        self.log_position = np.empty(capacity, np.int64)
         self.row = np.empty(capacity, np.uint32)
 
     def clear(self) -> None:
@@ -127,9 +127,9 @@ class IdTable:
         self.conv[a:b] = conv
         self.seq[a:b] = seq
         self.payload[a:b] = payload
-        self.place[a:b] = where
+        self.log_position[a:b] = where
         self.row[a:b] = row
-        place(fps, self.slots, a)
+        log_position(fps, self.slots, a)
         self.count = b
 
     def _grow(self, need: int) -> None:
@@ -138,11 +138,11 @@ class IdTable:
         for name, column in old.items():
             getattr(self, name)[: self.count] = column[: self.count]
         self.slots = slots_for(len(self.fps))
-        place(self.fps[: self.count], self.slots, 0)
+        log_position(self.fps[: self.count], self.slots, 0)
 
-    def settle(self, first: int, end: int, place: int) -> None:
+    def mark_durable(self, first: int, end: int, log_position: int) -> None:
         """Entries first .. end-1 were in flight and stand there now."""
-        self.place[first:end] = place
+        self.log_position[first:end] = log_position
 
     def release(self, first: int, end: int) -> None:
         """Entries first .. end-1 were in flight and will never be messages: their ids are free again."""

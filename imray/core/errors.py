@@ -33,7 +33,7 @@ class UnavailableError(ImrayError):
 class FencedError(ImrayError):
     """Another writer owns the log. This incarnation must stop for good; callers retry with the same ids.
 
-    `by_home`: a sub-topic's log was fenced by its home shard, which wants it to be opened anew."""
+    `by_home`: a partition's log was fenced by its home shard, which wants it to be opened anew."""
 
     def __init__(self, detail: str, by_home: bool = False) -> None:
         super().__init__(detail)
@@ -66,14 +66,14 @@ class CorruptError(ImrayError):
 
     `file` is the name in the store, `place` where in it, `check` which check failed."""
 
-    def __init__(self, file: str, place: str, check: str) -> None:
-        super().__init__(file, place, check)
+    def __init__(self, file: str, where: str, check: str) -> None:
+        super().__init__(file, where, check)
         self.file = file
-        self.place = place
+        self.where = where
         self.check = check
 
     def __str__(self) -> str:
         return (
-            f"corrupt file {self.file} ({self.place}): {self.check}. Nothing is served from it: "
+            f"corrupt file {self.file} ({self.where}): {self.check}. Nothing is served from it: "
             "restore the file from a replica or a backup, or ask for help before removing anything."
         )

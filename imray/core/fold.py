@@ -1,4 +1,4 @@
-"""Changing the state: `reserve` what was planned, `settle` what is durable; `apply` is both, for a segment read back.
+"""Changing the state: `reserve` what was planned, `mark_durable` what is written; `apply` does both to a segment.
 
 The live path and recovery go through the same functions, so folding the logs gives the live state. Live, numbers and
 ids are reserved before the write, so that the next batch can be planned meanwhile; if the write fails the state is
@@ -15,11 +15,11 @@ from imray.core.columns import Commit, Control, Rows
 from imray.core.conversations import assign_new
 from imray.core.dedup import IdTable, SealedIds
 from imray.core.errors import FencedError, InvalidError
-from imray.core.hashing import I32, I64
 from imray.core.postings import Postings
 from imray.core.routing import segment_of, slot_of
 from imray.core.sequencer import number
-from imray.core.state import HotGroup, Position, ShardState
+from imray.core.state import HotGroup, LogProgress, ShardState
+from imray.kernels.hashing import I32, I64
 
 _FEW = 16
 """Up to so many a loop is faster than numpy's set functions (60 us a call, and a block has one conversation)."""
@@ -36,12 +36,12 @@ class ReadBack:
     """Conversation, first and last number."""
     controls: tuple[Control, ...] = ()
     grants: tuple[tuple[int, int, int], ...] | None = None
-    """A sub-topic's segment: conversation, first number and count of each block that it was granted."""
+    """A partition's segment: conversation, first number and count of each block that it was granted."""
     sequencer: int = 0
     """The epoch of the home shard that granted them."""
 
 
-def commit_read_back(state: ShardState, place: int, epoch: int, server_ts: int, found: ReadBack) -> Commit:
+def commit_read_back(state: ShardState, log_position: int, epoch: int, server_ts: int, found: ReadBack) -> Commit:
     """The commit that a segment read back stands for; InvalidError where its numbers do not follow the state's."""
     rows, voids = found.rows, found.voids
     known = state.conversations.find(rows.names_data, rows.names_offsets)
@@ -63,20 +63,20 @@ def commit_read_back(state: ShardState, place: int, epoch: int, server_ts: int, 
         last = np.concatenate([last, np.array([v[2] for v in voids])])
     controls = tuple(replace(c, conv=int(known[c.conv])) for c in found.controls)
     return Commit(
-        place, epoch, server_ts, rows, conv, fresh, found.seq, found.row, touched, first, last, controls,
+        log_position, epoch, server_ts, rows, conv, fresh, found.seq, found.row, touched, first, last, controls,
         found.sequencer,
     )  # fmt: skip
 
 
 def check_sequencer(state: ShardState, slot: int, sequencer: int) -> None:
-    """Whether a segment of a sub-topic's log may name this epoch of its home shard, whose own log was read before.
+    """Whether a segment of a partition's log may name this epoch of its home shard, whose own log was read before.
 
     InvalidError: it may not, wherever it was read. FencedError: the epoch is newer than the home shard's log as it was
     read, so that another writer took over meanwhile."""
-    if sequencer < state.topics[slot].sequencer:
+    if sequencer < state.partitions[slot].sequencer:
         raise InvalidError(
             f"its grants are of epoch {sequencer} of the home shard, but the log before it names "
-            f"epoch {state.topics[slot].sequencer}"
+            f"epoch {state.partitions[slot].sequencer}"
         )
     if sequencer > state.log.epoch:
         raise FencedError(f"epoch {sequencer} of the home shard took over from epoch {state.log.epoch}")
@@ -113,7 +113,7 @@ def _check_numbers(state: ShardState, conv: I32, seq: I64, row: np.ndarray, with
 
 
 def _check_blocks(state: ShardState, found: ReadBack, known: I32) -> tuple[I32, I64, I64]:
-    """The same for a sub-topic's segment: every row has the next number of a block, and every block is used up and
+    """The same for a partition's segment: every row has the next number of a block, and every block is used up and
     was within what its home shard may have granted."""
     assert found.grants is not None
     starts = np.zeros(len(known), np.int64)
@@ -146,41 +146,47 @@ def reserve(state: ShardState, commit: Commit) -> tuple[IdTable, int, int]:
     first = table.count
     if len(commit.seq):
         table.add(
-            commit.rows.fps, commit.rows.ids, commit.conv, commit.seq, commit.rows.payload, commit.place, commit.row
+            commit.rows.fps,
+            commit.rows.ids,
+            commit.conv,
+            commit.seq,
+            commit.rows.payload,
+            commit.log_position,
+            commit.row,
         )
-        if commit.place > 0:
-            state.segment_ts[commit.place] = commit.server_ts
+        if commit.log_position > 0:
+            state.segment_ts[commit.log_position] = commit.server_ts
     if len(commit.touched):
         np.maximum.at(conversations.heads, commit.touched, commit.touched_last)
     return table, first, table.count
 
 
-def settle(state: ShardState, commit: Commit, digest: bytes, frozen: bool = False) -> None:
+def mark_durable(state: ShardState, commit: Commit, digest: bytes, frozen: bool = False) -> None:
     """The commit is durable: readers may see it. `frozen`: its ids are in the frozen table."""
-    slot = slot_of(commit.place)
-    position = state.position(slot)
-    position.advance(segment_of(commit.place), commit.epoch, digest)
-    position.sequencer = max(position.sequencer, commit.sequencer)
+    slot = slot_of(commit.log_position)
+    progress = state.progress(slot)
+    progress.advance(segment_of(commit.log_position), commit.epoch, digest)
+    progress.sequencer = max(progress.sequencer, commit.sequencer)
     if frozen:
-        state.frozen_topics[slot] = position.copy()
+        state.frozen_partitions[slot] = progress.copy()
     for control in commit.controls:
         _control(state, control)
-    settle_numbers(state, commit.touched, commit.touched_first, commit.touched_last)
+    mark_final_numbers(state, commit.touched, commit.touched_first, commit.touched_last)
     if len(commit.touched):
         postings = state.frozen_postings if frozen else state.postings
-        postings.add(commit.place, commit.touched, commit.touched_first, commit.touched_last)
+        postings.add(commit.log_position, commit.touched, commit.touched_first, commit.touched_last)
         if state.hot and np.isin(commit.touched, list(state.hot)).any():
             postings.ascending = False  # a void record comes after higher numbers
 
 
-def settle_numbers(state: ShardState, conv: I32, first: I64, last: I64) -> None:
+def mark_final_numbers(state: ShardState, conv: I32, first: I64, last: I64) -> None:
     """Ranges of numbers are durable or void. InvalidError where some of them were before."""
     stable = state.conversations.stable
     if state.hot:
         is_hot = are_hot(state, conv)
         for i in np.flatnonzero(is_hot).tolist():
             group = state.hot[int(conv[i])]
-            group.settle(int(first[i]), int(last[i]))
+            group.mark_final(int(first[i]), int(last[i]))
             stable[conv[i]] = group.stable
         conv, last = conv[~is_hot], last[~is_hot]
     np.maximum.at(stable, conv, last)
@@ -196,28 +202,28 @@ def are_hot(state: ShardState, conv: I32) -> np.ndarray:
 def _control(state: ShardState, control: Control) -> None:
     conversations = state.conversations
     group = state.hot.get(control.conv)
-    if not control.topics:
+    if not control.partitions:
         state.hot.pop(control.conv, None)
         conversations.heads[control.conv] = max(conversations.heads[control.conv], control.number)
         conversations.stable[control.conv] = max(conversations.stable[control.conv], control.number)
         return
     if group is None:
-        state.hot[control.conv] = HotGroup(control.topics, control.ceiling, control.number, control.by_rate)
+        state.hot[control.conv] = HotGroup(control.partitions, control.ceiling, control.number, control.by_rate)
         conversations.stable[control.conv] = control.number
     else:
-        group.topics, group.by_rate = control.topics, control.by_rate
+        group.partitions, group.by_rate = control.partitions, control.by_rate
         group.ceiling = control.ceiling if control.exact else max(group.ceiling, control.ceiling)
-    for slot in range(1, control.topics + 1):
-        state.topics.setdefault(slot, Position())
+    for slot in range(1, control.partitions + 1):
+        state.partitions.setdefault(slot, LogProgress())
 
 
 def apply(state: ShardState, commit: Commit, digest: bytes) -> None:
     """Advance the state by one segment that is durable: recovery. InvalidError where it does not follow."""
-    position = state.position(slot_of(commit.place))
-    if segment_of(commit.place) != position.segment + 1 or commit.epoch < position.epoch:
-        position.copy().advance(segment_of(commit.place), commit.epoch, digest)
+    progress = state.progress(slot_of(commit.log_position))
+    if segment_of(commit.log_position) != progress.segment + 1 or commit.epoch < progress.epoch:
+        progress.copy().advance(segment_of(commit.log_position), commit.epoch, digest)
     reserve(state, commit)
-    settle(state, commit, digest)
+    mark_durable(state, commit, digest)
 
 
 def freeze(state: ShardState) -> IdTable:
@@ -225,7 +231,7 @@ def freeze(state: ShardState) -> IdTable:
     if state.frozen is not None:
         raise InvalidError("the previous freeze is not sealed yet")
     state.frozen, state.frozen_postings = state.recent, state.postings
-    state.frozen_topics = {slot: position.copy() for slot, position in state.topics.items()}
+    state.frozen_partitions = {slot: progress.copy() for slot, progress in state.partitions.items()}
     table, state.spare = state.spare, None
     state.recent = IdTable(state.log.segment) if table is None else table
     state.recent.base_segment = state.log.segment
@@ -239,10 +245,12 @@ def sealed(state: ShardState, files: list[SealedIds]) -> IdTable | None:
     state.sealed = files
     table, state.frozen = state.frozen, None
     state.frozen_postings = Postings()
-    covered = {slot: position.segment for slot, position in state.frozen_topics.items()}
+    covered = {slot: progress.segment for slot, progress in state.frozen_partitions.items()}
     covered[0] = state.recent.base_segment
     state.covered = covered
     state.segment_ts = {
-        place: ts for place, ts in state.segment_ts.items() if segment_of(place) > covered.get(slot_of(place), 0)
+        log_position: ts
+        for log_position, ts in state.segment_ts.items()
+        if segment_of(log_position) > covered.get(slot_of(log_position), 0)
     }
     return table

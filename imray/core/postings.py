@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from imray.core.hashing import I32, I64
 from imray.core.routing import slot_of
+from imray.kernels.hashing import I32, I64
 
 
 @dataclass(frozen=True)
 class Posting:
     """One segment, by its place: the conversations it numbers (ascending), first and last number of each."""
 
-    place: int
+    log_position: int
     conv: I32
     first: I64
     last: I64
@@ -28,11 +28,11 @@ class Postings:
     ascending: bool = True
     """Whether a conversation's numbers ascend from entry to entry: not over several logs, nor in a hot group."""
 
-    def add(self, place: int, conv: I32, first: I64, last: I64) -> None:
+    def add(self, log_position: int, conv: I32, first: I64, last: I64) -> None:
         """Record one commit's numbers."""
         order = np.argsort(conv, kind="stable")
-        self.ascending &= slot_of(place) == 0
-        self.entries.append(Posting(place, conv[order], first[order], last[order]))
+        self.ascending &= slot_of(log_position) == 0
+        self.entries.append(Posting(log_position, conv[order], first[order], last[order]))
 
     def spans(self, conv: int, low: int, high: int) -> list[tuple[int, int, int]]:
         """(place, first, last) of every segment with numbers of `conv` in low..high, ascending."""
@@ -42,7 +42,7 @@ class Postings:
             while at < len(entry.conv) and entry.conv[at] == conv:
                 first, last = int(entry.first[at]), int(entry.last[at])
                 if first <= high and last >= low:
-                    found.append((entry.place, first, last))
+                    found.append((entry.log_position, first, last))
                 at += 1
             if self.ascending and found and found[-1][1] <= low:
                 break

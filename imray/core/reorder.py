@@ -71,7 +71,7 @@ class ReorderConfig:
     """Bounds of the machine."""
 
     gap_timeout_ms: int = 500
-    """How long a gap may stay open before it is pulled: longer than commits of two sub-topics overtake one another."""
+    """How long a gap may stay open before it is pulled: longer than commits of two partitions overtake one another."""
     retry_ms_min: int = 500
     retry_ms_max: int = 15_000
     """The pause after a pull that failed or explained nothing; it doubles from the minimum to the maximum."""

@@ -1,4 +1,4 @@
-"""Which shard owns a conversation, which sub-topic takes a send of a hot one, and what their logs are called.
+"""Which shard owns a conversation, which partition takes a send of a hot one, and what their logs are called.
 
 The first answer may never change for a data folder: the log depends on it. The second may change with every message:
 numbers come from the home shard whichever way a send takes.
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 T = TypeVar("T", int, "np.ndarray")
 
 CONV_ID_BYTES_MAX = 128
-TOPICS_MAX = 99
-"""Sub-topics of one home shard."""
-TOPIC_LOGS_FROM = 10_000
+PARTITIONS_MAX = 99
+"""Partitions of one home shard."""
+PARTITION_LOGS_FROM = 10_000
 """Above every shard's number (`imray.log.manifest.SHARDS_MAX`)."""
 _PARTS = 840
 """Divisible by 1 to 8: equal shares."""
@@ -37,42 +37,42 @@ def shard_of(conv_id: str, shards: int) -> int:
     return conv_key(conv_id) % shards
 
 
-def slot_for(key: str, topics: int) -> int:
+def slot_for(key: str, partitions: int) -> int:
     """The slot (1 .. topics) that takes the sends of one topic or sender of a hot conversation.
 
     Keys hash to a fixed number of parts, and the parts to the slots: with another `topics` whole parts move."""
-    return 1 + conv_key(key) % _PARTS % topics
+    return 1 + conv_key(key) % _PARTS % partitions
 
 
 def log_of(home: int, slot: int) -> int:
-    """The number of a log: a shard's own (slot 0) is the shard's; those of its sub-topics follow all shards'."""
-    return home if slot == 0 else TOPIC_LOGS_FROM + home * (TOPICS_MAX + 1) + slot
+    """The number of a log: a shard's own (slot 0) is the shard's; those of its partitions follow all shards'."""
+    return home if slot == 0 else PARTITION_LOGS_FROM + home * (PARTITIONS_MAX + 1) + slot
 
 
 def home_of(log: int) -> tuple[int, int]:
     """The home shard and slot of a log: the inverse of `log_of`."""
-    return (log, 0) if log < TOPIC_LOGS_FROM else divmod(log - TOPIC_LOGS_FROM, TOPICS_MAX + 1)
+    return (log, 0) if log < PARTITION_LOGS_FROM else divmod(log - PARTITION_LOGS_FROM, PARTITIONS_MAX + 1)
 
 
-def place_of(slot: int, segment: int) -> int:
+def log_position_of(slot: int, segment: int) -> int:
     """Slot and segment as one number: where a message stands, as its home shard knows it."""
     return slot << _SEGMENT_BITS | segment
 
 
-def slot_of(place: T) -> T:
+def slot_of(log_position: T) -> T:
     """The slot of a place, or of each in an array."""
-    return place >> _SEGMENT_BITS
+    return log_position >> _SEGMENT_BITS
 
 
-def segment_of(place: T) -> T:
+def segment_of(log_position: T) -> T:
     """The segment of a place, or of each in an array."""
-    return place & ((1 << _SEGMENT_BITS) - 1)
+    return log_position & ((1 << _SEGMENT_BITS) - 1)
 
 
-def offset_of(home: int, place: T) -> tuple[T, T]:
+def offset_of(home: int, log_position: T) -> tuple[T, T]:
     """Log and segment of a place, or of each in an array."""
-    slot = slot_of(place)
-    return home + (slot > 0) * (log_of(home, 1) - 1 - home) + slot, segment_of(place)
+    slot = slot_of(log_position)
+    return home + (slot > 0) * (log_of(home, 1) - 1 - home) + slot, segment_of(log_position)
 
 
 def check_conv_id(conv_id: str) -> None:

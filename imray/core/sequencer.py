@@ -11,9 +11,9 @@ import numpy as np
 from imray.core.columns import Commit, First, Located, Plan, Rows
 from imray.core.conversations import assign_new
 from imray.core.dedup import IdTable, SealedIds, first_in_batch, slots_for
-from imray.core.hashing import I32, I64, jit
 from imray.core.routing import slot_of
 from imray.core.state import ShardState
+from imray.kernels.hashing import I32, I64, jit
 
 NEW = 0
 DUPLICATE = 1
@@ -74,20 +74,20 @@ def plan(state: ShardState, rows: Rows, located: Located, old: dict[int, First],
     row = np.empty(n, np.uint32)
     in_batch = np.empty(n, np.int32)
     repeated = first_in_batch(rows.fps, rows.ids, located.conv, slots_for(n), in_batch)
-    place = epoch = server_ts = None
+    log_position = epoch = server_ts = None
     if repeated or old or located.recent is not None or located.frozen is not None:
-        place = np.full(n, _THIS_SEGMENT, np.int64)
+        log_position = np.full(n, _THIS_SEGMENT, np.int64)
         epoch = np.full(n, _THIS_SEGMENT, np.int64)
         server_ts = np.full(n, _THIS_SEGMENT, np.int64)
         for table, entry in ((state.recent, located.recent), (state.frozen, located.frozen)):
             if table is not None and entry is not None:
-                _from_table(state, table, entry, rows, slot, status, seq, row, place, epoch, server_ts)
+                _from_table(state, table, entry, rows, slot, status, seq, row, log_position, epoch, server_ts)
         for i, first in old.items():
             if first.status is not None:
                 status[i] = first.status
             else:
                 status[i] = DUPLICATE if first.payload == rows.payload[i] else CONFLICT
-            seq[i], row[i], place[i] = first.seq, first.row, first.place
+            seq[i], row[i], log_position[i] = first.seq, first.row, first.log_position
             epoch[i], server_ts[i] = first.epoch, first.server_ts
         again = np.flatnonzero((in_batch >= 0) & (status == NEW))
         first_rows = in_batch[again]
@@ -100,7 +100,7 @@ def plan(state: ShardState, rows: Rows, located: Located, old: dict[int, First],
     first_seq = conversations.heads[touched] + 1
     last_seq = conversations.heads[touched] + conversations.scratch[touched]
     conversations.scratch[touched] = 0
-    if place is None:
+    if log_position is None:
         new_rows = None
         row[:] = np.arange(n, dtype=np.uint32)
     else:
@@ -108,7 +108,7 @@ def plan(state: ShardState, rows: Rows, located: Located, old: dict[int, First],
         row[new_rows] = np.arange(len(new_rows), dtype=np.uint32)
         seq[again], row[again] = seq[first_rows], row[first_rows]
     return Plan(
-        status, seq, new_rows, row, place, epoch, server_ts,
+        status, seq, new_rows, row, log_position, epoch, server_ts,
         located.conv, located.fresh, touched, first_seq, last_seq,
     )  # fmt: skip
 
@@ -122,7 +122,7 @@ def _from_table(
     status: np.ndarray,
     seq: I64,
     row: np.ndarray,
-    place: I64,
+    log_position: I64,
     epoch: I64,
     server_ts: I64,
 ) -> None:
@@ -132,10 +132,10 @@ def _from_table(
     status[hit] = np.where(table.payload[e] == rows.payload[hit], DUPLICATE, CONFLICT)
     seq[hit] = table.seq[e]
     row[hit] = table.row[e]
-    places = table.place[e]
-    place[hit] = places
-    for p in np.unique(places).tolist():
-        at = hit[places == p]
+    log_positions = table.log_position[e]
+    log_position[hit] = log_positions
+    for p in np.unique(log_positions).tolist():
+        at = hit[log_positions == p]
         if p < 0 or (slot and slot_of(p) == 0 and p > state.log.segment):
             status[at] = IN_FLIGHT
             continue
@@ -143,13 +143,13 @@ def _from_table(
         server_ts[at] = state.segment_ts[p]
 
 
-def commit_of(plan: Plan, rows: Rows, place: int, epoch: int, server_ts: int) -> Commit:
+def commit_of(plan: Plan, rows: Rows, log_position: int, epoch: int, server_ts: int) -> Commit:
     """The plan's new rows as they will stand at `place`."""
     keep = plan.new_rows
     kept = rows if keep is None else _take(rows, keep)
     pick = slice(None) if keep is None else keep
     return Commit(
-        place, epoch, server_ts, kept,
+        log_position, epoch, server_ts, kept,
         plan.conv[pick], plan.fresh, plan.seq[pick], plan.row_in_segment[pick],
         plan.touched, plan.touched_first, plan.touched_last,
     )  # fmt: skip

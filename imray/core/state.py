@@ -16,7 +16,7 @@ from imray.core.routing import segment_of, slot_of
 
 
 @dataclass
-class Position:
+class LogProgress:
     """How far a log was folded."""
 
     segment: int = 0
@@ -25,7 +25,7 @@ class Position:
     epoch_starts: list[tuple[int, int]] = field(default_factory=list)
     """(first segment, epoch), ascending."""
     sequencer: int = 0
-    """A sub-topic's log: the newest epoch of the home shard that it names. It may use no older one's grants."""
+    """A partition's log: the newest epoch of the home shard that it names. It may use no older one's grants."""
 
     def advance(self, segment: int, epoch: int, digest: bytes) -> None:
         """One more segment. InvalidError where it does not follow."""
@@ -41,9 +41,9 @@ class Position:
         """The epoch that wrote a segment."""
         return next((e for first, e in reversed(self.epoch_starts) if first <= segment), 0)
 
-    def copy(self) -> Position:
+    def copy(self) -> LogProgress:
         """As it is now."""
-        return Position(self.segment, self.epoch, self.digest, list(self.epoch_starts), self.sequencer)
+        return LogProgress(self.segment, self.epoch, self.digest, list(self.epoch_starts), self.sequencer)
 
 
 @dataclass
@@ -52,7 +52,7 @@ class HotGroup:
 
     `stable` is just below the lowest one that is not: it only goes up."""
 
-    topics: int
+    partitions: int
     ceiling: int
     """No number above it was granted; logged ahead of the grants."""
     stable: int
@@ -66,7 +66,7 @@ class HotGroup:
     def __post_init__(self) -> None:
         self.floor = self.stable
 
-    def settle(self, first: int, last: int) -> None:
+    def mark_final(self, first: int, last: int) -> None:
         """Numbers first..last are durable or void. InvalidError where some of them are settled already."""
         if last <= self.floor:
             return
@@ -95,7 +95,7 @@ class HotGroup:
 
 @dataclass
 class ShardState:
-    """All that a shard's writer knows. Folding its log and those of its sub-topics from nothing gives the same."""
+    """All that a shard's writer knows. Folding its log and those of its partitions from nothing gives the same."""
 
     seed: int
     conversations: Conversations = field(default_factory=Conversations)
@@ -103,10 +103,10 @@ class ShardState:
     frozen: IdTable | None = None
     """Recent ids that are being sealed into a file right now."""
     sealed: list[SealedIds] = field(default_factory=list)
-    log: Position = field(default_factory=Position)
+    log: LogProgress = field(default_factory=LogProgress)
     """The shard's own log."""
-    topics: dict[int, Position] = field(default_factory=dict)
-    """The logs of its sub-topics, by slot."""
+    partitions: dict[int, LogProgress] = field(default_factory=dict)
+    """The logs of its partitions, by slot."""
     hot: dict[int, HotGroup] = field(default_factory=dict)
     """By the conversation's index."""
     segment_ts: dict[int, int] = field(default_factory=dict)
@@ -117,13 +117,13 @@ class ShardState:
     frozen_postings: Postings = field(default_factory=Postings)
     covered: dict[int, int] = field(default_factory=dict)
     """The last segment of each log, by slot, that `sealed` covers."""
-    frozen_topics: dict[int, Position] = field(default_factory=dict)
-    """How far the sub-topics' logs are covered by what is being sealed."""
+    frozen_partitions: dict[int, LogProgress] = field(default_factory=dict)
+    """How far the partitions' logs are covered by what is being sealed."""
 
-    def position(self, slot: int) -> Position:
+    def progress(self, slot: int) -> LogProgress:
         """Where one of its logs stands; slot 0 is its own."""
-        return self.log if slot == 0 else self.topics[slot]
+        return self.log if slot == 0 else self.partitions[slot]
 
-    def epoch_of(self, place: int) -> int:
+    def epoch_of(self, log_position: int) -> int:
         """The epoch that wrote the segment at a place."""
-        return self.position(slot_of(place)).epoch_of(segment_of(place))
+        return self.progress(slot_of(log_position)).epoch_of(segment_of(log_position))

@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 
 from imray.core.dedup import IdTable
 from imray.core.errors import CorruptError, DerivedError, StorageError
-from imray.core.hashing import I64, U8
+from imray.core.intervals import Interval, sealed_prefix
 from imray.core.postings import Postings
-from imray.core.state import HotGroup, Position, ShardState
+from imray.core.state import HotGroup, LogProgress, ShardState
+from imray.kernels.hashing import I64, U8
 from imray.log import digest as digests
 from imray.log.reader import read_segment
 from imray.log.schema import body_parts
-from imray.log.sealed import Interval, SealedInterval, merge, merge_due, open_interval, seal, sealed_prefix, why
+from imray.log.sealed import SealedInterval, merge, merge_due, open_interval, seal, why
 from imray.log.segment import META_KEY, encode_parquet, read_meta, segment_name
 from imray.log.store import Store
 
@@ -31,8 +32,8 @@ _LISTINGS_MAX = 10
 """Every new listing means that a live predecessor made a checkpoint meanwhile: seconds apart."""
 
 
-class TopicMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far a sub-topic's log is covered."""
+class PartitionMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far a partition's log is covered."""
 
     slot: int
     segment: int
@@ -46,7 +47,7 @@ class HotMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A conversation (its row in the checkpoint) that is hot."""
 
     row: int
-    topics: int
+    partitions: int = msgspec.field(name="topics")
     ceiling: int
     by_rate: bool
 
@@ -61,7 +62,7 @@ class CheckpointMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     conversations: int
     epoch_starts: list[tuple[int, int]]
     intervals: list[Interval]
-    topics: list[TopicMeta] = []
+    partitions: list[PartitionMeta] = msgspec.field(default_factory=list, name="topics")
     hot: list[HotMeta] = []
 
 
@@ -80,7 +81,7 @@ class Snapshot:
     ends: I64
     heads: I64
     hot: list[HotMeta]
-    topics: dict[int, Position]
+    partitions: dict[int, LogProgress]
     """Goes on while grants of the frozen ids are settled: complete when none is in flight."""
     covered: dict[int, int] = field(default_factory=dict)
     """The last segment of each log, by slot, that intervals covered before."""
@@ -101,7 +102,7 @@ def snapshot(state: ShardState, shard: int) -> Snapshot:
     return Snapshot(
         shard, log.segment, log.epoch, log.digest, list(log.epoch_starts),
         state.frozen, state.frozen_postings, *state.conversations.copy_columns(),
-        [HotMeta(row, g.topics, g.ceiling, g.by_rate) for row, g in state.hot.items()], state.frozen_topics,
+        [HotMeta(row, g.partitions, g.ceiling, g.by_rate) for row, g in state.hot.items()], state.frozen_partitions,
         dict(state.covered),
     )  # fmt: skip
 
@@ -114,8 +115,8 @@ def write(store: Store, snap: Snapshot, before: Sequence[SealedInterval]) -> lis
     meta = CheckpointMeta(
         snap.shard, snap.segment, snap.epoch, snap.digest.hex(), len(snap.heads),
         snap.epoch_starts, [s.interval for s in sealed],
-        [TopicMeta(slot, p.segment, p.epoch, p.digest.hex(), p.epoch_starts, p.sequencer)
-         for slot, p in snap.topics.items()], snap.hot,
+        [PartitionMeta(slot, p.segment, p.epoch, p.digest.hex(), p.epoch_starts, p.sequencer)
+         for slot, p in snap.partitions.items()], snap.hot,
     )  # fmt: skip
     table = pa.table({"conv_id": snap.names.cast(pa.string()), "head": snap.heads})
     data = encode_parquet(table, META_KEY, msgspec.json.encode(meta), "lz4")
@@ -126,9 +127,11 @@ def write(store: Store, snap: Snapshot, before: Sequence[SealedInterval]) -> lis
 def seal_frozen(store: Store, snap: Snapshot) -> SealedInterval:
     """The sealed interval of a snapshot's ids; asked again, the same. StorageError where the store refuses."""
     if snap.made is None:
-        ends = [(slot, snap.covered.get(slot, 0), position.segment) for slot, position in sorted(snap.topics.items())]
-        topics = tuple((slot, before + 1, end) for slot, before, end in ends if end > before)
-        snap.made = seal(store, snap.shard, snap.table, snap.postings, snap.segment, snap.names, topics)
+        ends = [
+            (slot, snap.covered.get(slot, 0), progress.segment) for slot, progress in sorted(snap.partitions.items())
+        ]
+        partitions = tuple((slot, before + 1, end) for slot, before, end in ends if end > before)
+        snap.made = seal(store, snap.shard, snap.table, snap.postings, snap.segment, snap.names, partitions)
     return snap.made
 
 
@@ -189,12 +192,12 @@ def _restored(store: Store, shard: int, seed: int, name: str, notes: list[str], 
         state.conversations.add(*parts, np.arange(len(offsets) - 1, dtype=np.int32))
         state.conversations.heads[: meta.conversations] = table.column("head").to_numpy()
         state.conversations.stable[: meta.conversations] = state.conversations.heads[: meta.conversations]
-    state.log = Position(meta.segment, meta.epoch, bytes.fromhex(meta.digest), list(meta.epoch_starts))
-    state.topics = {t.slot: _position(t) for t in meta.topics}
-    state.covered = {0: meta.segment} | {t.slot: t.segment for t in meta.topics}
+    state.log = LogProgress(meta.segment, meta.epoch, bytes.fromhex(meta.digest), list(meta.epoch_starts))
+    state.partitions = {t.slot: _progress(t) for t in meta.partitions}
+    state.covered = {0: meta.segment} | {t.slot: t.segment for t in meta.partitions}
     # nothing that was granted before a checkpoint is in flight when it is written
     heads = state.conversations.heads
-    state.hot = {h.row: HotGroup(h.topics, h.ceiling, int(heads[h.row]), h.by_rate) for h in meta.hot}
+    state.hot = {h.row: HotGroup(h.partitions, h.ceiling, int(heads[h.row]), h.by_rate) for h in meta.hot}
     state.recent = IdTable(meta.segment)
     state.sealed = [_opened(store, i, notes, listed) for i in meta.intervals]
     return state
@@ -233,23 +236,23 @@ def checkpoints(store: Store, shard: int) -> list[str]:
     return store.list(checkpoint_prefix(shard))
 
 
-def _position(topic: TopicMeta) -> Position:
-    return Position(
+def _progress(topic: PartitionMeta) -> LogProgress:
+    return LogProgress(
         topic.segment, topic.epoch, bytes.fromhex(topic.digest), list(topic.epoch_starts), topic.sequencer
     )  # fmt: skip
 
 
-def topic_position(store: Store, home: int, slot: int) -> Position:
-    """From where a sub-topic's log must be read: a checkpoint of its home shard covers the rest, the newest that
+def partition_progress(store: Store, home: int, slot: int) -> LogProgress:
+    """From where a partition's log must be read: a checkpoint of its home shard covers the rest, the newest that
     serves."""
     for name in reversed(checkpoints(store, home)):
         try:
             meta = checkpoint_meta(store, name)
         except DerivedError:
             continue  # it was removed meanwhile, or is damaged: an older one covers less, and more is read
-        found = [t for t in meta.topics if t.slot == slot]
-        return _position(found[0]) if found else Position()
-    return Position()
+        found = [t for t in meta.partitions if t.slot == slot]
+        return _progress(found[0]) if found else LogProgress()
+    return LogProgress()
 
 
 def checkpoint_meta(store: Store, name: str) -> CheckpointMeta:

@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from imray.core.columns import First, Located, Rows
 from imray.core.errors import CorruptError, DerivedError, StorageError
-from imray.core.hashing import I64
 from imray.core.routing import offset_of
 from imray.core.sequencer import UNREADABLE, WAITING
+from imray.kernels.hashing import I64
 from imray.log.reader import read_segment
 from imray.log.schema import id_words, payload_fingerprints
 from imray.log.sealed import SealedInterval
@@ -60,20 +60,20 @@ class Confirmer:
         A row whose first send, if there is one, stands in a segment that does not verify is UNREADABLE; one for which a
         file cannot be read now (the store's error, ids that are made anew) is WAITING."""
         found: dict[int, First] = {}
-        by_place: dict[int, list[tuple[int, int]]] = {}
+        by_log_position: dict[int, list[tuple[int, int]]] = {}
         for sealed, which in located.maybe:
             assert isinstance(sealed, SealedInterval)
-            for i, place, row in self._candidates(sealed, rows, which, found):
-                by_place.setdefault(place, []).append((int(which[i]), row))
-        for place, hits in by_place.items():
+            for i, log_position, row in self._candidates(sealed, rows, which, found):
+                by_log_position.setdefault(log_position, []).append((int(which[i]), row))
+        for log_position, hits in by_log_position.items():
             try:
-                found.update(self._firsts(place, hits, rows))
+                found.update(self._firsts(log_position, hits, rows))
             except (CorruptError, StorageError) as e:
                 if isinstance(e, CorruptError) and e.file not in self._told:
                     self._told.add(e.file)
                     self._on_damage(f"the log is damaged, retries of what stands there are refused: {e}")
                 status = UNREADABLE if isinstance(e, CorruptError) else WAITING
-                found.update((i, _unknown(status, place, row)) for i, row in hits if i not in found)
+                found.update((i, _unknown(status, log_position, row)) for i, row in hits if i not in found)
         return found
 
     def _candidates(
@@ -91,8 +91,8 @@ class Confirmer:
         found.update((i, _unknown(status, 0, 0)) for i in which.tolist())
         return []
 
-    def _firsts(self, place: int, hits: list[tuple[int, int]], rows: Rows) -> Iterable[tuple[int, First]]:
-        segment, batch = self._segment(place)
+    def _firsts(self, log_position: int, hits: list[tuple[int, int]], rows: Rows) -> Iterable[tuple[int, First]]:
+        segment, batch = self._segment(log_position)
         there = batch.take(pa.array([row for _, row in hits]))
         ids = id_words(there.column("client_msg_id"))
         payload = payload_fingerprints(there, self._seed)
@@ -103,23 +103,23 @@ class Confirmer:
             name = rows.names_data[rows.names_offsets[k] : rows.names_offsets[k + 1]].tobytes()
             if np.array_equal(ids[j], rows.ids[i]) and names[j].encode() == name:
                 meta = segment.meta
-                yield i, First(int(seq[j]), int(payload[j]), place, row, meta.epoch, meta.server_ts)
+                yield i, First(int(seq[j]), int(payload[j]), log_position, row, meta.epoch, meta.server_ts)
 
-    def _segment(self, place: int) -> tuple[Segment, pa.RecordBatch]:
-        if place in self._cache:
-            self._cache.move_to_end(place)
-            return self._cache[place]
-        segment = read_segment(self._store, *offset_of(self._shard, place))
+    def _segment(self, log_position: int) -> tuple[Segment, pa.RecordBatch]:
+        if log_position in self._cache:
+            self._cache.move_to_end(log_position)
+            return self._cache[log_position]
+        segment = read_segment(self._store, *offset_of(self._shard, log_position))
         table = segment.table(_CONFIRM_COLUMNS).combine_chunks()
         if not table.num_rows:
             raise CorruptError(segment.name, "rows", "a sealed file names a row in it, but it has none")
-        self._cache[place] = segment, table.to_batches()[0]
+        self._cache[log_position] = segment, table.to_batches()[0]
         while len(self._cache) > 1 and (
             len(self._cache) > self.SEGMENTS_MAX or sum(b.num_rows for _, b in self._cache.values()) > self.ROWS_MAX
         ):
             self._cache.popitem(last=False)
-        return self._cache[place]
+        return self._cache[log_position]
 
 
-def _unknown(status: int, place: int, row: int) -> First:
-    return First(0, 0, place, row, 0, 0, status)
+def _unknown(status: int, log_position: int, row: int) -> First:
+    return First(0, 0, log_position, row, 0, 0, status)

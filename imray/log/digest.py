@@ -62,15 +62,15 @@ def _find(view: memoryview, name: str) -> int:
         (footer,) = struct.unpack("<I", view[-8:-4])
         if footer > size - 12:
             raise CorruptError(name, f"bytes {size - 8} to {size - 4}", f"footer of {footer} bytes in a file of {size}")
-        start, place = size - 8 - footer, "footer"
+        start, where = size - 8 - footer, "footer"
         window = bytes(view[start : size - 8])
         at = window.rfind(_MARK)
     elif view[:4] == b"\xff\xff\xff\xff":
-        start, place = 0, "schema"
+        start, where = 0, "schema"
         window = bytes(view[:_ARROW_HEAD_BYTES])
         at = window.find(_MARK)
     else:
         raise CorruptError(name, "bytes 0 to 4", "no magic of Parquet or Arrow at the start")
     if at < 0 or at + len(_MARK) + _HEX > len(window):
-        raise CorruptError(name, place, "the digest's mark is not there")
+        raise CorruptError(name, where, "the digest's mark is not there")
     return start + at

@@ -1,6 +1,6 @@
 """Becoming the writer of a log: checkpoint, then the segments after it, then the fence.
 
-A home shard fences and reads the logs of its sub-topics, too: they hold numbers and ids of its conversations.
+A home shard fences and reads the logs of its partitions, too: they hold numbers and ids of its conversations.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from imray.core.dedup import SealedIds
 from imray.core.errors import CorruptError, FencedError, InvalidError, StorageError, UnavailableError
 from imray.core.fold import apply, freeze, sealed
 from imray.core.routing import log_of
-from imray.core.state import Position, ShardState
+from imray.core.state import LogProgress, ShardState
 from imray.log import checkpoint
 from imray.log.reader import last_segment, read_log
 from imray.log.rows import read_commit
@@ -35,13 +35,13 @@ class Readable:
     """What was recovered of a shard that could not be fenced: it is durable, so it may be read."""
 
     state: ShardState
-    topics_read: bool
-    """False: what hot conversations have in their sub-topics' logs is not known."""
+    partitions_read: bool
+    """False: what hot conversations have in their partitions' logs is not known."""
 
     def is_current(self, store: Store, shard: int) -> bool:
         """Whether nobody has written since: else more may be stable by now than is known here."""
-        slots = [0, *(self.state.topics if self.topics_read else ())]
-        ends = [segment_name(log_of(shard, slot), self.state.position(slot).segment + 1) for slot in slots]
+        slots = [0, *(self.state.partitions if self.partitions_read else ())]
+        ends = [segment_name(log_of(shard, slot), self.state.progress(slot).segment + 1) for slot in slots]
         return not any(store.exists(name) for name in ends)
 
 
@@ -51,8 +51,8 @@ def replay(store: Store, shard: int, state: ShardState, slot: int = 0, at_least:
 
     `ids_max` (0: no matter): past so many recent ids they are sealed on the way, so that memory stays bounded where
     every checkpoint is lost."""
-    position = state.position(slot)
-    for segment in read_log(store, log_of(shard, slot), position.segment, position.digest, at_least=at_least):
+    progress = state.progress(slot)
+    for segment in read_log(store, log_of(shard, slot), progress.segment, progress.digest, at_least=at_least):
         commit: Commit = read_commit(state, segment)
         try:
             apply(state, commit, segment.digest)
@@ -84,7 +84,7 @@ def become_writer(
     on_unwritable: Callable[[Readable], None] = lambda _: None,
     ids_max: int = 0,
 ) -> tuple[ShardState, Writer]:
-    """Recover a shard and fence off every earlier writer, those of its sub-topics included.
+    """Recover a shard and fence off every earlier writer, those of its partitions included.
 
     `notes` are told which derived files were passed over, `ids_max` is as for `replay`. `on_unwritable` gets what was
     recovered where the store takes no fence. CorruptError: the log does not verify, a person must look. StorageError:
@@ -122,78 +122,80 @@ def _forget(store: Store, state: ShardState, restored: list[SealedIds]) -> None:
 
 
 def _fence_all(store: Store, shard: int, state: ShardState, now_ms: Callable[[], int], ids_max: int) -> Writer:
-    # its own log first: then no earlier incarnation can make a further sub-topic, or move a ceiling
+    # its own log first: then no earlier incarnation can make a further partition, or move a ceiling
     end = last_segment(store, shard, state.log.segment)
     writer = fence_log(store, shard, state.log, 0, lambda: replay(store, shard, state, 0, end, ids_max), now_ms)
-    for slot in sorted(state.topics):
+    for slot in sorted(state.partitions):
         try:
-            fence_topic(store, shard, slot, state, now_ms, ids_max)
+            fence_partition(store, shard, slot, state, now_ms, ids_max)
         except FencedError as e:
             if not writer.is_last():
                 raise  # whoever took over fenced the shard's own log before this one
-            name = segment_name(log_of(shard, slot), state.topics[slot].segment + 1)
+            name = segment_name(log_of(shard, slot), state.partitions[slot].segment + 1)
             raise CorruptError(name, "grants", f"no valid grant: {e}, says this file, but no log of that epoch") from e
     return writer
 
 
 def _offer(store: Store, shard: int, state: ShardState, on_unwritable: Callable[[Readable], None]) -> None:
     """Read what can be read without a fence, make sure that it is durable, and hand it over."""
-    topics_read = True
+    partitions_read = True
     try:
         replay(store, shard, state)
         store.sync(segment_prefix(shard))
-        for slot in sorted(state.topics):
+        for slot in sorted(state.partitions):
             try:
                 replay(store, shard, state, slot)
                 store.sync(segment_prefix(log_of(shard, slot)))
             except (CorruptError, FencedError):
-                topics_read = False  # a live predecessor's grants: without a fence they cannot be judged
+                partitions_read = False  # a live predecessor's grants: without a fence they cannot be judged
     except (StorageError, CorruptError) as e:
         log.warning("shard %d cannot be read either: %s", shard, e)
         return
-    on_unwritable(Readable(state, topics_read))
+    on_unwritable(Readable(state, partitions_read))
 
 
-def fence_topic(
+def fence_partition(
     store: Store, shard: int, slot: int, state: ShardState, now_ms: Callable[[], int], ids_max: int = 0
 ) -> None:
-    """Put the home shard's fence into a sub-topic's log and fold what landed before it.
+    """Put the home shard's fence into a partition's log and fold what landed before it.
 
     Whoever writes there next has read the fence, and takes no grants of an older epoch than the state's."""
     number = log_of(shard, slot)
-    end = last_segment(store, number, state.topics[slot].segment)
+    end = last_segment(store, number, state.partitions[slot].segment)
     fence_log(
-        store, number, state.topics[slot], state.log.epoch,
+        store, number, state.partitions[slot], state.log.epoch,
         lambda: replay(store, shard, state, slot, end, ids_max), now_ms, by_home=True,
     ).close()  # fmt: skip
 
 
-def become_topic_writer(store: Store, shard: int, slot: int, now_ms: Callable[[], int]) -> tuple[Position, Writer]:
-    """Become the writer of a sub-topic's log. Errors as `become_writer`.
+def become_partition_writer(
+    store: Store, shard: int, slot: int, now_ms: Callable[[], int]
+) -> tuple[LogProgress, Writer]:
+    """Become the writer of a partition's log. Errors as `become_writer`.
 
     Numbers and ids are its home shard's business: here the segments are verified and counted."""
-    position = checkpoint.topic_position(store, shard, slot)
+    progress = checkpoint.partition_progress(store, shard, slot)
     number = log_of(shard, slot)
-    end = last_segment(store, number, position.segment)
+    end = last_segment(store, number, progress.segment)
 
     def follow() -> None:
-        for segment in read_log(store, number, position.segment, position.digest, at_least=end):
-            step(position, segment)
+        for segment in read_log(store, number, progress.segment, progress.digest, at_least=end):
+            step(progress, segment)
 
-    writer = fence_log(store, number, position, None, follow, now_ms)
-    return position, writer
+    writer = fence_log(store, number, progress, None, follow, now_ms)
+    return progress, writer
 
 
-def step(position: Position, segment: Segment) -> None:
+def step(progress: LogProgress, segment: Segment) -> None:
     """One more verified segment of a log that is not folded."""
-    position.advance(segment.meta.segment, segment.meta.epoch, segment.digest)
-    position.sequencer = max(position.sequencer, segment.meta.sequencer)
+    progress.advance(segment.meta.segment, segment.meta.epoch, segment.digest)
+    progress.sequencer = max(progress.sequencer, segment.meta.sequencer)
 
 
 def fence_log(
     store: Store,
     log: int,
-    position: Position,
+    progress: LogProgress,
     sequencer: int | None,
     read_on: Callable[[], None],
     now_ms: Callable[[], int],
@@ -204,10 +206,10 @@ def fence_log(
     `sequencer`: what the fence names; None: what the log named last."""
     for _ in range(_FENCE_TRIES_MAX):
         read_on()
-        named = position.sequencer if sequencer is None else sequencer
-        writer = Writer(store, log, position.segment, position.epoch, position.digest, named, by_home)
+        named = progress.sequencer if sequencer is None else sequencer
+        writer = Writer(store, log, progress.segment, progress.epoch, progress.digest, named, by_home)
         if writer.fence(now_ms()):
             read_on()  # the fence itself, by the one way that everything takes
-            if position.segment == writer.segment:
+            if progress.segment == writer.segment:
                 return writer  # else another one fenced this one off already
     raise UnavailableError(f"log {log}: other writers keep taking it; is a second deployment using this data?")

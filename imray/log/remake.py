@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from imray.core.errors import DerivedError, UnavailableError
 from imray.core.fold import ReadBack
-from imray.core.routing import log_of, place_of
+from imray.core.intervals import Interval
+from imray.core.routing import log_of, log_position_of
 from imray.log.reader import read_segment
 from imray.log.rows import read_back
-from imray.log.sealed import POSTINGS_SCHEMA, Interval, SealedInterval, new_tag, write_interval
+from imray.log.sealed import POSTINGS_SCHEMA, SealedInterval, new_tag, write_interval
 from imray.log.store import Store
 
 
@@ -28,30 +29,30 @@ def remake(
 ) -> SealedInterval:
     """An interval with the same ids and postings, under names of its own.
 
-    `ends` are the last segments, by slot, of the sub-topics' logs that some checkpoint covers: of an interval that does
+    `ends` are the last segments, by slot, of the partitions' logs that some checkpoint covers: of an interval that does
     not say what it covers of them, all up to there is taken, since an id that two intervals hold does no harm.
     CorruptError where a segment does not verify. DerivedError where the log does not hold what the interval says.
     UnavailableError where it is not wanted any more, looked at between segments."""
-    topics = interval.topics
-    if topics is None:
-        topics = tuple((slot, 1, end) for slot, end in sorted(ends.items()) if slot and end)
+    partitions = interval.partitions
+    if partitions is None:
+        partitions = tuple((slot, 1, end) for slot, end in sorted(ends.items()) if slot and end)
     fps: list[np.ndarray] = [np.empty(0, np.uint64)]
-    places: list[np.ndarray] = [np.empty(0, np.int64)]
+    log_positions: list[np.ndarray] = [np.empty(0, np.int64)]
     rows: list[np.ndarray] = [np.empty(0, np.uint32)]
     postings: list[pa.Table] = [POSTINGS_SCHEMA.empty_table()]
-    for slot, first, last in ((0, interval.first, interval.last), *topics):
-        for place, found in _read(store, seed, interval.shard, slot, first, last):
+    for slot, first, last in ((0, interval.first, interval.last), *partitions):
+        for log_position, found in _read(store, seed, interval.shard, slot, first, last):
             if not is_wanted():
                 raise UnavailableError("the shard does not want it any more")
             fps.append(found.rows.fps)
-            places.append(np.full(len(found.seq), place, np.int64))
+            log_positions.append(np.full(len(found.seq), log_position, np.int64))
             rows.append(found.row)
-            postings.append(_postings(place, found))
-    ids = {"fp": np.concatenate(fps), "place": np.concatenate(places), "row": np.concatenate(rows)}
+            postings.append(_postings(log_position, found))
+    ids = {"fp": np.concatenate(fps), "place": np.concatenate(log_positions), "row": np.concatenate(rows)}
     count = len(ids["fp"])
-    if interval.topics is not None and count != interval.ids:
+    if interval.partitions is not None and count != interval.ids:
         raise DerivedError(interval.name("ids"), f"it held {interval.ids} ids, and the log has {count} there")
-    made = Interval(interval.shard, interval.first, interval.last, count, new_tag(), topics)
+    made = Interval(interval.shard, interval.first, interval.last, count, new_tag(), partitions)
     return write_interval(store, made, ids, pa.concat_tables(postings))
 
 
@@ -59,10 +60,10 @@ def _read(store: Store, seed: int, home: int, slot: int, first: int, last: int) 
     for number in range(first, last + 1):
         segment = read_segment(store, log_of(home, slot), number)
         if segment.meta.rows:
-            yield place_of(slot, number), read_back(segment.table().combine_chunks(), seed)
+            yield log_position_of(slot, number), read_back(segment.table().combine_chunks(), seed)
 
 
-def _postings(place: int, found: ReadBack) -> pa.Table:
+def _postings(log_position: int, found: ReadBack) -> pa.Table:
     """Which numbers of which conversations a segment settles: runs of messages, and voids."""
     conv = [np.array([v[0] for v in found.voids], np.int64)]
     first = [np.array([v[1] for v in found.voids], np.int64)]
@@ -79,7 +80,7 @@ def _postings(place: int, found: ReadBack) -> pa.Table:
     which = np.concatenate(conv)
     columns = [
         names.take(pa.array(which)),
-        pa.array(np.full(len(which), place, np.int64)),
+        pa.array(np.full(len(which), log_position, np.int64)),
         pa.array(np.concatenate(first)),
         pa.array(np.concatenate(last)),
     ]

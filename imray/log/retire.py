@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from imray.core.errors import DerivedError
+from imray.core.intervals import sealed_prefix
 from imray.log.checkpoint import checkpoint_meta, checkpoints
-from imray.log.sealed import SealedInterval, sealed_prefix
+from imray.log.sealed import SealedInterval
 from imray.log.store import Store
 
 _KEEP = 2

@@ -12,9 +12,9 @@ import pyarrow as pa
 from imray.core.columns import Commit, Control, Rows
 from imray.core.errors import CorruptError, InvalidError
 from imray.core.fold import ReadBack, check_sequencer, commit_read_back
-from imray.core.hashing import U64, hash_rows, id_fingerprints
-from imray.core.routing import home_of, place_of
+from imray.core.routing import home_of, log_position_of
 from imray.core.state import ShardState
+from imray.kernels.hashing import U64, hash_rows, id_fingerprints
 from imray.log.schema import (
     KIND_COLD,
     KIND_HOT,
@@ -39,7 +39,7 @@ class Void(msgspec.Struct, frozen=True):
 class Hot(msgspec.Struct, frozen=True):
     """The body of a record that turns a conversation hot, or says more of a hot one."""
 
-    topics: int
+    partitions: int = msgspec.field(name="topics")
     ceiling: int
     by_rate: bool = False
     exact: bool = False
@@ -109,22 +109,22 @@ def read_commit(state: ShardState, segment: Segment) -> Commit:
         if slot:
             grants = _grants(state, segment, slot, table)
             found = replace(found, grants=grants, sequencer=meta.sequencer)
-        return commit_read_back(state, place_of(slot, meta.segment), meta.epoch, meta.server_ts, found)
+        return commit_read_back(state, log_position_of(slot, meta.segment), meta.epoch, meta.server_ts, found)
     except (InvalidError, msgspec.DecodeError) as e:
         raise CorruptError(segment.name, "numbers", str(e)) from e
 
 
 def _grants(state: ShardState, segment: Segment, slot: int, table: pa.Table) -> tuple[tuple[int, int, int], ...]:
-    """The blocks that a sub-topic's segment uses, by the index of their conversation's name."""
+    """The blocks that a partition's segment uses, by the index of their conversation's name."""
     meta = segment.meta
     check_sequencer(state, slot, meta.sequencer)
     if len({g.grant for g in meta.grants}) > 1:
         raise InvalidError("it uses the numbers of more than one grant: no valid grant")
     names: list[str] = table.column("conv_id").chunk(0).dictionary.to_pylist() if table.num_rows else []
-    place = {name: i for i, name in enumerate(names)}
-    if {g.conv_id for g in meta.grants} - place.keys():
+    log_position = {name: i for i, name in enumerate(names)}
+    if {g.conv_id for g in meta.grants} - log_position.keys():
         raise InvalidError("it names a grant for a conversation of which it has no row")
-    return tuple((place[g.conv_id], g.first, g.count) for g in meta.grants)
+    return tuple((log_position[g.conv_id], g.first, g.count) for g in meta.grants)
 
 
 def no_rows() -> Rows:
@@ -167,7 +167,7 @@ def _control(batch: pa.RecordBatch, row: int, conv: int) -> Control:
     if batch.column("kind")[row].as_py() == KIND_COLD:
         return Control(conv, 0, number, number)
     hot = msgspec.json.decode(batch.column("body")[row].as_py(), type=Hot)
-    return Control(conv, hot.topics, number, hot.ceiling, hot.by_rate, hot.exact)
+    return Control(conv, hot.partitions, number, hot.ceiling, hot.by_rate, hot.exact)
 
 
 def void_of(batch: pa.RecordBatch, row: int) -> Void:

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from imray.core.errors import InvalidError
-from imray.core.hashing import U64, keyed_hash_rows, mix_keys
 from imray.core.ids import ID_BYTES
+from imray.kernels.hashing import U64, keyed_hash_rows, mix_keys
 
 SCHEMA_VERSION = 1
 KIND_MESSAGE = 0
@@ -62,9 +62,9 @@ _PAYLOAD_TEXTS = ("sender", "topic", "content_type")
 
 def encode_text(values: Sequence[str | None]) -> pa.DictionaryArray:
     """A dictionary column from row values."""
-    place: dict[str, int] = {}
-    indices = [None if v is None else place.setdefault(v, len(place)) for v in values]
-    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(list(place), pa.string()))
+    log_position: dict[str, int] = {}
+    indices = [None if v is None else log_position.setdefault(v, len(log_position)) for v in values]
+    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(list(log_position), pa.string()))
 
 
 def constant_text(value: str | None, rows: int) -> pa.DictionaryArray:
@@ -171,7 +171,7 @@ def record_table(records: Sequence[Record], server_ts_ms: int) -> pa.Table:
     """A segment's table of records that are no messages: conversation, number, kind and JSON body of each.
 
     - KIND_VOID: the numbers from `conv_seq` to `last` will never be messages, and the `reason`.
-    - KIND_HOT: at head `conv_seq` the conversation has `topics` sub-topics; numbers up to `ceiling` may be granted.
+    - KIND_HOT: at head `conv_seq` the conversation has `topics` partitions; numbers up to `ceiling` may be granted.
     - KIND_COLD: at head `conv_seq` its home shard alone writes it again."""
     rows = [
         {"conv_id": conv, "conv_seq": seq, "kind": kind, "server_ts": server_ts_ms, "body": json.dumps(body).encode()}

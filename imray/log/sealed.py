@@ -23,9 +23,10 @@ import pyarrow.parquet as pq
 
 from imray.core.dedup import RELEASED, BlockedBloom, IdTable
 from imray.core.errors import CorruptError, DerivedError, StorageError
-from imray.core.hashing import U64
-from imray.core.ordering import gather, order_of
+from imray.core.intervals import Interval
 from imray.core.postings import Postings
+from imray.kernels.hashing import U64
+from imray.kernels.ordering import gather, order_of
 from imray.log import digest as digests
 from imray.log.segment import META_KEY, encode_parquet, read_meta
 from imray.log.store import Store
@@ -38,36 +39,6 @@ _COLUMNS = {"ids": ["fp", "place", "row"], "bloom": ["words"]}
 POSTINGS_SCHEMA = pa.schema(
     [("conv_id", pa.string()), ("place", pa.int64()), ("first", pa.int64()), ("last", pa.int64())]
 )
-
-
-class Interval(msgspec.Struct, frozen=True):
-    """Which segments an interval covers, and how many ids it holds."""
-
-    shard: int
-    first: int
-    last: int
-    """Of the shard's own log."""
-    ids: int
-    tag: str = ""
-    """Its own part of its files' names: nobody else's try writes, or deletes, the same files."""
-    topics: tuple[tuple[int, int, int], ...] | None = None
-    """Slot, first and last segment of each sub-topic's log; None: made by a version that did not say."""
-
-    def name(self, kind: str) -> str:
-        """The name in the store of its `ids`, `bloom` or `postings` file."""
-        suffix = "parquet" if kind == "postings" else "arrow"
-        tag = f"-{self.tag}" if self.tag else ""
-        return f"{sealed_prefix(self.shard)}{self.first:020d}-{self.last:020d}{tag}.{kind}.{suffix}"
-
-    @property
-    def names(self) -> list[str]:
-        """All its files."""
-        return [self.name(kind) for kind in ("ids", "bloom", "postings")]
-
-
-def sealed_prefix(shard: int) -> str:
-    """The folder of a shard's sealed intervals."""
-    return f"sealed/shard={shard:04d}/"
 
 
 @dataclass(eq=False)
@@ -111,9 +82,11 @@ class SealedInterval:
         """(position in `fps`, place, row) of every entry with an equal fingerprint; DerivedError as `ids`."""
         column = self.ids.column("fp").to_numpy()
         low, high = np.searchsorted(column, fps, "left"), np.searchsorted(column, fps, "right")
-        place, row = self.ids.column("place").to_numpy(), self.ids.column("row").to_numpy()
+        log_position, row = self.ids.column("place").to_numpy(), self.ids.column("row").to_numpy()
         return [
-            (int(i), int(place[e]), int(row[e])) for i in np.flatnonzero(high > low) for e in range(low[i], high[i])
+            (int(i), int(log_position[e]), int(row[e]))
+            for i in np.flatnonzero(high > low)
+            for e in range(low[i], high[i])
         ]
 
     def postings(self) -> pa.Table:
@@ -149,22 +122,22 @@ def seal(
     postings: Postings,
     last: int,
     names: list[str],
-    topics: tuple[tuple[int, int, int], ...] = (),
+    partitions: tuple[tuple[int, int, int], ...] = (),
 ) -> SealedInterval:
     """Write the files of the interval that ends with segment `last`. `names[i]` is conversation i's conv_id; `topics`
     as in Interval."""
     n = table.count
-    ids: dict[str, np.ndarray] = {"fp": table.fps[:n], "place": table.place[:n], "row": table.row[:n]}
+    ids: dict[str, np.ndarray] = {"fp": table.fps[:n], "place": table.log_position[:n], "row": table.row[:n]}
     released = table.conv[:n] == RELEASED
     if released.any():
         n -= int(np.count_nonzero(released))
         ids = {name: column[~released] for name, column in ids.items()}
-    interval = Interval(shard, table.base_segment + 1, last, n, new_tag(), topics)
+    interval = Interval(shard, table.base_segment + 1, last, n, new_tag(), partitions)
     entries = postings.entries
     conv = np.concatenate([e.conv for e in entries]) if entries else np.empty(0, np.int32)
     columns = {
         "conv_id": pa.array(names, pa.string()).take(pa.array(conv)),
-        "place": pa.array(np.repeat([e.place for e in entries], [len(e.conv) for e in entries]), pa.int64()),
+        "place": pa.array(np.repeat([e.log_position for e in entries], [len(e.conv) for e in entries]), pa.int64()),
         "first": pa.array(np.concatenate([e.first for e in entries]) if entries else [], pa.int64()),
         "last": pa.array(np.concatenate([e.last for e in entries]) if entries else [], pa.int64()),
     }
@@ -176,12 +149,12 @@ def merge(store: Store, parts: list[SealedInterval]) -> SealedInterval:
     """One interval in place of adjacent ones."""
     first, last = parts[0].interval, parts[-1].interval
     total = sum(p.interval.ids for p in parts)
-    covered = joined([p.interval.topics for p in parts])
+    covered = joined([p.interval.partitions for p in parts])
     interval = Interval(first.shard, first.first, last.last, total, new_tag(), covered)
     ids = {name: np.concatenate([p.ids.column(name).to_numpy() for p in parts]) for name in _COLUMNS["ids"]}
     postings = pa.concat_tables([p.postings() for p in parts])
-    if _overlap([p.interval.topics for p in parts]):
-        # intervals of an earlier version, made anew: each has all of the sub-topics' ids
+    if _overlap([p.interval.partitions for p in parts]):
+        # intervals of an earlier version, made anew: each has all of the partitions' ids
         _, once = np.unique(np.stack([ids["place"], ids["row"].astype(np.int64)]), axis=1, return_index=True)
         ids = {name: column[once] for name, column in ids.items()}
         postings = postings.group_by(postings.column_names).aggregate([])
@@ -189,9 +162,9 @@ def merge(store: Store, parts: list[SealedInterval]) -> SealedInterval:
     return write_interval(store, interval, ids, postings)
 
 
-def _overlap(topics: Sequence[tuple[tuple[int, int, int], ...] | None]) -> bool:
+def _overlap(partitions: Sequence[tuple[tuple[int, int, int], ...] | None]) -> bool:
     ends: dict[int, int] = {}
-    for one in topics:
+    for one in partitions:
         for slot, first, last in one or ():
             if first <= ends.get(slot, 0):
                 return True
@@ -204,10 +177,10 @@ def new_tag() -> str:
     return secrets.token_hex(6)
 
 
-def joined(topics: Sequence[tuple[tuple[int, int, int], ...] | None]) -> tuple[tuple[int, int, int], ...] | None:
-    """What adjacent intervals cover of sub-topics' logs, as one; None where one of them does not say."""
+def joined(partitions: Sequence[tuple[tuple[int, int, int], ...] | None]) -> tuple[tuple[int, int, int], ...] | None:
+    """What adjacent intervals cover of partitions' logs, as one; None where one of them does not say."""
     ranges: dict[int, tuple[int, int]] = {}
-    for one in topics:
+    for one in partitions:
         if one is None:
             return None
         for slot, first, last in one:
@@ -276,7 +249,7 @@ def _put_arrow(store: Store, interval: Interval, kind: str, columns: dict[str, n
 
 def why(error: Exception) -> str:
     """What is wrong with a derived file, without the advice that damage to the log needs."""
-    return f"{error.place}, {error.check}" if isinstance(error, CorruptError) else str(error)
+    return f"{error.where}, {error.check}" if isinstance(error, CorruptError) else str(error)
 
 
 def _bytes(read: Callable[[str], bytes | memoryview | None], name: str) -> bytes | memoryview:

@@ -41,7 +41,7 @@ _STATISTICS = ["conv_id", "conv_seq", "server_ts"]
 
 
 class GrantNote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """One block of numbers that a sub-topic's segment uses."""
+    """One block of numbers that a partition's segment uses."""
 
     grant: int
     conv_id: str
@@ -63,11 +63,11 @@ class SegmentMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     rows: int
     version: int = SCHEMA_VERSION
     sequencer: int = 0
-    """A sub-topic's log: the epoch of the home shard that granted the numbers (or that its fence knows of)."""
+    """A partition's log: the epoch of the home shard that granted the numbers (or that its fence knows of)."""
     grants: list[GrantNote] = []
-    """A sub-topic's log: where its numbers come from."""
+    """A partition's log: where its numbers come from."""
     by_home: bool = False
-    """A fence that the home shard put into a sub-topic's log."""
+    """A fence that the home shard put into a partition's log."""
 
 
 @dataclass(frozen=True)

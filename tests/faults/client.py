@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imray.cluster.replies import Refused
+from imray.core.replies import Refused
 from tests.checker.invariants import check
 from tests.faults.process import Driver, until
 

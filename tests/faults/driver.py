@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imray.cluster.home import Home
-from imray.cluster.replies import Appended, Refusal
+from imray.core.replies import Appended, Refusal
 from imray.core.state import ShardState
 from imray.log.reader import read_log
 from imray.log.store import LocalStore
 from imray.settings import Settings
+from imray.shard.shard_writer import ShardWriter
 from tests.unit.batches import SEED, Msg, answers_of, ipc_of, msg_id
 
 STEPS = ["encoded", "written", "fsynced", "linked", "folder synced", "before the answer"]
@@ -93,7 +93,7 @@ class Service:
         self.store = FaultStore(root)
         self.root = Path(root)
         self.fenced = asyncio.Event()
-        self.owner = Home(self.store, 0, SEED, settings, on_fenced=self.fenced.set)
+        self.owner = ShardWriter(self.store, 0, SEED, settings, on_fenced=self.fenced.set)
 
     async def send(self, messages: list[list[Any]]) -> dict[str, Any]:
         """Append a batch."""

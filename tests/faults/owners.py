@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from imray.cluster.home import Home
-from imray.cluster.replies import Appended, Refusal
+from imray.core.replies import Appended, Refusal
 from imray.log.segment import SegmentMeta, open_segment
 from imray.log.store import LocalStore
 from imray.settings import Settings
+from imray.shard.shard_writer import ShardWriter
 from tests.faults.client import Client
 from tests.faults.driver import FaultStore, messages_of, read_all
 from tests.faults.process import DEADLINE_S
@@ -36,9 +36,9 @@ class NotingStore(FaultStore):
 @asynccontextmanager
 async def owner_of(
     store: LocalStore, clock_ms: Callable[[], int] = lambda: 1000, wait: bool = True, **settings: Any
-) -> AsyncIterator[Home]:
+) -> AsyncIterator[ShardWriter]:
     """An owner of shard 0 that was started."""
-    owner = Home(store, 0, SEED, Settings(**({"reopen_delay_s_max": 0.05} | settings)), clock_ms)
+    owner = ShardWriter(store, 0, SEED, Settings(**({"reopen_delay_s_max": 0.05} | settings)), clock_ms)
     starting = asyncio.create_task(owner.start())
     if wait:
         await starting
@@ -49,7 +49,7 @@ async def owner_of(
         await owner.stop()
 
 
-async def send(client: Client, owner: Home, rows: list[list[Any]]) -> list[list[Any]] | Refusal:
+async def send(client: Client, owner: ShardWriter, rows: list[list[Any]]) -> list[list[Any]] | Refusal:
     """Send through an owner: [status, seq, stable] of each row, or the refusal."""
     client.sent(rows)
     answer = await owner.append(ipc_of(messages_of(rows)))
@@ -62,7 +62,7 @@ async def send(client: Client, owner: Home, rows: list[list[Any]]) -> list[list[
     return told
 
 
-async def send_until_acked(client: Client, owner: Home, rows: list[list[Any]]) -> list[list[Any]]:
+async def send_until_acked(client: Client, owner: ShardWriter, rows: list[list[Any]]) -> list[list[Any]]:
     """Send, and retry what is refused."""
     answers: list[Any] = []
 
@@ -89,7 +89,7 @@ async def until_async(condition: Callable[[], Any], what: str) -> Any:
         await asyncio.sleep(0.01)
 
 
-async def serving(owner: Home) -> None:
+async def serving(owner: ShardWriter) -> None:
     """Wait until the owner serves."""
     await until_async(lambda: owner.state == "serving", "the owner serves")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from imray.cluster.replies import Appended, Refusal, Refused
 from imray.core.errors import CorruptError, DerivedError
+from imray.core.replies import Appended, Refusal, Refused
 from imray.log import checkpoint, digest
 from imray.log.reader import read_log
 from imray.log.recovery import replay
@@ -73,7 +73,7 @@ def test_every_byte_and_every_cut_of_a_file_is_found(root: Path, kind: str) -> N
         with pytest.raises(CorruptError) as e:
             digest.verify(damaged, name)
         assert e.value.file == name, what
-        assert e.value.place, what
+        assert e.value.where, what
 
 
 def test_a_large_segment_with_many_pages(tmp_path: Path) -> None:
@@ -196,8 +196,8 @@ def _copy(source: str, target: str) -> Callable[[Path], None]:
 
 
 def _other_shard(root: Path) -> None:
-    from imray.cluster.committer import Committer
     from imray.settings import Settings
+    from imray.shard.committer import Committer
 
     committer = Committer.open(LocalStore(root.parent / "third"), 1, SEED, Settings(), lambda: 1)
     for n in range(4):

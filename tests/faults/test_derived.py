@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from imray.cluster.home import Home
-from imray.cluster.replies import Appended
 from imray.core.errors import CorruptError, DerivedError
+from imray.core.replies import Appended
 from imray.log import checkpoint, sealed
 from imray.log.remake import remake
 from imray.log.segment import segment_name
 from imray.log.store import LocalStore
 from imray.settings import Settings
+from imray.shard.shard_writer import ShardWriter
 from tests.faults.owners import owner_of, until_async
 from tests.unit.batches import (
     SEED,
@@ -77,7 +77,7 @@ def _message(n: int) -> Msg:
     return Msg("ab"[n % 2], msg_id(n))
 
 
-async def send(owner: Home, *messages: Msg) -> list[tuple[str, int]] | None:
+async def send(owner: ShardWriter, *messages: Msg) -> list[tuple[str, int]] | None:
     answer = await owner.append(ipc_of(messages))
     return [(r.status, r.seq) for r in answers_of(answer)] if isinstance(answer, Appended) else None
 
@@ -100,7 +100,7 @@ async def _fill(root: Path) -> None:
         await until_async(covered, "checkpoints are made")
 
 
-async def _all_known(owner: Home) -> bool:
+async def _all_known(owner: ShardWriter) -> bool:
     told = await send(owner, *map(_message, range(_SENT)))
     return told == [("duplicate", n // 2 + 1) for n in range(_SENT)]
 
@@ -155,7 +155,7 @@ async def test_retries_wait_while_ids_are_made_anew(tmp_path: Path, monkeypatch:
         assert go_on.wait(30)
         return remake(*args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("imray.cluster.upkeep.remake", slow)
+    monkeypatch.setattr("imray.shard.upkeep.remake", slow)
     async with owner_of(LocalStore(tmp_path)) as owner:
         try:
             answer = await owner.append(ipc_of([Msg("c", msg_id(1000)), _message(0), Msg("c", msg_id(1001))]))
@@ -204,7 +204,7 @@ async def test_one_interval_is_made_anew_once_however_many_ask(tmp_path: Path, m
         made.append(args[2])
         return remake(*args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("imray.cluster.upkeep.remake", counted)
+    monkeypatch.setattr("imray.shard.upkeep.remake", counted)
     async with owner_of(LocalStore(tmp_path)) as owner:
         _damage(tmp_path, "postings", "flipped")
         (first, *_) = [i.interval for i in owner._committer.intervals]  # type: ignore[union-attr]
@@ -229,7 +229,7 @@ async def test_incarnations_that_end_early_do_not_pile_up_work(tmp_path: Path, m
         finally:
             running[0] -= 1
 
-    monkeypatch.setattr("imray.cluster.upkeep.remake", slow)
+    monkeypatch.setattr("imray.shard.upkeep.remake", slow)
     before = _sealed_files(tmp_path)
     async with owner_of(LocalStore(tmp_path)) as owner:
         await until_async(lambda: running[0], "it is being made anew")

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from imray.cluster import hot
-from imray.cluster.home import Home
-from imray.cluster.replies import Appended, Refusal, Refused
 from imray.core.errors import StorageError
+from imray.core.replies import Appended, Refusal, Refused
 from imray.log.store import LocalStore
 from imray.log.writer import Writer
 from imray.settings import Settings
+from imray.shard import hot_groups
+from imray.shard.shard_writer import ShardWriter
 from tests.faults.owners import owner_of, until_async
 from tests.unit.batches import DUPLICATE, SEED, Msg, commit, ipc_of, msg_id, open_committer
 
@@ -57,7 +57,7 @@ async def test_no_ack_before_its_own_put_whatever_ends_the_incarnation(tmp_path:
         store.sync.clear()
         first = asyncio.create_task(owner.append(ipc_of([Msg("c", msg_id(2))])))
         await until_async(store.holding.is_set, "the first is in its last fsync")
-        owner.fail(StorageError("a fence of a sub-topic's log failed"))
+        owner.fail(StorageError("a fence of a partition's log failed"))
         await until_async(lambda: owner.state != "serving", "the incarnation is over")
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
@@ -99,7 +99,7 @@ async def test_an_error_of_an_incarnation_that_is_over_ends_no_other(tmp_path: P
 async def test_a_put_that_never_returns_ends_the_process(tmp_path: Path) -> None:
     store = StallStore(tmp_path)
     ended = asyncio.Event()
-    owner = Home(store, 0, SEED, Settings(put_timeout_s=0.2), on_fenced=ended.set)
+    owner = ShardWriter(store, 0, SEED, Settings(put_timeout_s=0.2), on_fenced=ended.set)
     await owner.start()
     store.write.clear()
     waiting = asyncio.create_task(owner.append(ipc_of([Msg("c", msg_id(1))])))
@@ -120,7 +120,7 @@ async def test_no_error_in_opening_is_the_last_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, first: bool
 ) -> None:
     """At the first start, and when a shard opens anew: the next try may fare better."""
-    real, fails = hot.AskServer, [0]
+    real, fails = hot_groups.AskServer, [0]
 
     def flaky(*args: Any) -> Any:
         if fails[0]:
@@ -128,7 +128,7 @@ async def test_no_error_in_opening_is_the_last_word(
             raise error
         return real(*args)
 
-    monkeypatch.setattr(hot, "AskServer", flaky)
+    monkeypatch.setattr(hot_groups, "AskServer", flaky)
     fails[0] = 2 if first else 0
     async with owner_of(LocalStore(tmp_path)) as owner:
         if not first:
@@ -143,7 +143,7 @@ async def test_no_error_in_opening_is_the_last_word(
 
 async def test_a_broken_write_loop_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = asyncio.Event()
-    owner = Home(LocalStore(tmp_path), 0, SEED, Settings(), on_fenced=ended.set)
+    owner = ShardWriter(LocalStore(tmp_path), 0, SEED, Settings(), on_fenced=ended.set)
     await owner.start()
     with monkeypatch.context() as patch:
         patch.setattr(owner, "_end_incarnation", lambda: 1 / 0)
@@ -174,7 +174,7 @@ class FullStore(LocalStore):
 async def test_a_full_disk_is_never_taken_for_another_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A put fails while the next batch is planned, just before that is encoded."""
     store, fenced = FullStore(tmp_path), []
-    owner = Home(store, 0, SEED, Settings(rows_to_plan_ahead=1), on_fenced=lambda: fenced.append(1))
+    owner = ShardWriter(store, 0, SEED, Settings(rows_to_plan_ahead=1), on_fenced=lambda: fenced.append(1))
     await owner.start()
     batches = [[Msg("c", msg_id(n))] for n in range(3)]
     assert isinstance(await owner.append(ipc_of(batches[0])), Appended)

@@ -1,6 +1,6 @@
 """A folder that version 0.1.0 wrote: opened, its old ids answered, its derived files made anew where they are damaged.
 
-`tests/data/folder-0.1.0.zip` has one shard: `room`, hot with two sub-topics, and `den`; four sealed intervals and two
+`tests/data/folder-0.1.0.zip` has one shard: `room`, hot with two partitions, and `den`; four sealed intervals and two
 checkpoints; ids are the numbers 0 to 26 and 0 to 5."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imray.cluster.replies import Refusal
+from imray.core.replies import Refusal
 from tests.faults.owners import until_async
 from tests.hot.groups import Group
 from tests.hot.test_group import _hot, _m, _rows, _stable

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from imray.cluster.committer import Committer
-from imray.cluster.grants import Grants
 from imray.core.errors import CorruptError, FencedError
 from imray.log import recovery
-from imray.log.recovery import become_topic_writer
+from imray.log.recovery import become_partition_writer
 from imray.log.segment import segment_name
 from imray.log.store import LocalStore
+from imray.shard.committer import Committer
+from imray.shard.grants import Grants
 from tests.unit.batches import Msg, commit, msg_id, open_committer
 
 
@@ -64,25 +64,25 @@ def _hot(root: Path) -> tuple[Committer, Grants]:
     committer = open_committer(root)
     grants = Grants.open(committer)
     commit(committer, [Msg("c", msg_id(1))])
-    job = committer.record(grants.heat("c", 2))
+    job = committer.record(grants.make_hot("c", 2))
     committer.put(job)
-    committer.settle(job)
+    committer.mark_durable(job)
     return committer, grants
 
 
 def test_two_home_shards_that_open_at_once_are_no_corruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second has fenced its own log and comes to the sub-topics' when a third has fenced all of them."""
+    """The second has fenced its own log and comes to the partitions' when a third has fenced all of them."""
     _hot(tmp_path)
-    real = recovery.fence_topic
+    real = recovery.fence_partition
     done = []
 
-    def fence_topic(*args: object) -> None:
+    def fence_partition(*args: object) -> None:
         if not done:
             done.append(1)
             open_committer(tmp_path)
         real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(recovery, "fence_topic", fence_topic)
+    monkeypatch.setattr(recovery, "fence_topic", fence_partition)
     with pytest.raises(FencedError, match="took over"):
         open_committer(tmp_path)
     monkeypatch.setattr(recovery, "fence_topic", real)
@@ -93,15 +93,15 @@ def test_a_fence_that_was_read_past_registers_nobody(tmp_path: Path) -> None:
     """The home shard has fenced the log after it: what it let go of may be granted to others by now."""
     _, grants = _hot(tmp_path)
     store = LocalStore(tmp_path)
-    _, slow = become_topic_writer(store, 0, 1, lambda: 1)
+    _, slow = become_partition_writer(store, 0, 1, lambda: 1)
     grants.fence(1)
     assert grants.register(1, slow.epoch, slow.segment) is None
-    _, late = become_topic_writer(store, 0, 1, lambda: 1)
+    _, late = become_partition_writer(store, 0, 1, lambda: 1)
     assert grants.register(1, late.epoch, late.segment) == []
     assert grants.register(1, late.epoch, late.segment) == [], "asked again"
     committer = open_committer(tmp_path)  # reads and fences both logs
     again = Grants.open(committer)
     assert again.register(1, late.epoch, late.segment) is None, "it was fenced by the new home shard"
-    _, newest = become_topic_writer(store, 0, 1, lambda: 1)
+    _, newest = become_partition_writer(store, 0, 1, lambda: 1)
     assert again.register(1, newest.epoch, newest.segment) == []
     assert again.register(2, 1, 1) is None

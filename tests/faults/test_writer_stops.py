@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from imray.cluster.replies import Refusal, Refused
+from imray.core.replies import Refusal, Refused
 from imray.log import sealed
 from tests.faults.client import Client
 from tests.faults.driver import FaultStore
@@ -190,7 +190,7 @@ async def test_a_bug_in_a_commit_does_not_leave_callers_waiting(tmp_path: Path, 
     client = Client()
     async with owner_of(FaultStore(tmp_path)) as owner:
         with monkeypatch.context() as patch:
-            patch.setattr("imray.cluster.committer.segment_table", lambda *_: 1 / 0)
+            patch.setattr("imray.shard.committer.segment_table", lambda *_: 1 / 0)
             refused = await asyncio.wait_for(send(client, owner, [_A]), 60)
             assert isinstance(refused, Refusal)
             assert refused.why is Refused.UNAVAILABLE

@@ -1,4 +1,4 @@
-"""A home shard and its sub-topics in this process, wired without Ray: what tests of hot groups send through."""
+"""A home shard and its partitions in this process, wired without Ray: what tests of hot groups send through."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imray.cluster.home import Home
-from imray.cluster.owner import Owner
-from imray.cluster.replies import Appended, Refusal, Refused
-from imray.cluster.subtopic import SubTopic
 from imray.core.blocks import Declined, Granted, Report
 from imray.core.columns import Rows
+from imray.core.replies import Appended, Refusal, Refused
 from imray.core.routing import slot_for
 from imray.log.store import LocalStore
 from imray.settings import Settings
+from imray.shard.partition_writer import PartitionWriter
+from imray.shard.shard_writer import ShardWriter
+from imray.shard.write_loop import WriteLoop
 from tests.unit.batches import SEED, Msg, Row, answers_of, ipc_of
 
 _LOST = Refusal(Refused.UNAVAILABLE, "the call was lost")
 
 
 class Link:
-    """From a sub-topic to its home shard; calls and answers can be lost or held."""
+    """From a partition to its home shard; calls and answers can be lost or held."""
 
     def __init__(self, group: Group) -> None:
         self._group = group
@@ -59,20 +59,20 @@ class Link:
 
 
 class Group:
-    """One home shard, sub-topics as they are wanted."""
+    """One home shard, partitions as they are wanted."""
 
     def __init__(self, root: Path | LocalStore, **settings: Any) -> None:
         self.store = root if isinstance(root, LocalStore) else LocalStore(root)
         self.settings = Settings(**({"grant_timeout_s": 0.3, "reopen_delay_s_max": 0.05} | settings))
         self.home = self._new_home()
-        self.topics: dict[int, SubTopic] = {}
+        self.partitions: dict[int, PartitionWriter] = {}
         self.links: dict[int, Link] = {}
-        self._owners: list[Owner] = []
+        self._owners: list[WriteLoop] = []
         self.crashes = False
         """The home shard's end is none in good order."""
 
-    def _new_home(self) -> Home:
-        return Home(self.store, 0, SEED, self.settings, start_topics=self._start_topics)
+    def _new_home(self) -> ShardWriter:
+        return ShardWriter(self.store, 0, SEED, self.settings, start_partitions=self._start_partitions)
 
     async def __aenter__(self) -> Group:
         self.loop = asyncio.get_running_loop()
@@ -81,23 +81,23 @@ class Group:
 
     async def __aexit__(self, *_: object) -> None:
         for owner in reversed(self._owners):
-            if self.crashes and isinstance(owner, Home):
+            if self.crashes and isinstance(owner, ShardWriter):
                 owner.hot = None  # nothing is put in order
             await owner.stop()
 
-    async def _start(self, owner: Owner) -> None:
+    async def _start(self, owner: WriteLoop) -> None:
         self._owners.append(owner)
         await owner.start()
 
-    async def _start_topics(self, topics: int) -> None:
-        for slot in range(1, topics + 1):
-            if slot not in self.topics:
-                self.new_topic(slot)
+    async def _start_partitions(self, partitions: int) -> None:
+        for slot in range(1, partitions + 1):
+            if slot not in self.partitions:
+                self.new_partition(slot)
 
-    def new_topic(self, slot: int) -> SubTopic:
-        """A new incarnation of a sub-topic; an old one is left as it is."""
+    def new_partition(self, slot: int) -> PartitionWriter:
+        """A new incarnation of a partition; an old one is left as it is."""
         self.links[slot] = Link(self)
-        topic = self.topics[slot] = SubTopic(self.store, 0, slot, SEED, self.settings, self.links[slot])
+        topic = self.partitions[slot] = PartitionWriter(self.store, 0, slot, SEED, self.settings, self.links[slot])
         self._owners.append(topic)
         topic.starting = asyncio.create_task(topic.start())  # type: ignore[attr-defined]
         return topic
@@ -108,7 +108,7 @@ class Group:
         await self._start(self.home)
 
     async def send(self, slot: int, *messages: Msg) -> list[Row] | Refusal:
-        """Through one sub-topic (0: the home shard), again while the outcome is unknown, as a gateway's client does."""
+        """Through one partition (0: the home shard), again while the outcome is unknown, as a gateway's client does."""
         for _ in range(100):
             answer = await self.try_send(slot, *messages)
             if not isinstance(answer, Refusal) or answer.why is not Refused.UNAVAILABLE:
@@ -118,14 +118,16 @@ class Group:
 
     async def try_send(self, slot: int, *messages: Msg) -> list[Row] | Refusal:
         """Once."""
-        owner: Owner = self.topics[slot] if slot else self.home
+        owner: WriteLoop = self.partitions[slot] if slot else self.home
         answer = await owner.append(ipc_of(messages))
         return answers_of(answer) if isinstance(answer, Appended) else answer
 
-    async def deliver(self, *messages: Msg, topics: int | None = None) -> list[Row]:
+    async def deliver(self, *messages: Msg, partitions: int | None = None) -> list[Row]:
         """As a gateway: by the way of the first message's key, then by the home shard, until there is an answer."""
         for attempt in range(400):
-            slot = slot_for(messages[0].topic or messages[0].sender, topics) if topics and attempt % 2 == 0 else 0
+            slot = (
+                slot_for(messages[0].topic or messages[0].sender, partitions) if partitions and attempt % 2 == 0 else 0
+            )
             answer = await self.try_send(slot, *messages)
             if not isinstance(answer, Refusal):
                 return answer

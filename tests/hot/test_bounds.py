@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from imray.cluster.replies import Appended, Refusal, Refused
 from imray.core.errors import StorageError
+from imray.core.replies import Appended, Refusal, Refused
 from imray.log import checkpoint
 from imray.log.schema import to_ipc
 from imray.log.store import LocalStore
@@ -47,7 +47,7 @@ async def test_asks_wait_for_an_overdue_checkpoint_as_home_senders_do(
             at_home = await group.try_send(0, Msg("other", msg_id(1)))
             assert isinstance(at_home, Refusal)
             assert at_home.why is Refused.BUSY
-            assert group.topics[1].state == "serving", "busy is no fault of the sub-topic"
+            assert group.partitions[1].state == "serving", "busy is no fault of the partition"
             patch.undo()
 
             async def served() -> bool:
@@ -56,8 +56,8 @@ async def test_asks_wait_for_an_overdue_checkpoint_as_home_senders_do(
             await until_async(served, "it goes on when there is a checkpoint")
 
 
-async def test_commits_of_sub_topics_make_a_checkpoint_due(tmp_path: Path) -> None:
-    """Nothing but sub-topics writes: the home shard's own log must move, since a checkpoint is called after it."""
+async def test_commits_of_partitions_make_a_checkpoint_due(tmp_path: Path) -> None:
+    """Nothing but partitions writes: the home shard's own log must move, since a checkpoint is called after it."""
     async with Group(tmp_path, checkpoint_segments_max=20) as group:
         await _hot(group, 1)
         for n in range(150):
@@ -108,7 +108,7 @@ async def test_a_cold_turn_leaves_no_void(tmp_path: Path) -> None:
                 await _hot(group, 1)
                 assert _rows(await group.send(1, _m(n))) == [("new", n)]
             else:
-                assert await _hot_of(group).cool("room") is None
+                assert await _hot_of(group).make_cold("room") is None
                 assert _rows(await group.send(0, _m(n))) == [("new", n)]
         assert not _hot_of(group).grants.voids
 
@@ -132,7 +132,7 @@ async def test_names_without_rows_do_no_harm(tmp_path: Path) -> None:
         batch = batch_of([Msg("elsewhere", msg_id(1)), _m(2), Msg("another", msg_id(3)), _m(4)])
         part = batch.take(pa.array(np.array([1, 3])))
         assert len(part.column("conv_id").dictionary) == 3
-        answer = await group.topics[1].append(to_ipc(part))
+        answer = await group.partitions[1].append(to_ipc(part))
         assert isinstance(answer, Appended)
         assert answer.seqs().tolist() == [1, 2]
         group.crashes = True
@@ -152,13 +152,13 @@ async def test_ceilings_go_on_when_the_rate_falls_before_they_are_logged(
 
         def late():  # type: ignore[no-untyped-def]
             found = real()
-            grants.committer.heat.rates.clear()  # as a tick does, between the wish and the record
+            grants.committer.make_hot.rates.clear()  # as a tick does, between the wish and the record
             return found
 
         monkeypatch.setattr(grants, "ceilings", late)
         n = 0
         for _ in range(40):
-            grants.committer.heat.rates[0] = 20_000.0
+            grants.committer.make_hot.rates[0] = 20_000.0
             rows = _rows(await group.send(1, *(_m(n + i) for i in range(100))))
             assert rows[-1] == ("new", n + 100)
             n += 100
@@ -168,7 +168,7 @@ async def test_ceilings_go_on_when_the_rate_falls_before_they_are_logged(
 async def test_a_block_that_the_fence_finds_durable_wakes_who_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """The sub-topic's node dies between its put and its report, and nobody else asks."""
+    """The partition's node dies between its put and its report, and nobody else asks."""
     async with Group(tmp_path, grant_timeout_s=0.2, checkpoint_ids_max=1) as group:
         await _hot(group, 1)
         link = group.links[1]
@@ -183,7 +183,7 @@ async def test_a_block_that_the_fence_finds_durable_wakes_who_waits_for_it(
         assert _rows(await group.send(1, _m(1))) == [("new", 1)]
         async with asyncio.timeout(4):
             if what == "cool":
-                assert await _hot_of(group).cool("room") is None
+                assert await _hot_of(group).make_cold("room") is None
             elif what == "stop":
                 await group.home.stop()
             else:
@@ -204,7 +204,7 @@ async def test_a_clean_stop_beside_a_cold_turn_leaves_it_cold(tmp_path: Path) ->
         hot = _hot_of(group)
         conv = hot.grants.committer.state.conversations.index("room")
         hot.grants.blocks.cooling.add(conv)
-        cold = asyncio.create_task(group.home.record(hot.grants.cool("room")))
+        cold = asyncio.create_task(group.home.record(hot.grants.make_cold("room")))
         hot.grants.blocks.closed = True
         assert await group.home.record(hot.grants.exact_ceilings()) is None
         assert await cold is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from imray.cluster.replies import Refusal
+from imray.core.replies import Refusal
 from tests.faults.owners import until_async
 from tests.hot.groups import Group
 from tests.unit.batches import Msg, Row, msg_id
@@ -20,11 +20,11 @@ def _rows(answer: list[Row] | Refusal) -> list[tuple[str, int]]:
     return [(r.status, r.seq) for r in answer]
 
 
-async def _hot(group: Group, topics: int = 2) -> None:
-    assert await group.home.hot.heat("room", topics) is None
-    for slot in range(1, topics + 1):
-        topic = group.topics[slot]
-        await until_async(lambda: topic.state == "serving", "the sub-topic serves")  # noqa: B023
+async def _hot(group: Group, partitions: int = 2) -> None:
+    assert await group.home.hot.make_hot("room", partitions) is None
+    for slot in range(1, partitions + 1):
+        topic = group.partitions[slot]
+        await until_async(lambda: topic.state == "serving", "the partition serves")  # noqa: B023
 
 
 async def _stable(group: Group, at_least: int) -> int:
@@ -50,7 +50,7 @@ async def test_one_order_over_all_ways(tmp_path: Path) -> None:
         assert _rows(await group.send(2, _m(3), _m(6))) == [("duplicate", 3), ("duplicate", 6)]
         assert _rows(await group.send(0, _m(5), _m(7, b"other"))) == [("duplicate", 5), ("conflict", 7)]
         assert await _stable(group, 7) == 7
-        assert await group.home.hot.cool("room") is None
+        assert await group.home.hot.make_cold("room") is None
         refusal = await group.send(1, _m(8))
         assert isinstance(refusal, Refusal)
         assert refusal.why == "moved"
@@ -60,7 +60,7 @@ async def test_one_order_over_all_ways(tmp_path: Path) -> None:
         assert _rows(await group.send(0, *ids)) == [("duplicate", n) for n in range(1, 9)]
 
 
-async def test_a_dead_sub_topic(tmp_path: Path) -> None:
+async def test_a_dead_partition(tmp_path: Path) -> None:
     async with Group(tmp_path) as group:
         await _hot(group)
         group.links[1].lose_answers = 10**6
@@ -72,7 +72,7 @@ async def test_a_dead_sub_topic(tmp_path: Path) -> None:
         group.links[1].lose_answers = 0
         answer = await lost
         assert isinstance(answer, Refusal)
-        assert _rows(await group.deliver(_m(1), _m(2), topics=1)) == [("new", 4), ("new", 5)]
+        assert _rows(await group.deliver(_m(1), _m(2), partitions=1)) == [("new", 4), ("new", 5)]
 
 
 async def test_a_new_home(tmp_path: Path) -> None:
@@ -82,6 +82,6 @@ async def test_a_new_home(tmp_path: Path) -> None:
         assert _rows(await group.send(2, _m(2))) == [("new", 2)]
         await group.new_home()
         assert await _stable(group, 2) > 2
-        rows = await group.deliver(_m(1), _m(2), _m(3), topics=2)
+        rows = await group.deliver(_m(1), _m(2), _m(3), partitions=2)
         assert [(r.status, r.seq) for r in rows[:2]] == [("duplicate", 1), ("duplicate", 2)]
         assert rows[2].seq > 2

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from imray.cluster.replies import Refusal
 from imray.core.errors import CorruptError
+from imray.core.replies import Refusal
 from imray.core.routing import log_of
 from imray.core.state import ShardState
-from imray.log.recovery import become_topic_writer, become_writer, replay
+from imray.log.recovery import become_partition_writer, become_writer, replay
 from imray.log.schema import segment_table
 from imray.log.segment import GrantNote, segment_name
 from imray.log.store import LocalStore
@@ -39,12 +39,12 @@ async def test_retries_by_every_way_at_every_time(tmp_path: Path) -> None:
                 assert other == [("conflict", seq) for seq in first.values()]
 
         await new(0, 1)
-        for topics in (2, 3, 1):
-            await _hot(group, topics)
-            for slot in range(topics + 1):
-                await new(slot, 10 * topics + slot)
-            await all_known(range(topics + 1))
-        assert await group.home.hot.cool("room") is None  # type: ignore[union-attr]
+        for partitions in (2, 3, 1):
+            await _hot(group, partitions)
+            for slot in range(partitions + 1):
+                await new(slot, 10 * partitions + slot)
+            await all_known(range(partitions + 1))
+        assert await group.home.hot.make_cold("room") is None  # type: ignore[union-attr]
         await new(0, 100)
         await all_known(range(1))
     async with Group(tmp_path) as group:
@@ -76,7 +76,7 @@ async def test_cut_off_after_the_grant(tmp_path: Path) -> None:
         assert await _stable(group, 3) == 3
         state = group.home.hot.grants.committer.state  # type: ignore[union-attr]
         assert not group.home.hot.grants.voids, "what was written is no void"  # type: ignore[union-attr]
-        assert state.topics[1].segment >= 2
+        assert state.partitions[1].segment >= 2
         group.links[1].cut = False
         assert _rows(await group.send(1, _m(1), _m(4)))[0] == ("duplicate", 1)
 
@@ -94,14 +94,14 @@ async def test_a_home_shard_killed_with_grants_outstanding(tmp_path: Path) -> No
         await group.new_home()
         for slot in (1, 2, 3):
             group.links[slot].lose_answers = 0
-        rows = await group.deliver(_m(1), _m(2), _m(3), _m(9), topics=3)
+        rows = await group.deliver(_m(1), _m(2), _m(3), _m(9), partitions=3)
         assert [r.status for r in rows] == ["new", "new", "new", "duplicate"]
         assert min(r.seq for r in rows[:3]) > 1 << 10, "above the ceiling"
         assert rows[3].seq == 4
         await asyncio.gather(*lost)
     state = ShardState(SEED)
     replay(LocalStore(tmp_path), 0, state)
-    for slot in state.topics:
+    for slot in state.partitions:
         replay(LocalStore(tmp_path), 0, state, slot)
     group_ = state.hot[state.conversations.index("room")]
     assert group_.holes(int(state.conversations.heads[0])) == [], "every number is a message or void"
@@ -127,15 +127,15 @@ async def test_checkpoints_with_grants_in_flight(tmp_path: Path) -> None:
 
 async def test_turns_by_its_rate(tmp_path: Path) -> None:
     """Hot over the threshold, cold under it; what an operator turned hot stays."""
-    async with Group(tmp_path, hot_rate_per_s=20.0, cold_rate_per_s=5.0, hot_ticks=1, hot_topics=2) as group:
+    async with Group(tmp_path, hot_rate_per_s=20.0, cold_rate_per_s=5.0, hot_ticks=1, hot_partitions=2) as group:
         state = group.home.hot.grants.committer.state  # type: ignore[union-attr]
-        assert await group.home.hot.heat("other", 1) is None  # type: ignore[union-attr]
+        assert await group.home.hot.make_hot("other", 1) is None  # type: ignore[union-attr]
         n = 0
 
         async def busy() -> bool:
             nonlocal n
             n += 20
-            await group.deliver(*(_m(n + i) for i in range(20)), topics=2 if group.topics.get(2) else None)
+            await group.deliver(*(_m(n + i) for i in range(20)), partitions=2 if group.partitions.get(2) else None)
             return len(state.hot) == 2
 
         await until_async(busy, "the group turns hot")
@@ -170,7 +170,7 @@ async def test_a_segment_without_a_valid_grant(
 
     await _one_hot_block(tmp_path)
     store = LocalStore(tmp_path)
-    _, writer = become_topic_writer(store, 0, 1, lambda: 1000)
+    _, writer = become_partition_writer(store, 0, 1, lambda: 1000)
     table = segment_table(pa.Table.from_batches([prepared([_m(5)]).batch]), None, np.array([seq]), 1000)
     encoded = writer.encode(table, 1000, grants, sequencer)
     writer.put(encoded)
@@ -179,7 +179,7 @@ async def test_a_segment_without_a_valid_grant(
     assert error.value.file == segment_name(log_of(0, 1), encoded.segment)
 
 
-async def test_a_damaged_log_of_a_sub_topic(tmp_path: Path) -> None:
+async def test_a_damaged_log_of_a_partition(tmp_path: Path) -> None:
     await _one_hot_block(tmp_path)
     path = tmp_path / segment_name(log_of(0, 1), 2)
     data = bytearray(path.read_bytes())

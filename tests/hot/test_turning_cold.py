@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from imray.cluster.committer import Job
-from imray.cluster.hot import HotGroups
-from imray.cluster.replies import Refusal
 from imray.core.blocks import Declined
 from imray.core.errors import StorageError
+from imray.core.replies import Refusal
+from imray.shard.committer import Job
+from imray.shard.hot_groups import HotGroups
 from tests.faults.driver import FaultStore
 from tests.faults.owners import until_async
 from tests.hot.groups import Group
@@ -31,16 +31,16 @@ async def test_no_block_above_the_record(tmp_path: Path, monkeypatch: pytest.Mon
         await _hot(group, 1)
         assert _rows(await group.send(1, _m(1))) == [("new", 1)]
         home, go_on, answered = group.home, threading.Event(), asyncio.Event()
-        settle = home._settle
+        mark_durable = home._mark_durable
 
         def be_busy_and_settle(job: Job) -> None:
             if job.commit is not None and job.commit.controls:
                 home._thread.submit(go_on.wait, 30)
                 answered.set()  # in this very step
-            settle(job)
+            mark_durable(job)
 
         monkeypatch.setattr(home, "_settle", be_busy_and_settle)
-        cooling = asyncio.create_task(_of(group).cool("room"))
+        cooling = asyncio.create_task(_of(group).make_cold("room"))
         try:
             await asyncio.wait_for(answered.wait(), 30)
             for _ in range(10):
@@ -66,10 +66,10 @@ async def test_no_block_where_the_record_may_be_durable(tmp_path: Path) -> None:
         await _stable(group, 1)
         hot = _of(group)
         store.arm("linked", action="eio", prefix="wal/shard=0000/")
-        assert isinstance(await hot.cool("room"), Refusal)
+        assert isinstance(await hot.make_cold("room"), Refusal)
         epoch = hot.grants.blocks.slot_epoch(1)
         assert hot.ask(1, epoch, 1000, rows_of([_m(2)]), []) == Declined("moved")
-        assert _rows(await group.deliver(_m(2), topics=1)) == [("new", 2)]
+        assert _rows(await group.deliver(_m(2), partitions=1)) == [("new", 2)]
         assert not _of(group).grants.committer.state.hot, "the record was durable"
 
 
@@ -80,8 +80,8 @@ async def test_the_next_incarnation_logs_nothing_of_the_last(tmp_path: Path) -> 
         group.home.fail(StorageError("the disk is away"))
         await until_async(lambda: group.home.hot is not old and group.home.state == "serving", "it has recovered")
         segment = (await group.home.status())["segment"]
-        assert isinstance(await old.heat("other", 1), Refusal)
-        assert isinstance(await old.cool("room"), Refusal)
+        assert isinstance(await old.make_hot("other", 1), Refusal)
+        assert isinstance(await old.make_cold("room"), Refusal)
         old._fail(StorageError("too late"))
         assert (await group.home.status())["segment"] == segment
         assert _rows(await group.send(1, _m(1)))[0][0] == "new", "it is still hot"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import schemathesis
 from hypothesis import strategies as st
 
-from imray.core.routing import TOPICS_MAX
+from imray.core.routing import PARTITIONS_MAX
 
 ARROW = "application/vnd.apache.arrow.stream"
 _TOPICS_TRIED_MAX = 1
@@ -40,12 +40,12 @@ schemathesis.openapi.media_type(ARROW, _arrow_streams())
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
-    """Ask for few sub-topics: each is a process, and the 99 that are allowed take this machine minutes to start.
+    """Ask for few partitions: each is a process, and the 99 that are allowed take this machine minutes to start.
 
     Numbers out of bounds, and what is no number, go out as they are."""
     if case.operation.path.endswith("/topics") and isinstance(case.body, dict):
         topics = case.body.get("topics")
-        if type(topics) in (int, float) and _TOPICS_TRIED_MAX < topics <= TOPICS_MAX:
+        if type(topics) in (int, float) and _TOPICS_TRIED_MAX < topics <= PARTITIONS_MAX:
             case.body["topics"] = type(topics)(_TOPICS_TRIED_MAX)
 
 

@@ -26,7 +26,7 @@ def test_hot_and_cold_by_command(system: System) -> None:
     with system.client() as client:
         assert client.send("party", "one", topic="a").conv_seq == 1
         hot = _imray(system, "hot", "party", "--topics", "2")
-        assert (hot.returncode, hot.stdout.strip()) == (0, "party is written by 2 sub-topics"), hot.stderr
+        assert (hot.returncode, hot.stdout.strip()) == (0, "party is written by 2 partitions"), hot.stderr
         sent = [client.send("party", f"{i}", topic="ab"[i % 2]) for i in range(10)]
         assert [s.conv_seq for s in sent] == list(range(2, 12))
         assert not any(s.duplicate for s in sent)

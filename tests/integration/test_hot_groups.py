@@ -111,7 +111,7 @@ class Room:
         return _until(look, "the home shard answers", self.senders)  # type: ignore[no-any-return]
 
     def pids(self, who: str) -> list[int]:
-        """The processes of the home shard, of its sub-topics, or of both."""
+        """The processes of the home shard, of its partitions, or of both."""
         home = self.home()
         topics = [t["pid"] for t in home.get("topics", ()) if "pid" in t]
         return {"home": [home["pid"]], "topic": topics[:1], "both": [home["pid"], *topics[:1]]}[who]
@@ -231,7 +231,7 @@ def test_killed_while_hot_and_while_turning(tmp_path: Path, who: str) -> None:
 @pytest.mark.parametrize("who", ["topic", "home", pytest.param("both", marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
 def test_stopped_and_continued_while_hot(tmp_path: Path, who: str) -> None:
-    """SIGSTOP, then SIGCONT when others have gone on (a sub-topic) or when it was missed (the home shard)."""
+    """SIGSTOP, then SIGCONT when others have gone on (a partition) or when it was missed (the home shard)."""
     with _room(tmp_path) as room:
         room.topics(2)
         room.progress()

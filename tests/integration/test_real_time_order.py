@@ -18,9 +18,9 @@ from ray.cluster_utils import Cluster
 
 from imray.cli.up import read_info
 from imray.client import Client
-from imray.cluster import deploy
-from imray.cluster import gateway as gateways
-from imray.cluster.gateway import GatewayConfig
+from imray.deploy import gateway as gateways
+from imray.deploy import system
+from imray.deploy.gateway import GatewayConfig
 from imray.log.manifest import read
 from imray.log.store import LocalStore
 from imray.settings import Settings
@@ -51,9 +51,9 @@ def _more_gateways(cluster: Cluster, data: Path, count: int) -> list[str]:
     manifest = read(LocalStore(data))
     assert manifest is not None
     config = GatewayConfig("127.0.0.1", 0, {"key_file": str(data / "run" / "jwt.key")})
-    namespace = deploy.namespace_of(manifest)
+    namespace = system.namespace_of(manifest)
     made = [
-        gateways.create(namespace, f"gateway-more-{i}", deploy.APP_FACTORY, manifest, Settings(), config, None)
+        gateways.create(namespace, f"gateway-more-{i}", system.APP_FACTORY, manifest, Settings(), config, None)
         for i in range(count)
     ]
     return [f"http://127.0.0.1:{p['port']}" for p in ray.get([m.ping.remote() for m in made], timeout=60)]
@@ -125,7 +125,7 @@ def test_no_later_send_has_a_lower_number(cluster: Cluster, tmp_path: Path, mess
     assert sum(s.sent for s in senders) == messages
     assert [s.lower for s in senders] == [[]] * _SENDERS
     logs = sorted(p.name for p in (data / "wal").iterdir())
-    assert len(logs) > 2, "several sub-topics wrote"
+    assert len(logs) > 2, "several partitions wrote"
     print(f"{messages} messages over {_GATEWAYS} gateways and logs {logs}: none lower than an ack seen before it")
     assert _imray("down", "--data", str(data)).returncode == 0
     assert os.path.exists(data)

@@ -157,7 +157,7 @@ class Reader(Worker):
 
 
 class Heater(Worker):
-    """Spreads the room over two sub-topics and back, again and again; most of the time it is hot."""
+    """Spreads the room over two partitions and back, again and again; most of the time it is hot."""
 
     def __init__(self, system: System) -> None:
         super().__init__(system, "heater")
@@ -165,12 +165,12 @@ class Heater(Worker):
 
     def work(self) -> None:
         for count in itertools.cycle((2, 0)):
-            self._topics(count)
+            self._partitions(count)
             self.turns += 1
             if self.ended.wait(_HOT_S if count else _COLD_S):  # how long it stays so
                 return
 
-    def _topics(self, count: int) -> None:
+    def _partitions(self, count: int) -> None:
         """Again where the answer is lost in a fault: to ask twice is to ask once."""
         deadline = time.monotonic() + DEADLINE_S
         while not self.ended.is_set():

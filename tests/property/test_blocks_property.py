@@ -12,11 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from imray.core.blocks import OUTSTANDING_MAX, Declined, Granted, Report, ranges_of
 from imray.core.errors import InvalidError
-from imray.core.heat import Heat
+from imray.core.hot_detector import HotDetector
 from imray.core.sequencer import locate, plan
 from imray.core.state import HotGroup
 from tests.unit.batches import rows_of
-from tests.unit.test_blocks import Home, _m
+from tests.unit.test_blocks import ShardWriter, _m
 
 _ranges = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 6)), max_size=30)
 
@@ -28,12 +28,12 @@ def test_settled_numbers_are_a_set(start: int, ranges: list[tuple[int, int]], to
         numbers = set(range(first, first + more + 1))
         stable = group.stable
         if max(numbers) <= start:
-            group.settle(first, first + more)
+            group.mark_final(first, first + more)
         elif numbers & settled:
             with pytest.raises(InvalidError):
-                group.settle(first, first + more)
+                group.mark_final(first, first + more)
         else:
-            group.settle(first, first + more)
+            group.mark_final(first, first + more)
             settled |= numbers
         assert stable <= group.stable == next(n for n in range(100) if n + 1 not in settled)
     assert group.done == sorted(group.done)
@@ -47,21 +47,21 @@ def test_settled_numbers_are_a_set(start: int, ranges: list[tuple[int, int]], to
 def test_the_order_of_settlement_does_not_matter(order: list[int], stop: int) -> None:
     group = HotGroup(1, 100, 0)
     for n in order[:stop]:
-        group.settle(n, n)
+        group.mark_final(n, n)
     missing = set(order[stop:])
     assert group.stable == min(missing) - 1
     for n in order[stop:]:
-        group.settle(n, n)
+        group.mark_final(n, n)
     assert (group.stable, group.done) == (24, [])
 
 
 class BlocksMachine(RuleBasedStateMachine):
-    """Two sub-topics and the shard itself, against a model: who has which number, and what became of it."""
+    """Two partitions and the shard itself, against a model: who has which number, and what became of it."""
 
     @initialize()
     def begin(self) -> None:
         """A hot conversation with numbers 1 and 2."""
-        self.home = Home(ceiling=10**6)
+        self.home = ShardWriter(ceiling=10**6)
         self.settled = {1, 2}
         self.numbers: dict[int, int] = {1: 1, 2: 2}
         """Of ids that are messages."""
@@ -107,11 +107,11 @@ class BlocksMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(slot=st.sampled_from([1, 2]), times=st.integers(1, 2))
     def report(self, slot: int, times: int) -> None:
-        """The oldest grant of a sub-topic is durable."""
+        """The oldest grant of a partition is durable."""
         mine = [g for g, (s, _) in self.open.items() if s == slot]
         if not mine:
             return
-        report = Report(mine[0], self.home.state.topics[slot].segment + 1, 9, bytes(16))
+        report = Report(mine[0], self.home.state.partitions[slot].segment + 1, 9, bytes(16))
         for _ in range(times):
             self.home.blocks.committed(slot, self.epochs[slot], report)
         self._written(mine[0])
@@ -123,10 +123,10 @@ class BlocksMachine(RuleBasedStateMachine):
 
     @rule(slot=st.sampled_from([1, 2]), landed=st.integers(0, 2), void_now=st.booleans())
     def dies(self, slot: int, landed: int, void_now: bool) -> None:
-        """A sub-topic's successor: what landed counts, the rest is void."""
+        """A partition's successor: what landed counts, the rest is void."""
         mine = [g for g, (s, _) in self.open.items() if s == slot]
         for grant in mine[:landed]:
-            segment = self.home.state.topics[slot].segment + 1
+            segment = self.home.state.partitions[slot].segment + 1
             self.home.blocks.follow(slot, self.epochs[slot], 1, Report(grant, segment, 9, bytes(16)))
             self._written(grant)
         self.epochs[slot] += 1
@@ -169,15 +169,15 @@ _ticks = st.lists(st.dictionaries(st.integers(0, 3), st.integers(0, 30), max_siz
 
 @given(_ticks, st.integers(1, 3))
 def test_heat_needs_consecutive_ticks(ticks: list[dict[int, int]], needed: int) -> None:
-    heat, hot = Heat(20.0, 5.0, needed), set[int]()
-    heat.tick(0.0, hot)
+    make_hot, hot = HotDetector(20.0, 5.0, needed), set[int]()
+    make_hot.tick(0.0, hot)
     over, under = dict.fromkeys(range(4), 0), dict.fromkeys(range(4), 0)
     for now, counts in enumerate(ticks, 1):
         for c, n in counts.items():
-            heat.add(np.array([c, c], np.int32), np.array([n, 0], np.int64))
+            make_hot.add(np.array([c, c], np.int32), np.array([n, 0], np.int64))
         for c in range(4):
             over[c] = over[c] + 1 if counts.get(c, 0) >= 20 and c not in hot else 0
             under[c] = under[c] + 1 if counts.get(c, 0) < 5 and c in hot else 0
-        found = heat.tick(float(now), hot)
+        found = make_hot.tick(float(now), hot)
         assert found == ([c for c in range(4) if over[c] >= needed], [c for c in range(4) if under[c] >= needed])
         hot = (hot | set(found[0])) - set(found[1])

@@ -24,13 +24,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from imray.cluster.committer import Committer
 from imray.core.errors import FencedError
 from imray.core.sequencer import locate, plan
 from imray.core.state import ShardState
 from imray.log import checkpoint, confirm, recovery, sealed
 from imray.log.store import LocalStore
 from imray.settings import Settings
+from imray.shard.committer import Committer
 from tests.unit.batches import (
     CONFLICT,
     DUPLICATE,
@@ -249,10 +249,10 @@ class ShardMachine(RuleBasedStateMachine):
         located = locate(state, rows)
         planned = plan(state, rows, located, confirm.Confirmer(self.store, 0, SEED).confirm(rows, located))
         assert (planned.status == 1).all()
-        assert planned.place is not None
+        assert planned.log_position is not None
         assert planned.epoch is not None
         assert planned.server_ts is not None
-        columns = (planned.seq, planned.place, planned.row_in_segment, planned.epoch, planned.server_ts)
+        columns = (planned.seq, planned.log_position, planned.row_in_segment, planned.epoch, planned.server_ts)
         got = list(zip(*(c.tolist() for c in columns), strict=True))
         first = [row for _, row in self.model.first.values()]
         assert got == [(r.seq, r.segment, r.row, r.epoch, r.server_ts) for r in first]

@@ -1,1 +1,1 @@
-"""Seeded schedules of a home shard, its sub-topics, gateways and clients over a simulated network and disk."""
+"""Seeded schedules of a home shard, its partitions, gateways and clients over a simulated network and disk."""

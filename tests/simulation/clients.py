@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from imray.cluster.replies import Appended, Refusal, Refused
+from imray.core.replies import Appended, Refusal, Refused
 from imray.core.routing import slot_for
 from imray.log.schema import KIND_VOID
 from tests.checker.events import Answer, Conversation, Read, Send
@@ -16,7 +16,7 @@ from tests.simulation.owner import Request
 
 
 class Gateway:
-    """One gateway: `imray.cluster.ways` over simulated calls."""
+    """One gateway: `imray.engine.hot_routes` over simulated calls."""
 
     def __init__(self, process: Process, disk: Disk, directory: dict[int, Process]) -> None:
         process.serves = self
@@ -43,10 +43,10 @@ class Gateway:
         return answer
 
     def _way(self, request: Request, key: str) -> int:
-        topics = [self.hot.get(CONVS[m.conv], 0) for m in request]
-        if not min(topics):
+        partitions = [self.hot.get(CONVS[m.conv], 0) for m in request]
+        if not min(partitions):
             return 0
-        slot = slot_for(key, topics[0])
+        slot = slot_for(key, partitions[0])
         return 0 if self._sim.now < self._paused.get(slot, 0) else slot
 
     async def _append(self, slot: int, request: Request, tries: int) -> Appended | Refusal:
@@ -79,11 +79,11 @@ class Gateway:
         upto = min(upto, located.stable)
         rows: dict[tuple[int, int], tuple[int, str, str]] = {}
         holes = set()
-        for place, first, last in [*old, *located.spans]:
-            segment = self._disk.at(place, log_at(place))
+        for log_position, first, last in [*old, *located.spans]:
+            segment = self._disk.at(log_position, log_at(log_position))
             for row, (m, seq) in enumerate(zip(segment.messages, segment.seq.tolist(), strict=True)):
                 if CONVS[m.conv] == conv and max(first, after + 1) <= seq <= min(last, upto):
-                    rows[place, row] = seq, f"m{m.id}", f"v{m.variant}"
+                    rows[log_position, row] = seq, f"m{m.id}", f"v{m.variant}"
             for name, low, kind, body in segment.records:
                 if name == conv and kind == KIND_VOID and low <= upto and int(str(body["last"])) > after:
                     holes.add((low, int(str(body["last"])), str(body["reason"])))

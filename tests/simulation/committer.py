@@ -7,19 +7,19 @@ from typing import Any, cast
 
 import numpy as np
 
-from imray.cluster.answers import Written, answers_of
-from imray.cluster.committer import Committer
-from imray.cluster.grants import Grants
-from imray.cluster.replies import Located
 from imray.core.blocks import Block, Blocks, Report
 from imray.core.columns import Plan
 from imray.core.errors import CorruptError, InvalidError
-from imray.core.fold import commit_read_back, freeze, reserve, sealed, settle
-from imray.core.heat import Heat
-from imray.core.routing import log_of, place_of
+from imray.core.fold import commit_read_back, freeze, mark_durable, reserve, sealed
+from imray.core.hot_detector import HotDetector
+from imray.core.replies import Located
+from imray.core.routing import log_of, log_position_of
 from imray.core.sequencer import NEW, commit_of, locate, plan
 from imray.core.state import ShardState
 from imray.log.checkpoint import Snapshot, snapshot
+from imray.shard.answers import Written, answers_of
+from imray.shard.committer import Committer
+from imray.shard.grants import Grants
 from tests.simulation.disk import Confirmer, Disk, Writer, rows_of
 from tests.simulation.kernel import Process
 from tests.simulation.owner import Job, Records, Request
@@ -33,7 +33,7 @@ class SimCommitter:
         self.disk, self.state, self.writer = disk, state, writer
         self.blocks: Blocks | None = None
         self.confirmer, self.shard = Confirmer(disk), 0
-        self.heat = Heat(0.0, 0.0, 1)
+        self.make_hot = HotDetector(0.0, 0.0, 1)
         self.intervals: list[Interval] = list(state.sealed)  # type: ignore[arg-type]
         self._ids_max = ids_max
         self._snapshot: Snapshot | None = None
@@ -53,11 +53,11 @@ class SimCommitter:
                 new, seq = [messages[i] for i in np.flatnonzero(planned.status == NEW)], planned.seq[planned.new_rows]
             encoded = self.writer.encode(new, seq)
             segment = encoded.meta.segment
-            commit = commit_of(planned, rows, place_of(0, segment), epoch, now)
+            commit = commit_of(planned, rows, log_position_of(0, segment), epoch, now)
             reserve(state, commit)
-        hot = {state.conversations.name(c): state.hot[c].topics for c in self._hot_of(planned)}
+        hot = {state.conversations.name(c): state.hot[c].partitions for c in self._hot_of(planned)}
         stables = Committer._stables(cast("Committer", self), planned)
-        written = Written(epoch, place_of(0, segment), now, stables, hot)
+        written = Written(epoch, log_position_of(0, segment), now, stables, hot)
         return Job(answers_of(requests, planned, written), commit, encoded)  # type: ignore[arg-type]
 
     def _hot_of(self, planned: Plan) -> list[int]:
@@ -70,7 +70,9 @@ class SimCommitter:
             return Job([], None, None)
         encoded = self.writer.encode([], np.empty(0, np.int64), made)
         meta = encoded.meta
-        commit = commit_read_back(self.state, place_of(0, meta.segment), meta.epoch, meta.server_ts, encoded.back)
+        commit = commit_read_back(
+            self.state, log_position_of(0, meta.segment), meta.epoch, meta.server_ts, encoded.back
+        )
         reserve(self.state, commit)
         return Job([], commit, encoded)
 
@@ -80,10 +82,10 @@ class SimCommitter:
         if job.encoded is not None:
             await self.writer.put(job.encoded)
 
-    def settle(self, job: Job) -> None:
+    def mark_durable(self, job: Job) -> None:
         """As `Committer.settle`."""
         if job.commit is not None and job.encoded is not None:
-            settle(self.state, job.commit, job.encoded.digest)
+            mark_durable(self.state, job.commit, job.encoded.digest)
 
     def located(self, conv_id: str, low: int, high: int) -> tuple[Located, list[tuple[int, int, int]]]:
         """As `Committer.locate`; and what the sealed intervals say."""
@@ -131,19 +133,19 @@ class SimGrants(Grants):
 
     async def fenced(self, process: Process, slot: int) -> list[Block]:
         """As `Grants.fence`."""
-        disk, position = self.committer.disk, self.committer.state.topics[slot]
+        disk, progress = self.committer.disk, self.committer.state.partitions[slot]
         sequencer = self.blocks.sequencer
         writer = await fence_log(
-            disk, process, log_of(0, slot), position, sequencer, lambda: self._read_tail(slot), by_home=True
+            disk, process, log_of(0, slot), progress, sequencer, lambda: self._read_tail(slot), by_home=True
         )
         writer.close()
         self.blocks.register(slot, writer.epoch)
         return self.blocks.lost(slot, writer.epoch)
 
     def _read_tail(self, slot: int, last: int | None = None) -> None:
-        position = self.committer.state.topics[slot]
+        progress = self.committer.state.partitions[slot]
         disk: Disk = self.committer.disk
-        for segment in disk.read_log(log_of(0, slot), position.segment, position.digest, last):
+        for segment in disk.read_log(log_of(0, slot), progress.segment, progress.digest, last):
             meta = segment.meta
             grant = meta.grants[0].grant if meta.grants else 0
             found = Report(grant, meta.segment, meta.server_ts, segment.digest)

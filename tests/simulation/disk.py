@@ -12,9 +12,9 @@ import numpy as np
 from imray.core.columns import Commit, Control, First, Located, Rows
 from imray.core.errors import CorruptError, FencedError, InvalidError, StorageError
 from imray.core.fold import ReadBack, check_sequencer, commit_read_back
-from imray.core.hashing import I64, hash_rows, id_fingerprints
-from imray.core.routing import home_of, log_of, place_of, segment_of, slot_of
+from imray.core.routing import home_of, log_of, log_position_of, segment_of, slot_of
 from imray.core.state import ShardState
+from imray.kernels.hashing import I64, hash_rows, id_fingerprints
 from imray.log.schema import KIND_VOID, Record
 from imray.log.segment import GrantNote, SegmentMeta
 from tests.simulation.kernel import Future, Process, Simulation
@@ -103,8 +103,8 @@ def _read_back(messages: list[Msg], seq: I64, records: list[Record]) -> ReadBack
         if kind == KIND_VOID:
             voids.append((local, number, int(str(body["last"]))))
         elif "topics" in body:
-            topics, ceiling = int(str(body["topics"])), int(str(body["ceiling"]))
-            controls.append(Control(local, topics, number, ceiling, bool(body["by_rate"])))
+            partitions, ceiling = int(str(body["topics"])), int(str(body["ceiling"]))
+            controls.append(Control(local, partitions, number, ceiling, bool(body["by_rate"])))
         else:
             controls.append(Control(local, 0, number, number))
     return ReadBack(
@@ -122,7 +122,7 @@ def read_commit(state: ShardState, segment: Segment) -> Commit:
             convs = list(dict.fromkeys(m.conv for m in segment.messages))
             grants = tuple((convs.index(CONVS.index(g.conv_id)), g.first, g.count) for g in meta.grants)
             back = ReadBack(back.rows, back.seq, back.row, back.voids, back.controls, grants, meta.sequencer)
-        return commit_read_back(state, place_of(slot, meta.segment), meta.epoch, meta.server_ts, back)
+        return commit_read_back(state, log_position_of(slot, meta.segment), meta.epoch, meta.server_ts, back)
     except InvalidError as e:
         raise CorruptError(segment.name, "numbers", str(e)) from e
 
@@ -172,9 +172,9 @@ class Disk:
             digest = segment.digest
             yield segment
 
-    def at(self, place: int, log: int) -> Segment:
+    def at(self, log_position: int, log: int) -> Segment:
         """The segment at a place."""
-        return self.logs[log][segment_of(place) - 1]
+        return self.logs[log][segment_of(log_position) - 1]
 
 
 class Writer:
@@ -251,16 +251,16 @@ class Confirmer:
         found: dict[int, First] = {}
         for sealed, which in located.maybe:
             for i in which.tolist():
-                for place, row in sealed.places.get(int(rows.fps[i]), ()):  # type: ignore[attr-defined]
-                    segment = self._disk.at(place, log_at(place))
+                for log_position, row in sealed.log_positions.get(int(rows.fps[i]), ()):  # type: ignore[attr-defined]
+                    segment = self._disk.at(log_position, log_at(log_position))
                     there = segment.back.rows
                     if (there.ids[row] == rows.ids[i]).all() and there.fps[row] == rows.fps[i]:
                         meta = segment.meta
                         first = int(segment.seq[row]), int(there.payload[row])
-                        found[i] = First(*first, place, row, meta.epoch, meta.server_ts)
+                        found[i] = First(*first, log_position, row, meta.epoch, meta.server_ts)
         return found
 
 
-def log_at(place: int) -> int:
+def log_at(log_position: int) -> int:
     """The log of a place; the home shard is shard 0."""
-    return log_of(0, slot_of(place))
+    return log_of(0, slot_of(log_position))

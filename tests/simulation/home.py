@@ -5,32 +5,32 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
-from imray.cluster.committer import Committer
-from imray.cluster.grants import _void
-from imray.cluster.replies import Refusal
 from imray.core.blocks import Block, Blocks, Declined, Granted, Report, unexplained
 from imray.core.columns import Rows
 from imray.core.errors import FencedError
+from imray.core.replies import Refusal
 from imray.core.state import ShardState
 from imray.log.schema import Record
+from imray.shard.committer import Committer
+from imray.shard.grants import _void
 from tests.simulation.committer import SimCommitter, SimGrants
 from tests.simulation.disk import Disk
 from tests.simulation.kernel import MS, Future, Process, Task
-from tests.simulation.owner import Job, Owner, Records, Request, unavailable
+from tests.simulation.owner import Job, Records, Request, WriteLoop, unavailable
 from tests.simulation.recovery import become_writer, write_checkpoint
 
 GRANT_TIMEOUT_US = 60 * MS
 
 
-class SimHome(Owner):
+class SimHome(WriteLoop):
     """One home shard, for as long as this process has it."""
 
     def __init__(
         self, disk: Disk, process: Process, ahead: int, ids_max: int, on_fenced: Callable[[], None],
-        start_topics: Callable[[int], None],
+        start_partitions: Callable[[int], None],
     ) -> None:  # fmt: skip
         super().__init__("home", disk, process, ahead, on_fenced)
-        self._ids_max, self._start_topics = ids_max, start_topics
+        self._ids_max, self._start_partitions = ids_max, start_partitions
         self.committer: SimCommitter | None = None
         self.grants: SimGrants | None = None
         self._tasks: set[Task] = set()
@@ -42,7 +42,7 @@ class SimHome(Owner):
     async def _become_writer(self) -> None:
         self.committer, self.grants = await self.thread.submit(self._opened)
         if self.committer.state.hot:
-            self._start_topics(max(g.topics for g in self.committer.state.hot.values()))
+            self._start_partitions(max(g.partitions for g in self.committer.state.hot.values()))
         self._waiting, self._locked, self._checkpointing = [], None, False
         self.watch(self._watch(), self._tasks)
 
@@ -60,7 +60,7 @@ class SimHome(Owner):
 
             job = committer.record(records)
             await committer.put(job)
-            committer.settle(job)
+            committer.mark_durable(job)
         return committer, grants
 
     async def _plan(self, requests: list[Request]) -> Job:
@@ -75,9 +75,9 @@ class SimHome(Owner):
         assert self.committer is not None
         await self.committer.put(job)
 
-    def _settle(self, job: Job) -> None:
+    def _mark_durable(self, job: Job) -> None:
         assert self.committer is not None
-        settled = self.thread.submit(self.committer.settle, job)
+        settled = self.thread.submit(self.committer.mark_durable, job)
 
         def done() -> None:
             if settled.error is not None:
@@ -88,13 +88,13 @@ class SimHome(Owner):
         settled.then(done)
 
     async def _end_incarnation(self) -> None:
-        self._between.clear()
+        self._when_idle.clear()
         for task in list(self._tasks):
             task.cancel()
         if self.committer is not None:
             self.committer.writer.close()
 
-    # what sub-topics ask: `imray.cluster.hot.HotGroups`
+    # what partitions ask: `imray.shard.hot_groups.HotGroups`
 
     def _current(self) -> SimGrants | None:
         return self.grants  # as `Shard.ask`: an owner that was ready once answers, whatever its state
@@ -163,19 +163,19 @@ class SimHome(Owner):
         if locked is not None:
             locked.set()
 
-    async def heat(self, conv_id: str, topics: int) -> Any:
+    async def make_hot(self, conv_id: str, partitions: int) -> Any:
         """As `HotGroups.heat`."""
         grants = self._current()
         if grants is None:
             return "lost"
         await self._lock()
         try:
-            self._start_topics(topics)
-            return await self.record_for(grants, grants.heat(conv_id, topics))
+            self._start_partitions(partitions)
+            return await self.record_for(grants, grants.make_hot(conv_id, partitions))
         finally:
             self._unlock()
 
-    async def cool(self, conv_id: str) -> Any:
+    async def make_cold(self, conv_id: str) -> Any:
         """As `HotGroups.cool`."""
         grants = self._current()
         if grants is None:
@@ -190,7 +190,7 @@ class SimHome(Owner):
             if not await self.until_settled(lambda: not blocks.in_flight(conv), 2 * GRANT_TIMEOUT_US):
                 blocks.cooling.discard(conv)
                 return "lost"
-            refusal = await self.record_for(grants, grants.cool(conv_id))
+            refusal = await self.record_for(grants, grants.make_cold(conv_id))
             if refusal is None:
                 await self.thread.submit(blocks.cooling.discard, conv)
             return refusal
@@ -236,7 +236,7 @@ class SimHome(Owner):
     # reading and checkpoints
 
     async def locate(self, conv_id: str, low: int, high: int) -> Any:
-        """As `Home.locate`."""
+        """As `ShardWriter.locate`."""
         if self.committer is None:
             return "lost"
         return await self.thread.submit(self.committer.located, conv_id, low, high)
@@ -264,5 +264,5 @@ class SimHome(Owner):
         self._checkpointing = False
 
     def _when_quiet(self, do: Callable[[], Awaitable[None]]) -> None:
-        self._between.append(do)
+        self._when_idle.append(do)
         self._woken()

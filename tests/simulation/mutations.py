@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from imray.cluster.grants import Grants
 from imray.core import blocks, fold, postings, sequencer, state
 from imray.core.blocks import Block, Blocks, Report
+from imray.shard.grants import Grants
 from tests.simulation import recovery
 from tests.simulation.committer import SimCommitter, SimGrants
 from tests.simulation.home import SimHome
 from tests.simulation.kernel import MS
 from tests.simulation.owner import Records
-from tests.simulation.subtopic import SubTopic
+from tests.simulation.subtopic import PartitionWriter
 from tests.simulation.world import Parts
 
 Break = Callable[[pytest.MonkeyPatch], Parts]
@@ -53,7 +53,7 @@ def broken(name: str) -> Iterator[Broken]:
 
 @_rule("FAIL I5")
 def void_by_time_out(patch: pytest.MonkeyPatch) -> Parts:
-    """A grant is void when it is old, without fencing its sub-topic."""
+    """A grant is void when it is old, without fencing its partition."""
 
     class Impatient(SimHome):
         async def fence(self, grants: SimGrants, slot: int) -> list[Block]:
@@ -64,7 +64,7 @@ def void_by_time_out(patch: pytest.MonkeyPatch) -> Parts:
 
 @_rule("FAIL I6")
 def leased_ahead(patch: pytest.MonkeyPatch) -> Parts:
-    """Numbers are leased to a sub-topic before its messages arrive."""
+    """Numbers are leased to a partition before its messages arrive."""
     leases: dict[tuple[int, int, int], list[int]] = {}
     real = blocks.plan
 
@@ -88,9 +88,9 @@ def leased_ahead(patch: pytest.MonkeyPatch) -> Parts:
 
 @_rule("")
 def old_home_shards_are_believed(patch: pytest.MonkeyPatch) -> Parts:
-    """Neither a sub-topic nor the logs look at the epoch of the home shard that granted; successors do not fence."""
+    """Neither a partition nor the logs look at the epoch of the home shard that granted; successors do not fence."""
 
-    class Gullible(SubTopic):
+    class Gullible(PartitionWriter):
         def old_grant(self, granted: Any) -> bool:
             return False
 
@@ -103,8 +103,8 @@ def old_home_shards_are_believed(patch: pytest.MonkeyPatch) -> Parts:
 
 
 @_rule("")
-def successor_does_not_fence_topics(patch: pytest.MonkeyPatch) -> Parts:
-    """A new home shard reads its sub-topics' logs, but leaves their writers alone."""
+def successor_does_not_fence_partitions(patch: pytest.MonkeyPatch) -> Parts:
+    """A new home shard reads its partitions' logs, but leaves their writers alone."""
 
     async def no_fence(disk: Any, process: Any, s: Any, slot: int) -> None:
         recovery.replay(disk, s, slot)
@@ -154,7 +154,7 @@ def void_ids_are_kept(patch: pytest.MonkeyPatch) -> Parts:
 
 @_rule("")
 def ids_are_released_before_the_fence(patch: pytest.MonkeyPatch) -> Parts:
-    """The ids of an old grant are free before its sub-topic's log was fenced and read."""
+    """The ids of an old grant are free before its partition's log was fenced and read."""
 
     class Hasty(SimHome):
         async def fence(self, grants: SimGrants, slot: int) -> list[Block]:
@@ -188,14 +188,14 @@ def stable_is_the_head(patch: pytest.MonkeyPatch) -> Parts:
 @_rule("")
 def stable_passes_holes(patch: pytest.MonkeyPatch) -> Parts:
     """`stable_seq` follows the highest settled number, not the lowest outstanding one."""
-    real = state.HotGroup.settle
+    real = state.HotGroup.mark_durable
 
-    def settle(self: state.HotGroup, first: int, last: int) -> None:
+    def mark_durable(self: state.HotGroup, first: int, last: int) -> None:
         real(self, first, last)
         if last > self.stable:
             self.stable, self.done = last, []
 
-    patch.setattr(state.HotGroup, "settle", settle)
+    patch.setattr(state.HotGroup, "settle", mark_durable)
     return Parts()
 
 
@@ -205,9 +205,9 @@ def reports_out_of_order(patch: pytest.MonkeyPatch) -> Parts:
 
     def report(self: Grants, slot: int, epoch: int, reports: list[Report]) -> None:
         for one in reversed(reports):
-            position = self.committer.state.topics[slot]
-            if self.blocks.slot_epoch(slot) == epoch and one.segment > position.segment:
-                position.segment = one.segment - 1
+            progress = self.committer.state.partitions[slot]
+            if self.blocks.slot_epoch(slot) == epoch and one.segment > progress.segment:
+                progress.segment = one.segment - 1
                 self.blocks.committed(slot, epoch, one)
 
     patch.setattr(Grants, "report", report)
@@ -232,7 +232,9 @@ def in_flight_is_a_duplicate(patch: pytest.MonkeyPatch) -> Parts:
     """A retry is told a number that may become void."""
     patch.setattr(sequencer, "IN_FLIGHT", sequencer.DUPLICATE)
     real = state.ShardState.epoch_of
-    patch.setattr(state.ShardState, "epoch_of", lambda self, place: 1 if place < 0 else real(self, place))
+    patch.setattr(
+        state.ShardState, "epoch_of", lambda self, log_position: 1 if log_position < 0 else real(self, log_position)
+    )
     return Parts()
 
 
@@ -262,7 +264,7 @@ def records_of_an_ended_incarnation(patch: pytest.MonkeyPatch) -> Parts:
 
 @_rule("")
 def fences_are_all_my_own(patch: pytest.MonkeyPatch) -> Parts:
-    """A home shard takes every fence in a sub-topic's log for one of its own time."""
+    """A home shard takes every fence in a partition's log for one of its own time."""
     real = Blocks.follow
 
     def follow(self: Blocks, slot: int, epoch: int, sequencer_epoch: int, found: Report) -> None:
@@ -288,13 +290,13 @@ def seals_what_is_in_flight(patch: pytest.MonkeyPatch) -> Parts:
 
 @_rule("")
 def frozen_logs_do_not_move(patch: pytest.MonkeyPatch) -> Parts:
-    """A checkpoint names how far the sub-topics' logs were at the freeze, not at what it covers."""
-    real = fold.settle
+    """A checkpoint names how far the partitions' logs were at the freeze, not at what it covers."""
+    real = fold.mark_durable
 
-    def settle(s: Any, commit: Any, digest: bytes, frozen: bool = False) -> None:
-        before = dict(s.frozen_topics)
+    def mark_durable(s: Any, commit: Any, digest: bytes, frozen: bool = False) -> None:
+        before = dict(s.frozen_partitions)
         real(s, commit, digest, frozen)
-        s.frozen_topics.update(before)
+        s.frozen_partitions.update(before)
 
-    patch.setattr(blocks, "settle", settle)
+    patch.setattr(blocks, "settle", mark_durable)
     return Parts()

@@ -1,4 +1,4 @@
-"""The write loop: `imray.cluster.owner.Owner` step by step, over simulated processes."""
+"""The write loop: `imray.shard.write_loop.WriteLoop` step by step, over simulated processes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imray.cluster.replies import Appended, Refusal, Refused
 from imray.core.columns import Commit
 from imray.core.errors import CorruptError, FencedError, ImrayError, StorageError
+from imray.core.replies import Appended, Refusal, Refused
 from imray.log.schema import Record
 from tests.simulation.disk import Disk, Msg, Segment
 from tests.simulation.kernel import MS, Future, Process, Task
@@ -45,7 +45,7 @@ def unavailable(detail: str) -> Refusal:
     return Refusal(Refused.UNAVAILABLE, detail)
 
 
-class Owner:
+class WriteLoop:
     """One incarnation after another of a log's writer, in one process."""
 
     def __init__(self, label: str, disk: Disk, process: Process, ahead: int, on_fenced: Callable[[], None]) -> None:
@@ -57,9 +57,9 @@ class Owner:
         self._wake = Future()
         self.refusal: Refusal | None = unavailable("recovering")
         self._planning: list[_Waiting] = []
-        self._in_air: tuple[Job, list[_Waiting]] | None = None
+        self._commit_in_flight: tuple[Job, list[_Waiting]] | None = None
         self._failure: BaseException | None = None
-        self._between: deque[Callable[[], Awaitable[None]]] = deque()
+        self._when_idle: deque[Callable[[], Awaitable[None]]] = deque()
         self.slot = 0
         self.replaced: Callable[[], bool] = lambda: False
         self.bug: BaseException | None = None
@@ -76,7 +76,7 @@ class Owner:
     async def _put(self, job: Job) -> None:
         raise NotImplementedError
 
-    def _settle(self, job: Job) -> None:
+    def _mark_durable(self, job: Job) -> None:
         raise NotImplementedError
 
     async def _end_incarnation(self) -> None:
@@ -144,14 +144,14 @@ class Owner:
             try:
                 await self._pipeline()
             except FencedError as e:
-                await self._air()
+                await self._wait_for_commit()
                 self.sim.trace("fenced", self.process.name, e)
                 self._refuse(unavailable("fenced"))
                 if not e.by_home:
                     self._on_fenced()
                     return
             except (StorageError, ImrayError) as e:
-                await self._air()
+                await self._wait_for_commit()
                 self.sim.trace("fails", self.process.name, e)
                 if not isinstance(e, StorageError) and isinstance(e, CorruptError):
                     self.bug = e
@@ -174,24 +174,24 @@ class Owner:
                 job = await self._plan([w.what for w in taken])  # type: ignore[misc]
             else:
                 job = await self._record(first)
-            await self._until(lambda: self._in_air is None)
+            await self._until(lambda: self._commit_in_flight is None)
             self._planning = []
-            self._in_air = job, taken
+            self._commit_in_flight = job, taken
             put = self._putting.submit(self._put, job)
             put.then(lambda put=put: self._land(put))  # type: ignore[misc]
 
     async def _work(self) -> None:
-        def worth() -> bool:
-            if self._between:
-                return self._in_air is None
+        def ready_to_plan() -> bool:
+            if self._when_idle:
+                return self._commit_in_flight is None
             rows = sum(w.rows for w in self._queue)
-            return bool(self._queue) and (self._in_air is None or rows >= self._ahead)
+            return bool(self._queue) and (self._commit_in_flight is None or rows >= self._ahead)
 
         while True:
-            await self._until(worth)
-            if not self._between:
+            await self._until(ready_to_plan)
+            if not self._when_idle:
                 return
-            await self._between.popleft()()
+            await self._when_idle.popleft()()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -201,20 +201,20 @@ class Owner:
         if self._failure is not None:
             raise self._failure
 
-    async def _air(self) -> None:
-        while self._in_air is not None and self._failure is None:
+    async def _wait_for_commit(self) -> None:
+        while self._commit_in_flight is not None and self._failure is None:
             await self._wait()
 
     def _land(self, put: Future) -> None:
         self._woken()
-        if self._in_air is None:
+        if self._commit_in_flight is None:
             return
         if put.error is not None:
             self._failure = put.error
             return
-        job, taken = self._in_air
-        self._in_air = None
-        self._settle(job)
+        job, taken = self._commit_in_flight
+        self._commit_in_flight = None
+        self._mark_durable(job)
         for waiting, answer in zip(taken, list(job.answers) or [None] * len(taken), strict=True):
             waiting.answer.set(answer)
 
@@ -236,9 +236,9 @@ class Owner:
     def _refuse(self, refusal: Refusal) -> None:
         self.refusal = refusal
         waiting = [*self._planning, *self._queue]
-        if self._failure is not None and self._in_air is not None:
-            waiting = [*self._in_air[1], *waiting]
-            self._in_air = None
+        if self._failure is not None and self._commit_in_flight is not None:
+            waiting = [*self._commit_in_flight[1], *waiting]
+            self._commit_in_flight = None
         self._planning = []
         self._queue.clear()
         for w in waiting:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from imray.cluster import grants
 from imray.core import blocks
+from imray.shard import grants
 from tests.simulation.verify import verify
 from tests.simulation.world import Parts, World
 

@@ -1,4 +1,4 @@
-"""A sub-topic: `imray.cluster.subtopic.SubTopic` step by step, over simulated processes."""
+"""A partition: `imray.shard.partition_writer.PartitionWriter` step by step, over simulated processes."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from typing import Any
 
 import numpy as np
 
-from imray.cluster.answers import Written, answers_of
-from imray.cluster.replies import Refusal, Refused
-from imray.cluster.subtopic import _notes
 from imray.core.blocks import Declined, Granted, Report
 from imray.core.columns import Rows
 from imray.core.errors import FencedError, UnavailableError
-from imray.core.routing import place_of
+from imray.core.replies import Refusal, Refused
+from imray.core.routing import log_position_of
 from imray.core.sequencer import NEW
+from imray.shard.answers import Written, answers_of
+from imray.shard.partition_writer import _notes
 from tests.simulation.disk import Disk, Writer, rows_of
 from tests.simulation.kernel import LOST, MS, Process, Task
-from tests.simulation.owner import Job, Owner, Request
-from tests.simulation.recovery import become_topic_writer
+from tests.simulation.owner import Job, Request, WriteLoop
+from tests.simulation.recovery import become_partition_writer
 
 
 @dataclass
-class TopicJob(Job):
-    """A job of a sub-topic."""
+class PartitionJob(Job):
+    """A job of a partition."""
 
 
-class SubTopic(Owner):
-    """One sub-topic of the home shard, for as long as this process has it."""
+class PartitionWriter(WriteLoop):
+    """One partition of the home shard, for as long as this process has it."""
 
     def __init__(
         self, disk: Disk, process: Process, slot: int, home: Callable[[], Process | None], ahead: int,
         on_fenced: Callable[[], None],
     ) -> None:  # fmt: skip
-        super().__init__(f"sub-topic {slot}", disk, process, ahead, on_fenced)
+        super().__init__(f"partition {slot}", disk, process, ahead, on_fenced)
         self.slot, self._home = slot, home
         self._writer: Writer | None = None
         self.sequencer = 0
@@ -47,8 +47,8 @@ class SubTopic(Owner):
         return await self.sim.call(self.process, self._home(), method, *args, timeout_us=20 * MS)
 
     async def _become_writer(self) -> None:
-        position, writer = await become_topic_writer(self.disk, self.process, self.slot)
-        self._writer, self.sequencer, self._reports = writer, position.sequencer, []
+        progress, writer = await become_partition_writer(self.disk, self.process, self.slot)
+        self._writer, self.sequencer, self._reports = writer, progress.sequencer, []
         known = await self._call("register", self.slot, writer.epoch, writer.segment)
         if known == LOST or isinstance(known, Refusal):
             raise UnavailableError("the home shard does not answer")
@@ -59,7 +59,7 @@ class SubTopic(Owner):
         rows = rows_of([m for r in requests for m in r])
         granted = await self._ask(rows)
         if isinstance(granted, Declined):
-            return TopicJob([Refusal(Refused.MOVED, "not hot any more")] * len(requests), None, None)
+            return PartitionJob([Refusal(Refused.MOVED, "not hot any more")] * len(requests), None, None)
         return await self.thread.submit(self.encode, requests, rows, granted)
 
     async def _ask(self, rows: Rows) -> Granted | Declined:
@@ -89,15 +89,15 @@ class SubTopic(Owner):
         return granted.sequencer < self.sequencer
 
     def encode(self, requests: list[Request], rows: Rows, granted: Granted) -> Job:
-        """As `SubTopic._encode`."""
+        """As `PartitionWriter._encode`."""
         assert self._writer is not None
         if self.old_grant(granted):
             raise FencedError("a grant of an old incarnation of its home shard", by_home=True)
         planned, now = granted.expanded(), self.sim.now
         stables = np.full(len(rows), granted.stable) if isinstance(granted.stable, int) else granted.stable
         if not granted.grant:
-            written = Written(self._writer.epoch, place_of(self.slot, self._writer.segment), now, stables)
-            return TopicJob(_answers(requests, planned, written, granted), None, None)
+            written = Written(self._writer.epoch, log_position_of(self.slot, self._writer.segment), now, stables)
+            return PartitionJob(_answers(requests, planned, written, granted), None, None)
         messages = [m for r in requests for m in r]
         new, seq = messages, planned.seq
         if planned.new_rows is not None:
@@ -105,9 +105,9 @@ class SubTopic(Owner):
         notes = _notes(granted.grant, planned, rows)
         encoded = self._writer.encode(new, seq, (), notes, granted.sequencer)
         meta = encoded.meta
-        written = Written(self._writer.epoch, place_of(self.slot, meta.segment), meta.server_ts, stables)
+        written = Written(self._writer.epoch, log_position_of(self.slot, meta.segment), meta.server_ts, stables)
         report = Report(granted.grant, meta.segment, meta.server_ts, encoded.digest)
-        return TopicJob(_answers(requests, planned, written, granted), None, encoded, report)
+        return PartitionJob(_answers(requests, planned, written, granted), None, encoded, report)
 
     async def _put(self, job: Job) -> None:
         assert self._writer is not None
@@ -115,7 +115,7 @@ class SubTopic(Owner):
         if job.encoded is not None:
             await self._writer.put(job.encoded)
 
-    def _settle(self, job: Job) -> None:
+    def _mark_durable(self, job: Job) -> None:
         if job.report is not None:
             self._reports.append(job.report)
             self._flush_in(3 * MS)
@@ -158,7 +158,7 @@ class SubTopic(Owner):
 
 
 def _answers(requests: list[Request], planned: Any, written: Written, granted: Granted) -> Any:
-    known = Written(written.epoch, written.place, written.server_ts, written.stables, granted.topics)
+    known = Written(written.epoch, written.log_position, written.server_ts, written.stables, granted.partitions)
     return answers_of(requests, planned, known)  # type: ignore[arg-type]
 
 

@@ -25,14 +25,14 @@ def verify(world: World) -> None:
     if not report.ok:
         raise ViolationError("\n" + report.to_text())
     state, intervals = world.home.committer.state, world.home.committer.intervals  # type: ignore[union-attr]
-    for slot in sorted(state.topics):
+    for slot in sorted(state.partitions):
         world.home.grants._read_tail(slot)  # type: ignore[union-attr] # a fence whose writer has not registered
     first = {(CONVS.index(name), int(a.id[1:])): a.seq for name, c in world.seen.items()
              for a in c.answers if a.kind == "ack"}  # fmt: skip
     live = _view(state, intervals, first, world.disk)
     for what, other in (("from nothing", ShardState(SEED)), ("from the checkpoint", restore(world.disk))):
         replay(world.disk, other)
-        for slot in sorted(other.topics):
+        for slot in sorted(other.partitions):
             replay(world.disk, other, slot)
         folded = _view(other, other.sealed, first, world.disk)  # type: ignore[arg-type]
         for name, value in live.items():
@@ -84,7 +84,7 @@ def _view(
     """A state as plain values, by names."""
     c, hot = state.conversations, {}
     for conv, g in state.hot.items():
-        hot[c.name(conv)] = (g.topics, g.ceiling, g.stable, g.by_rate, list(g.done))
+        hot[c.name(conv)] = (g.partitions, g.ceiling, g.stable, g.by_rate, list(g.done))
     spans = {}
     for i in range(c.count):
         name = c.name(i)
@@ -97,7 +97,7 @@ def _view(
         "hot": hot,
         "postings": spans,
         "log": state.log,
-        "topics": state.topics,
+        "topics": state.partitions,
     }
     if first:
         rows = rows_of([Msg(conv, n) for conv, n in sorted(first)])

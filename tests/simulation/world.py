@@ -12,8 +12,8 @@ from tests.simulation.clients import Client, Gateway, message
 from tests.simulation.disk import CONVS, Disk, Msg
 from tests.simulation.home import SimHome
 from tests.simulation.kernel import LOST, MS, LivenessError, Process, Simulation, Weather
-from tests.simulation.owner import BugError, Owner
-from tests.simulation.subtopic import SubTopic
+from tests.simulation.owner import BugError, WriteLoop
+from tests.simulation.subtopic import PartitionWriter
 
 HEAL_US = 20_000 * MS
 """After all faults are over, everything is settled within this."""
@@ -25,19 +25,19 @@ class Parts:
     """The actors of a run; tests of mutations put others in their place."""
 
     home: type[SimHome] = SimHome
-    topic: type[SubTopic] = SubTopic
+    topic: type[PartitionWriter] = PartitionWriter
 
 
 class World:
-    """A home shard, its sub-topics, gateways and clients."""
+    """A home shard, its partitions, gateways and clients."""
 
     def __init__(self, seed: int, parts: Parts, keep_trace: bool = False) -> None:
         self.sim = Simulation(seed, keep_trace)
         rng, self.parts = self.sim.rng, parts
         self.disk = Disk(self.sim)
         self.directory: dict[int, Process] = {}
-        """Who a call to the home shard (0) or to a sub-topic reaches: the newest incarnation."""
-        self.owners: list[Owner] = []
+        """Who a call to the home shard (0) or to a partition reaches: the newest incarnation."""
+        self.owners: list[WriteLoop] = []
         self._ahead = rng.choice([1, 2, 1000])
         self._ids_max = rng.choice([3, 6, 1000])
         self.seen: dict[str, Conversation] = {}
@@ -72,7 +72,7 @@ class World:
             self.gateways[at] = process
 
     def new_owner(self, slot: int) -> None:
-        """A new process of the home shard or a sub-topic; an old one is left as it is."""
+        """A new process of the home shard or a partition; an old one is left as it is."""
         process = self._process("home" if slot == HOME else f"topic{slot}")
         if slot == HOME and HOME in self.directory:
             self._stale_handles(self.directory[HOME])
@@ -81,9 +81,9 @@ class World:
         def on_fenced() -> None:
             self.sim.after(10 * MS, lambda: self._exit(slot, process))
 
-        owner: Owner
+        owner: WriteLoop
         if slot == HOME:
-            owner = self.parts.home(self.disk, process, self._ahead, self._ids_max, on_fenced, self._start_topics)
+            owner = self.parts.home(self.disk, process, self._ahead, self._ids_max, on_fenced, self._start_partitions)
         else:
             owner = self.parts.topic(self.disk, process, slot, lambda: self._home_of(slot), self._ahead, on_fenced)
         owner.slot, owner.replaced = slot, lambda: self.directory.get(slot) is not process
@@ -92,7 +92,7 @@ class World:
         owner.start()
 
     def _stale_handles(self, old: Process) -> None:
-        """Some sub-topics go on calling the home shard's old process for a while."""
+        """Some partitions go on calling the home shard's old process for a while."""
         for slot in list(self.directory):
             if slot != HOME and self.sim.chance(0.3):
                 self._stale[slot] = old
@@ -110,8 +110,8 @@ class World:
         if self.directory.get(slot) is process:
             self.new_owner(slot)
 
-    def _start_topics(self, topics: int) -> None:
-        for slot in range(1, topics + 1):
+    def _start_partitions(self, partitions: int) -> None:
+        for slot in range(1, partitions + 1):
             if slot not in self.directory:
                 self.new_owner(slot)
 
@@ -133,10 +133,10 @@ class World:
 
     async def _operate(self, process: Process, orders: list[tuple[int, str, int]]) -> None:
         """Turn groups hot and cold."""
-        for pause_us, conv, topics in orders:
+        for pause_us, conv, partitions in orders:
             await process.sleep(pause_us)
-            self.sim.trace("order", conv, topics)
-            method, args = ("heat", (conv, topics)) if topics else ("cool", (conv,))
+            self.sim.trace("order", conv, partitions)
+            method, args = ("heat", (conv, partitions)) if partitions else ("cool", (conv,))
             for _ in range(3):
                 answer = await self.sim.call(process, self.directory.get(HOME), method, *args, timeout_us=150 * MS)
                 if answer is None:
@@ -159,8 +159,8 @@ class World:
         if self.healed:
             return
         sim, rng = self.sim, self.sim.rng
-        topics = [slot for slot in self.directory if slot != HOME]
-        slot = HOME if fault.endswith("home") else rng.choice(topics) if topics else HOME
+        partitions = [slot for slot in self.directory if slot != HOME]
+        slot = HOME if fault.endswith("home") else rng.choice(partitions) if partitions else HOME
         process, how = self.directory[slot], fault.split()[0]
         lasts = int(rng.random() * rng.choice([20, 200]) * MS)
         if fault == "kill gateway":
@@ -222,7 +222,7 @@ class World:
             if task.done.error is not None:
                 raise task.done.error
         if self.calm and self.stuck():
-            raise LivenessError("a healthy sub-topic was fenced by its home shard")
+            raise LivenessError("a healthy partition was fenced by its home shard")
         self._reap()
         # a home shard that another one fenced finds out when it writes
         self.ask(self.clients[0].deliver(self.gateways, (Msg(2, len({k.id for k in self._known})),)))
@@ -251,7 +251,7 @@ class World:
             owner.process.kill()
 
     def stuck(self) -> int:
-        """How often a home shard fenced a sub-topic whose grant was not settled in time."""
+        """How often a home shard fenced a partition whose grant was not settled in time."""
         return sum(owner.stuck for owner in self.owners if isinstance(owner, SimHome))
 
     def _bugs(self) -> bool:
@@ -278,14 +278,14 @@ class World:
             return "the home shard does not serve"
         for slot, process in self.directory.items():
             owner = process.serves
-            if owner.refusal is not None and (slot == HOME or slot in committer.state.topics):
+            if owner.refusal is not None and (slot == HOME or slot in committer.state.partitions):
                 return f"slot {slot} does not serve"
         if home.grants.blocks.outstanding:
             return "grants are outstanding"
         if (
             committer.state.log.segment != len(self.disk.logs[HOME])
             or home._queue
-            or home._in_air
+            or home._commit_in_flight
             or home._checkpointing
         ):
             return "the home shard is at work"

@@ -8,19 +8,19 @@ from pathlib import Path
 import pyarrow as pa
 from batches import SEED, Msg, commit, msg_id, prepared
 
-from imray.cluster.committer import Committer, Records
-from imray.cluster.grants import Grants
 from imray.core.blocks import Granted, Report
 from imray.core.routing import shard_of
 from imray.log import checkpoint
 from imray.log.manifest import create_or_open
-from imray.log.recovery import become_topic_writer, become_writer
+from imray.log.recovery import become_partition_writer, become_writer
 from imray.log.rows import gather
 from imray.log.schema import KIND_MESSAGE, SEGMENT_SCHEMA, TEXT, segment_table, void_table
 from imray.log.segment import GrantNote
 from imray.log.store import LocalStore
 from imray.log.writer import Writer
 from imray.settings import Settings
+from imray.shard.committer import Committer, Records
+from imray.shard.grants import Grants
 
 NOT_UTF8 = b"\xff\xfe\x00\x80"
 SHARDS = 2
@@ -94,7 +94,7 @@ def writer_of(root: Path, shard: int) -> Writer:
 
 
 class HotLog:
-    """A home shard and its sub-topics, driven by hand: what they write is what they write in life."""
+    """A home shard and its partitions, driven by hand: what they write is what they write in life."""
 
     def __init__(self, root: Path, shard: int = 0, clock_ms: int = 60_000) -> None:
         self.root, self.shard, self.now = root, shard, clock_ms
@@ -108,28 +108,28 @@ class HotLog:
         self.committer = Committer.open(store, self.shard, SEED, Settings(), lambda: self.now)
         self.grants = Grants.open(self.committer)
         for slot in self.slots:
-            self.open_topic(slot)
+            self.open_partition(slot)
 
     def record(self, records: Records) -> None:
         """Records of the home shard."""
         job = self.committer.record(records)
         self.committer.put(job)
-        self.committer.settle(job)
+        self.committer.mark_durable(job)
 
-    def heat(self, conv: str, topics: int) -> None:
-        """Turn a conversation hot, or change its sub-topics."""
-        self.record(self.grants.heat(conv, topics))
-        for slot in range(1, topics + 1):
+    def make_hot(self, conv: str, partitions: int) -> None:
+        """Turn a conversation hot, or change its partitions."""
+        self.record(self.grants.make_hot(conv, partitions))
+        for slot in range(1, partitions + 1):
             if slot not in self.slots:
-                self.open_topic(slot)
+                self.open_partition(slot)
 
-    def cool(self, conv: str) -> None:
+    def make_cold(self, conv: str) -> None:
         """Turn it cold."""
-        self.record(self.grants.cool(conv))
+        self.record(self.grants.make_cold(conv))
 
-    def open_topic(self, slot: int) -> None:
-        """A new writer of a sub-topic; what the one before did not write becomes void."""
-        _, writer = become_topic_writer(FastStore(self.root), self.shard, slot, lambda: self.now)
+    def open_partition(self, slot: int) -> None:
+        """A new writer of a partition; what the one before did not write becomes void."""
+        _, writer = become_partition_writer(FastStore(self.root), self.shard, slot, lambda: self.now)
         lost = self.grants.register(slot, writer.epoch, writer.segment)
         assert lost is not None
         self.slots[slot] = writer
@@ -161,7 +161,7 @@ class HotLog:
         return [int(n) for n in seq]
 
     def send(self, slot: int, *messages: Msg) -> list[int]:
-        """New messages through a sub-topic (0: the home shard): their numbers."""
+        """New messages through a partition (0: the home shard): their numbers."""
         if slot:
             return self.write(*self.ask(slot, *messages))
         return [row.seq for row in commit(self.committer, messages)]
@@ -173,8 +173,8 @@ class HotLog:
 
 
 def hot_log(root: Path) -> HotLog:
-    """Two conversations of shard 0, one of them hot, cold and hot again with other sub-topics; restarts of the home
-    shard and of a sub-topic while blocks are in flight. Shard 1 has no sub-topics."""
+    """Two conversations of shard 0, one of them hot, cold and hot again with other partitions; restarts of the home
+    shard and of a partition while blocks are in flight. Shard 1 has no partitions."""
     create_or_open(FastStore(root), SHARDS)
     commit(open_shard(root, 1), [Msg(name_in(1), msg_id(9000))])
     room, other, ids = name_in(0), name_in(0, 1), iter(range(1, 9000))
@@ -184,24 +184,24 @@ def hot_log(root: Path) -> HotLog:
 
     log = HotLog(root)
     log.send(0, *some(room, 2), *some(other, 3))
-    log.heat(room, 2)
+    log.make_hot(room, 2)
     for n in (1, 2, 3):
         log.send(1, *some(room, n))
         held = log.ask(2, *some(room, 2))
         log.send(0, *some(room, n), *some(other, 1))
         log.write(*held)
     log.ask(1, *some(room, 4))
-    log.open_topic(1)
-    log.heat(room, 3)
-    log.heat(other, 1)
+    log.open_partition(1)
+    log.make_hot(room, 3)
+    log.make_hot(other, 1)
     log.send(3, *some(room, 2))
     log.ask(2, *some(room, 3))
     log.now += 1000
     log.restart()
     log.send(1, *some(room, 2), *some(other, 2))
     log.send(2, *some(room, 1))
-    log.cool(room)
+    log.make_cold(room)
     log.send(0, *some(room, 3))
-    log.heat(room, 2)
+    log.make_hot(room, 2)
     log.send(2, *some(room, 5))
     return log

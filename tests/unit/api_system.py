@@ -14,10 +14,10 @@ import pyarrow as pa
 from analytics.history import MESSAGES_SCHEMA, HistoryPage
 from api.app import create_app
 from api.auth import make_token
-from imray.cluster.batcher import Outcome, Send
-from imray.cluster.gateway import GatewayConfig
-from imray.cluster.replies import Appended, Located, Refusal
+from imray.core.replies import Appended, Located, Refusal
 from imray.core.routing import shard_of
+from imray.deploy.gateway import GatewayConfig
+from imray.engine.batcher import Outcome, Send
 from imray.settings import Settings
 
 KEY = b"k" * 32
@@ -105,11 +105,11 @@ def page_of(bodies: list[bytes]) -> pa.Table:
     return pa.table(columns, schema=MESSAGES_SCHEMA)
 
 
-def app_over(backend: FakeBackend, folder: Path, **auth: str) -> Any:
+def app_over(engine: FakeBackend, folder: Path, **auth: str) -> Any:
     """The app, with tokens of KEY."""
     (folder / "key").write_bytes(KEY)
     config = GatewayConfig("127.0.0.1", 0, auth or {"key_file": str(folder / "key")})
-    return create_app(backend, config)  # type: ignore[arg-type]
+    return create_app(engine, config)  # type: ignore[arg-type]
 
 
 def bearer(sender: str, service: bool = False) -> dict[str, str]:

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from imray.cluster.committer import Committer
-from imray.cluster.replies import Appended
 from imray.core.columns import Rows
+from imray.core.replies import Appended
 from imray.log import checkpoint
 from imray.log.rows import Prepared, gather, prepare
 from imray.log.schema import BATCH_SCHEMA, MS, encode_text, from_ipc, to_ipc
 from imray.log.store import LocalStore
 from imray.settings import Settings
+from imray.shard.committer import Committer
 
 SEED = 0x1234_5678_9ABC_DEF0
 NEW, DUPLICATE, CONFLICT = "new", "duplicate", "conflict"
@@ -72,7 +72,7 @@ def batch_of(messages: Sequence[Msg]) -> pa.RecordBatch:
 
 
 def ipc_of(messages: Sequence[Msg]) -> pa.Buffer:
-    """What goes to `Owner.append`."""
+    """What goes to `WriteLoop.append`."""
     return to_ipc(batch_of(messages))
 
 
@@ -94,12 +94,12 @@ def answers_of(answer: Appended) -> list[Row]:
     for i in range(answer.rows):
         j = old.get(i)
         if j is None or firsts is None:
-            out.append(Row(NEW, int(seqs[i]), answer.place, row, answer.epoch, answer.server_ts))
+            out.append(Row(NEW, int(seqs[i]), answer.log_position, row, answer.epoch, answer.server_ts))
             row += 1
         else:
             status = CONFLICT if firsts.conflict[j] else DUPLICATE
-            place = (int(c[j]) for c in (firsts.place, firsts.row, firsts.epoch, firsts.server_ts))
-            out.append(Row(status, int(seqs[i]), *place))
+            log_position = (int(c[j]) for c in (firsts.log_position, firsts.row, firsts.epoch, firsts.server_ts))
+            out.append(Row(status, int(seqs[i]), *log_position))
     return out
 
 
@@ -141,7 +141,7 @@ def random_fps(n: int, seed: int = 0) -> np.ndarray:
 
 def flips(size: int, regions: Iterable[tuple[int, int]] = (), every: int = 1) -> list[int]:
     """Places of a file to damage: each `every` bytes, and all of some regions."""
-    places = set(range(0, size, every))
+    log_positions = set(range(0, size, every))
     for a, b in regions:
-        places.update(range(max(0, a), min(size, b)))
-    return sorted(places)
+        log_positions.update(range(max(0, a), min(size, b)))
+    return sorted(log_positions)

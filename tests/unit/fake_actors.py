@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from imray.cluster import batcher, links, ways
-from imray.cluster.appends import AppendServer
-from imray.cluster.asks import Door
-from imray.cluster.replies import Appended, Located, Refusal, Refused
+from imray.core.replies import Appended, Located, Refusal, Refused
+from imray.engine import batcher, clients, hot_routes
 from imray.log.schema import from_ipc
+from imray.rpc.appends import AppendServer
+from imray.rpc.asks import Door
 from imray.settings import Settings
 
 LOST = "the connection breaks before the answer"
@@ -24,8 +24,8 @@ TRY_S = 10.0
 """How long each try takes by the clock of the test."""
 SETTINGS = Settings(
     send_deadline_s=6 * TRY_S,
-    topic_deadline_s=3.5 * TRY_S,
-    topic_pause_s=100 * TRY_S,
+    partition_deadline_s=3.5 * TRY_S,
+    partition_pause_s=100 * TRY_S,
     call_timeout_s=TRY_S,
     retry_delay_s_min=0.001,
     retry_delay_s_max=0.001,
@@ -150,8 +150,8 @@ class FakeRay:
 def fake_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRay]:
     """Replaces Ray and the clock for what a gateway does."""
     made = FakeRay()
-    monkeypatch.setattr(links.ray, "get_actor", made.get_actor)
-    for module in (links, batcher, ways):
+    monkeypatch.setattr(clients.ray, "get_actor", made.get_actor)
+    for module in (clients, batcher, hot_routes):
         monkeypatch.setattr(module, "time", made.clock)
     yield made
     made.close()

@@ -14,7 +14,7 @@ from analytics import audit
 from analytics.sql import query
 from analytics.verified import Verifier
 from imray.core.routing import log_of
-from imray.log.recovery import become_topic_writer
+from imray.log.recovery import become_partition_writer
 from imray.log.schema import KIND_COLD, KIND_HOT, record_table, void_table
 from imray.log.segment import GrantNote
 from imray.log.writer import Writer
@@ -99,11 +99,11 @@ def test_blocks_in_flight_are_reported_and_are_no_violation(log: HotLog) -> None
     assert _unsettled(log.root) == [(head + 1, head + 3)]
     log.write(*second)
     assert _unsettled(log.root) == [(head + 1, head + 2)]
-    log.heat(ROOM, 3)
+    log.make_hot(ROOM, 3)
     assert _unsettled(log.root) == [(head + 1, head + 2)]
     log.write(*first)
     log.ask(1, _m(5))
-    log.heat(ROOM, 1)
+    log.make_hot(ROOM, 1)
     assert audit.run(log.root).ok
     assert _unsettled(log.root) == [(head + 5, head + 5)]  # the record says that it was given out
     log.restart()
@@ -128,12 +128,12 @@ def _home(log: HotLog, *records: tuple[str, int, int, dict[str, object]]) -> Non
 
 
 def _after_cold(log: HotLog) -> None:
-    log.cool(ROOM)
+    log.make_cold(ROOM)
     _append(log, 2, _head(log) + 1, note=_next(log))
 
 
 def _of_a_slot_that_never_was(log: HotLog) -> None:
-    _, writer = become_topic_writer(FastStore(log.root), 0, 9, lambda: log.now)
+    _, writer = become_partition_writer(FastStore(log.root), 0, 9, lambda: log.now)
     log.slots[9] = Writer(FastStore(log.root), log_of(0, 9), writer.segment, writer.epoch, writer.digest, 2)
     log.slots[9].nonce = writer.nonce
     _append(log, 9, _head(log) + 1, note=_next(log))
@@ -205,23 +205,23 @@ DOCTORED: dict[str, tuple[Make, dict[str, dict[str, Any]]]] = {
             "ungranted_blocks": {"why": "the ceiling was 1048"},
         },
     ),
-    "a sub-topic that never was": (
+    "a partition that never was": (
         _of_a_slot_that_never_was,
-        {"ungranted_blocks": {"shard": 10_009, "why": "there never were more than 3 sub-topics"}},
+        {"ungranted_blocks": {"shard": 10_009, "why": "there never were more than 3 partitions"}},
     ),
     "a grant twice": (
         lambda log: _append(log, 1, _head(log) + 1, note=_next(log, grant=1)),
         {"repeated_grants": {"home": 0, "sequencer": 2, "grant": 1, "segments": ["10001/8", "10001/9"]}},
     ),
-    "a void in a sub-topic's log": (
+    "a void in a partition's log": (
         lambda log: log.slots[1].append(void_table(ROOM, _head(log) + 1, _head(log) + 1, "so", log.now), log.now),
         {"impossible_records": {"shard": 10_001, "kind": 1}},
     ),
-    "a hot record without sub-topics": (
+    "a hot record without partitions": (
         lambda log: _home(log, (ROOM, _head(log), KIND_HOT, {"topics": 500, "ceiling": 10**6})),
         {"impossible_records": {"shard": 0, "conv_seq": HEAD, "kind": 2}},
     ),
-    "in a sub-topic's log of another shard": (
+    "in a partition's log of another shard": (
         lambda log: _append(log, 1, 1, note=GrantNote(900, name_in(1, 3), 1, 1), conv=name_in(1, 3)),
         {
             "ungranted_blocks": {"conv_id": name_in(1, 3)},
@@ -260,7 +260,7 @@ def test_what_no_writer_may_do_is_found(log: HotLog, what: str) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_an_audit_while_the_system_writes(log: HotLog, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sub-topics go on before and after the home shard's log is read, and what they write rests on newer records."""
+    """Partitions go on before and after the home shard's log is read, and what they write rests on newer records."""
     survey, listed = Verifier.survey, iter(range(100))
 
     def surveyed(verifier: Verifier, number: int) -> Any:
@@ -269,14 +269,14 @@ def test_an_audit_while_the_system_writes(log: HotLog, when: str, monkeypatch: p
             new, n = name_in(0, 10 + next(listed)), 100 * (1 + next(listed))
             log.restart()
             log.send(0, _m(n, new))
-            log.heat(new, 4)
+            log.make_hot(new, 4)
             log.send(0, _m(n + 1, new))
             log.send(4, _m(n + 2, new), _m(n + 3))
             log.ask(1, _m(n + 4, new))
             log.send(1, _m(n + 7, OTHER))
-            log.cool(OTHER)
+            log.make_cold(OTHER)
             log.send(0, _m(n + 5, OTHER))
-            log.heat(OTHER, 1)
+            log.make_hot(OTHER, 1)
             log.send(4, _m(n + 6, OTHER))
         return found or survey(verifier, number)
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from analytics import history, spans
 from analytics.history import MESSAGES_SCHEMA, HistoryPage, HistoryReader
-from imray.cluster.committer import Committer
 from imray.core.errors import CorruptError, DerivedError
 from imray.log.segment import segment_name
 from imray.settings import Settings
+from imray.shard.committer import Committer
 
 CONV = "tea"
 SETTINGS = Settings()

@@ -47,7 +47,7 @@ class Room:
         ]
 
     def send(self, slot: int, n: int = 1, topic: str | None = None) -> None:
-        """Through a sub-topic or the home shard. A sub-topic writes its blocks in the order in which it got them."""
+        """Through a partition or the home shard. A partition writes its blocks in the order in which it got them."""
         self.write(slot)
         mine = self.messages(n, topic)
         self.model |= dict(zip(self.log.send(slot, *mine), mine, strict=True))
@@ -58,7 +58,7 @@ class Room:
         self.held.append((self.log.ask(slot, *mine), mine))
 
     def write(self, slot: int | None = None) -> None:
-        """All that is held becomes durable, or what one sub-topic holds."""
+        """All that is held becomes durable, or what one partition holds."""
         held, self.held = self.held, []
         for asked, mine in held:
             if slot in (None, asked[3]):
@@ -69,7 +69,7 @@ class Room:
     def lose(self) -> None:
         """Or void."""
         for slot in sorted({asked[3] for asked, _ in self.held}):
-            self.log.open_topic(slot)
+            self.log.open_partition(slot)
         self.held = []
 
     def seal(self, lose: bool = False) -> None:
@@ -121,15 +121,15 @@ def random_room(root: Path, seed: int) -> Room:
     """Blocks written, held and lost, restarts, checkpoints, hot and cold turns in random order."""
     r, room = random.Random(seed), Room(root)
     room.send(0, 2)
-    topics = 0
+    partitions = 0
     for _ in range(r.randint(5, 25)):
         match r.choices(["send", "hold", "write", "lose", "seal", "heat", "cool", "restart"], [9, 4, 3, 2, 3, 3, 1, 1])[
             0
         ]:
             case "send":
-                room.send(r.randint(0, topics), r.randint(1, 6))
-            case "hold" if topics and len(room.held) < 4:
-                room.hold(r.randint(1, topics), r.randint(1, 4))
+                room.send(r.randint(0, partitions), r.randint(1, 6))
+            case "hold" if partitions and len(room.held) < 4:
+                room.hold(r.randint(1, partitions), r.randint(1, 4))
             case "write":
                 room.write()
             case "lose":
@@ -137,12 +137,12 @@ def random_room(root: Path, seed: int) -> Room:
             case "seal":
                 room.seal(lose=r.random() < 0.5)
             case "heat":
-                topics = r.randint(max(1, topics), 3)
-                room.log.heat(ROOM, topics)
-            case "cool" if topics:
+                partitions = r.randint(max(1, partitions), 3)
+                room.log.make_hot(ROOM, partitions)
+            case "cool" if partitions:
                 room.write()
-                room.log.cool(ROOM)
-                topics = 0
+                room.log.make_cold(ROOM)
+                partitions = 0
             case "restart":
                 room.held = []
                 room.log.restart()
@@ -193,7 +193,7 @@ def test_pages_one_after_the_other(tmp_path: Path, seed: int, topic: str | None,
 def test_what_was_lost_after_the_freeze_stands_below_what_was_sealed(tmp_path: Path) -> None:
     """Its void record is newer than the checkpoint, and numbers above it are older."""
     room = Room(tmp_path)
-    room.log.heat(ROOM, 2)
+    room.log.make_hot(ROOM, 2)
     room.send(1, 3)
     room.hold(1, 2)
     room.send(2, 4)
@@ -210,7 +210,7 @@ def test_what_was_lost_after_the_freeze_stands_below_what_was_sealed(tmp_path: P
 
 def test_nothing_above_a_block_in_flight(tmp_path: Path) -> None:
     room = Room(tmp_path)
-    room.log.heat(ROOM, 2)
+    room.log.make_hot(ROOM, 2)
     room.send(1, 2)
     room.hold(1, 1)
     room.send(2, 2)
@@ -219,9 +219,9 @@ def test_nothing_above_a_block_in_flight(tmp_path: Path) -> None:
     assert room.page().messages["conv_seq"].to_pylist() == [1, 2, 3, 4, 5]
 
 
-def test_a_missing_sub_topics_segment_is_never_left_out_silently(tmp_path: Path) -> None:
+def test_a_missing_partitions_segment_is_never_left_out_silently(tmp_path: Path) -> None:
     room = Room(tmp_path)
-    room.log.heat(ROOM, 1)
+    room.log.make_hot(ROOM, 1)
     room.send(1, 2)
     room.send(0, 2)
     (tmp_path / segment_name(10_001, 2)).unlink()
@@ -236,7 +236,7 @@ def test_a_rare_topic_is_followed_in_steps(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(history, "TOPIC_NUMBERS_MAX", 20)
     monkeypatch.setattr(history, "_TOPIC_NUMBERS_MIN", 4)
     room = Room(tmp_path)
-    room.log.heat(ROOM, 2)
+    room.log.make_hot(ROOM, 2)
     for i in range(30):
         room.send(i % 3, 2, "rare" if i in (20, 21, 22) else "usual")
     reader = HistoryReader(tmp_path, SETTINGS)

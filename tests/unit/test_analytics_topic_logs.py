@@ -1,4 +1,4 @@
-"""Logs of sub-topics as files: which are looked at, and what is said of damage in one of several logs."""
+"""Logs of partitions as files: which are looked at, and what is said of damage in one of several logs."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def _flip(path: Path) -> None:
 
 
 CORRUPT: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "a sub-topic's segment flipped": (lambda r: _flip(r / segment_name(10_002, 3)), segment_name(10_002, 3), "digest"),
+    "a partition's segment flipped": (lambda r: _flip(r / segment_name(10_002, 3)), segment_name(10_002, 3), "digest"),
     "a home shard's segment flipped": (lambda r: _flip(r / segment_name(0, 6)), segment_name(0, 6), "digest"),
-    "a sub-topic's segment missing": (
+    "a partition's segment missing": (
         lambda r: (r / segment_name(10_001, 4)).unlink(),
         segment_name(10_001, 4),
         "is not there",

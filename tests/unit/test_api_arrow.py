@@ -171,8 +171,8 @@ def test_dictionaries_that_grow_batch_by_batch_are_refused() -> None:
 
 
 def test_a_large_dictionary_for_many_batches_is_refused() -> None:
-    topics = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), ["t", *(["x" * 100_000] * 10)])
-    found = refusal(ipc(messages(1000, topic=topics), 1))
+    partitions = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), ["t", *(["x" * 100_000] * 10)])
+    found = refusal(ipc(messages(1000, topic=partitions), 1))
     assert (found.status, "fewer" in found.detail) == (413, True)
 
 

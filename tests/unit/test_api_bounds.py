@@ -16,7 +16,7 @@ from starlette.types import Message
 
 from api.pages import PART_BYTES, encode, slices
 from api.problems import without_files
-from imray.cluster.replies import Refusal, Refused
+from imray.core.replies import Refusal, Refused
 from imray.settings import Settings
 
 _WAIT_S = 20.0
@@ -55,25 +55,25 @@ async def pull_raw(app: Any, send: Any, caller: str = "hog", conv_id: str = "c")
 
 
 async def test_readiness_is_asked_once_however_many_ask(tmp_path: Path) -> None:
-    backend = FakeBackend(Settings())
-    backend.answers.clear()
-    async with client_of(app_over(backend, tmp_path)) as http:
+    engine = FakeBackend(Settings())
+    engine.answers.clear()
+    async with client_of(app_over(engine, tmp_path)) as http:
         asking = [asyncio.create_task(http.get("/readyz")) for _ in range(100)]
         asking[0].cancel()  # whoever asked first may go away
-        await asyncio.wait_for(backend.was_asked.wait(), _WAIT_S)
+        await asyncio.wait_for(engine.was_asked.wait(), _WAIT_S)
         asking[1].cancel()
-        backend.answers.set()
+        engine.answers.set()
         answers = await asyncio.wait_for(asyncio.gather(*asking[2:]), _WAIT_S)
         answers += [await http.get("/readyz") for _ in range(100)]
     assert {a.status_code for a in answers} == {200}
-    assert backend.asked == 1
+    assert engine.asked == 1
 
 
 async def test_readiness_is_as_of_a_moment_ago(tmp_path: Path) -> None:
-    backend = FakeBackend(Settings(ready_interval_s=0.02))
-    async with client_of(app_over(backend, tmp_path)) as http:
+    engine = FakeBackend(Settings(ready_interval_s=0.02))
+    async with client_of(app_over(engine, tmp_path)) as http:
         assert (await http.get("/readyz")).status_code == 200
-        backend.states = ["serving", _CORRUPT.detail, _FULL.detail]
+        engine.states = ["serving", _CORRUPT.detail, _FULL.detail]
         async with asyncio.timeout(_WAIT_S):
             while (answer := await http.get("/readyz")).status_code == 200:
                 pass
@@ -95,11 +95,11 @@ async def test_figures_need_the_role_service(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("refusal", [_CORRUPT, _FULL], ids=["corrupt", "full"])
 async def test_files_are_named_to_services_only(tmp_path: Path, refusal: Refusal) -> None:
-    backend = FakeBackend(Settings())
-    backend.refusal = refusal
+    engine = FakeBackend(Settings())
+    engine.refusal = refusal
     status = {Refused.CORRUPT: 500, Refused.UNAVAILABLE: 504}[refusal.why]
     batch = {"messages": [{"conv_id": "c", **_MESSAGE}]}
-    async with client_of(app_over(backend, tmp_path)) as http:
+    async with client_of(app_over(engine, tmp_path)) as http:
         for service in (False, True):
             headers = bearer("ada", service)
             answers = [
@@ -129,9 +129,9 @@ def test_names_of_files_are_left_out(detail: str, shown: str) -> None:
 
 
 async def test_an_exception_that_nobody_foresaw_is_a_problem_without_internals(tmp_path: Path) -> None:
-    backend = FakeBackend(Settings())
-    backend.fault = RuntimeError("secret inside")
-    async with client_of(app_over(backend, tmp_path)) as http:
+    engine = FakeBackend(Settings())
+    engine.fault = RuntimeError("secret inside")
+    async with client_of(app_over(engine, tmp_path)) as http:
         for answer in (
             await http.post(_URL, json=_MESSAGE, headers=bearer("ada", True)),
             await http.get("/v1/conversations/c", headers=bearer("ada", True)),
@@ -164,8 +164,8 @@ async def test_a_caller_over_its_rate_is_refused_and_the_others_are_not(tmp_path
 async def test_large_pulls_of_one_caller_do_not_hold_up_another(tmp_path: Path) -> None:
     # about 45 MB of JSON each, as in the attack
     large = page_of([b"x" * 4000] * 8000)
-    backend = FakeBackend(Settings(), large)
-    app = app_over(backend, tmp_path)
+    engine = FakeBackend(Settings(), large)
+    app = app_over(engine, tmp_path)
     sent = 0
 
     async def take(message: Message) -> None:
@@ -175,17 +175,17 @@ async def test_large_pulls_of_one_caller_do_not_hold_up_another(tmp_path: Path) 
 
     hogs = [asyncio.create_task(pull_raw(app, take, conv_id="large")) for _ in range(60)]
     async with client_of(app) as http:
-        await asyncio.wait_for(backend.was_read.wait(), _WAIT_S)
+        await asyncio.wait_for(engine.was_read.wait(), _WAIT_S)
         took_s: list[float] = []
         for _ in range(10):
             start_s = time.perf_counter()
             assert (await http.get("/livez")).status_code == 200
             took_s.append(time.perf_counter() - start_s)
             await asyncio.sleep(0.01)
-        before = len(backend.read)
-        backend.page = page_of([b"x"] * 3)
+        before = len(engine.read)
+        engine.page = page_of([b"x"] * 3)
         assert len((await http.get(_URL, headers=bearer("ada"))).json()["messages"]) == 3
-        assert backend.read[before:].index("c") <= 3
+        assert engine.read[before:].index("c") <= 3
     for hog in hogs:
         hog.cancel()
     await asyncio.gather(*hogs, return_exceptions=True)
@@ -195,8 +195,8 @@ async def test_large_pulls_of_one_caller_do_not_hold_up_another(tmp_path: Path) 
 
 async def test_clients_that_do_not_read_hold_few_pages(tmp_path: Path) -> None:
     large = page_of([b"x" * 60_000] * 500)
-    backend = FakeBackend(Settings(history_pages_bytes_max=200_000_000, history_wait_s=0.2), large)
-    app = app_over(backend, tmp_path)
+    engine = FakeBackend(Settings(history_pages_bytes_max=200_000_000, history_wait_s=0.2), large)
+    app = app_over(engine, tmp_path)
     never = asyncio.Event()
     all_answered = asyncio.Event()
     held: dict[int, int] = {}
@@ -214,7 +214,7 @@ async def test_clients_that_do_not_read_hold_few_pages(tmp_path: Path) -> None:
     hogs = [hog(i) for i in range(80)]
     async with client_of(app) as http:
         await asyncio.wait_for(all_answered.wait(), _WAIT_S)
-        backend.page = page_of([b"x"] * 3)
+        engine.page = page_of([b"x"] * 3)
         assert (await http.get(_URL, headers=bearer("ada"))).status_code == 200
     # of the 80 pages of 30 MB six are there, and of each the part that is being sent
     assert sum(size > 100_000 for size in held.values()) == 6
@@ -222,16 +222,16 @@ async def test_clients_that_do_not_read_hold_few_pages(tmp_path: Path) -> None:
     for one in hogs:
         one.cancel()
     await asyncio.gather(*hogs, return_exceptions=True)
-    backend.page = large
+    engine.page = large
     async with client_of(app) as http:
         assert len((await http.get(_URL, headers=bearer("hog 1"))).json()["messages"]) == 500
 
 
 async def test_a_client_that_takes_too_long_is_left(tmp_path: Path) -> None:
-    backend = FakeBackend(
+    engine = FakeBackend(
         Settings(history_send_timeout_s=0.05, write_bytes_per_s_min=10**9), page_of([b"x" * 60_000] * 50)
     )
-    app = app_over(backend, tmp_path)
+    app = app_over(engine, tmp_path)
     ended: list[bool] = []
 
     async def stop(message: Message) -> None:
@@ -255,8 +255,8 @@ async def test_a_page_in_parts_is_the_same_page(tmp_path: Path, bodies: list[byt
     assert sum(part.num_rows for part in slices(table)) == len(bodies)
     assert all(part.num_rows == 1 or part.column("body").nbytes <= 2 * PART_BYTES for part in slices(table))
     whole = json.loads(b"[" + encode(table) + b"]")
-    backend = FakeBackend(Settings(), pa.concat_tables([table.slice(0, 1), table.slice(1)]))
-    async with client_of(app_over(backend, tmp_path)) as http:
+    engine = FakeBackend(Settings(), pa.concat_tables([table.slice(0, 1), table.slice(1)]))
+    async with client_of(app_over(engine, tmp_path)) as http:
         answer = await http.get("/v1/conversations/%C3%A4%22/messages", headers=bearer("ada"))
     assert answer.headers["content-type"] == "application/json"
     content = answer.json()

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 from api_system import FakeBackend, app_over, bearer, client_of
 
-from imray.cluster.batcher import Outcome, Send
-from imray.cluster.replies import Appended, Firsts, Refusal
+from imray.core.replies import Appended, Firsts, Refusal
 from imray.core.sequencer import DUPLICATE, UNREADABLE, WAITING
+from imray.engine.batcher import Outcome, Send
 from imray.settings import Settings
 
 _MESSAGE = {"body": "x", "client_msg_id": "0" * 32}
@@ -36,8 +36,8 @@ async def test_an_encoded_slash_is_no_way_to_a_conversation(tmp_path: Path, path
 
 
 async def test_an_encoded_slash_in_a_name_stays_one(tmp_path: Path) -> None:
-    backend = FakeBackend(Settings())
-    async with client_of(app_over(backend, tmp_path)) as http:
+    engine = FakeBackend(Settings())
+    async with client_of(app_over(engine, tmp_path)) as http:
         answer = await http.post("/v1/conversations/a%2Fb/messages", json=_MESSAGE, headers=bearer("ada"))
     assert (answer.status_code, answer.json()["conv_id"]) == (201, "a/b")
 

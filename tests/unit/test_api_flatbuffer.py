@@ -35,17 +35,17 @@ class _Buffer:
         self.data += bytes(-len(self.data) % 8)
         start = len(self.data)
         self.data += struct.pack("<i", start - vtable)
-        places = {}
+        log_positions = {}
         for slot, (code, value) in slots.items():
             self.data += bytes(-len(self.data) % _SIZES[code])
-            places[slot] = len(self.data)
+            log_positions[slot] = len(self.data)
             struct.pack_into("<H", self.data, vtable + 4 + 2 * slot, len(self.data) - start)
             self.data += struct.pack("<" + code, value)
         struct.pack_into("<HH", self.data, vtable, 4 + 2 * count, len(self.data) - start)
-        return start, places
+        return start, log_positions
 
-    def point(self, place: int, target: int) -> None:
-        struct.pack_into("<I", self.data, place, target - place)
+    def point(self, log_position: int, target: int) -> None:
+        struct.pack_into("<I", self.data, log_position, target - log_position)
 
     def text(self, value: bytes) -> int:
         self.data += bytes(-len(self.data) % 4)
@@ -59,25 +59,25 @@ class _Buffer:
         start = len(self.data)
         self.data += struct.pack("<I", count) + bytes(4 * count)
         target = make() if count else 0
-        for place in range(start + 4, start + 4 + 4 * count, 4):
-            self.point(place, target)
+        for log_position in range(start + 4, start + 4 + 4 * count, 4):
+            self.point(log_position, target)
         return start
 
     def entries(self, count: int, value: bytes) -> int:
         def entry() -> int:
-            start, places = self.table({0: ("I", 0), 1: ("I", 0)})
-            self.point(places[0], self.text(b"k"))
-            self.point(places[1], self.text(value))
+            start, log_positions = self.table({0: ("I", 0), 1: ("I", 0)})
+            self.point(log_positions[0], self.text(b"k"))
+            self.point(log_positions[1], self.text(value))
             return start
 
         return self.many(count, entry)
 
     def column(self, children: int, entries: int, value: bytes) -> int:
-        start, places = self.table(_COLUMN)
-        self.point(places[0], self.text(b"body"))
-        self.point(places[3], self.table({})[0])
-        self.point(places[5], self.many(children, lambda: self.column(0, 0, b"")))
-        self.point(places[6], self.entries(entries, value))
+        start, log_positions = self.table(_COLUMN)
+        self.point(log_positions[0], self.text(b"body"))
+        self.point(log_positions[3], self.table({})[0])
+        self.point(log_positions[5], self.many(children, lambda: self.column(0, 0, b"")))
+        self.point(log_positions[6], self.entries(entries, value))
         return start
 
 
@@ -86,12 +86,12 @@ def _schema(where: str, count: int, value: bytes = b"", columns: int = 1, childr
     made = _Buffer()
     root, message = made.table(_MESSAGE)
     made.point(0, root)
-    schema, places = made.table({1: ("I", 0), 2: ("I", 0)})
+    schema, log_positions = made.table({1: ("I", 0), 2: ("I", 0)})
     made.point(message[2], schema)
     made.point(message[4], made.entries(count if where == "message" else 0, value))
     in_column = count if where == "column" else 0
-    made.point(places[1], made.many(columns, lambda: made.column(children, in_column, value)))
-    made.point(places[2], made.entries(count if where == "schema" else 0, value))
+    made.point(log_positions[1], made.many(columns, lambda: made.column(children, in_column, value)))
+    made.point(log_positions[2], made.entries(count if where == "schema" else 0, value))
     made.data += bytes(-len(made.data) % 8)
     return _framed(bytes(made.data)) + _framed(b"")
 

@@ -39,7 +39,7 @@ def test_two_connections_of_one_subject_share_its_budget_whoever_comes_and_goes(
     second.end()  # with nothing held: ada must not be forgotten while the others pay through her
     assert first.take_asked(60)
     assert not third.take_asked(60)
-    third.settle_asked(third.asked)
+    third.charge_asked(third.asked)
     assert limits.bytes == 60
     first.end()
     third.end()
@@ -53,7 +53,7 @@ def test_the_next_request_of_a_connection_is_paid_by_who_makes_it() -> None:
     account.identify()
     account.take_asked(10)
     assert limits.usage("subject ada").bytes == 10
-    account.settle_asked(account.asked)
+    account.charge_asked(account.asked)
     account.begin()
     account.take_asked(5)
     assert limits.usage("peer 10.0.0.1").bytes == 5
@@ -69,7 +69,7 @@ def test_an_answer_counts_until_it_is_read() -> None:
     assert not account.take_answer(1, always=False)
     assert account.take_answer(1, always=True)
     account.answer_written(1)
-    account.settle_written()
+    account.charge_written()
     assert limits.bytes == 0
     assert account.take_answer(50, always=False)
     account.end()

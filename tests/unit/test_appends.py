@@ -9,10 +9,10 @@ from itertools import count
 
 import pytest
 
-from imray.cluster import appends
-from imray.cluster.appends import AppendClient, AppendServer
-from imray.cluster.asks import NoAnswerError
-from imray.cluster.replies import Refusal, Refused
+from imray.core.replies import Refusal, Refused
+from imray.rpc import appends
+from imray.rpc.appends import AppendClient, AppendServer
+from imray.rpc.asks import NoAnswerError
 
 _BYTES_MAX = 1_000_000
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from imray.cluster.asks import AskClient, AskServer, Door, NoAnswerError
+from imray.rpc.asks import AskClient, AskServer, Door, NoAnswerError
 from tests.faults.process import until
 
 

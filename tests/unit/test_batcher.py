@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from imray.cluster.batcher import Batcher, Outcome, Send, record_batch
-from imray.cluster.replies import Appended, Firsts, Refusal, Refused
+from imray.core.replies import Appended, Firsts, Refusal, Refused
+from imray.engine.batcher import Batcher, Outcome, Send, record_batch
 from imray.log.schema import from_ipc
 from imray.settings import Settings
 
@@ -36,10 +36,10 @@ class Shard:
         rows = self.calls[i].num_rows
         self.answers[i].set_result(Appended(rows, 1, i + 1, 0, 0, self.head + 1, self.head + rows, None))
         self.head += rows
-        await settle()
+        await mark_durable()
 
 
-async def settle() -> None:
+async def mark_durable() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -61,10 +61,10 @@ async def test_what_waits_goes_in_one_call() -> None:
     shard = Shard()
     queue = batcher(shard)
     tasks = [asyncio.create_task(queue.send(send(str(i)))) for i in range(3)]
-    await settle()
+    await mark_durable()
     tasks.append(asyncio.create_task(queue.send_batch(record_batch([send("3"), send("4")]))))
     tasks.append(asyncio.create_task(queue.send(send("5"))))
-    await settle()
+    await mark_durable()
     assert [c.num_rows for c in shard.calls] == [1]
     await shard.answer()
     assert [c.column("body").to_pylist() for c in shard.calls] == [[b"0"], [b"1", b"2", b"3", b"4", b"5"]]
@@ -77,7 +77,7 @@ async def test_a_full_queue_says_so_and_recovers() -> None:
     shard = Shard()
     queue = batcher(shard, gateway_queue_rows_max=2)
     first, second = (asyncio.create_task(queue.send(send("x"))) for _ in range(2))
-    await settle()
+    await mark_durable()
     full = await queue.send(send("x"))
     assert isinstance(full.answer, Refusal)
     assert full.answer.why is Refused.BUSY
@@ -85,7 +85,7 @@ async def test_a_full_queue_says_so_and_recovers() -> None:
     await shard.answer()
     assert {number(first.result()), number(second.result())} == {1, 2}
     third = asyncio.create_task(queue.send(send("x")))
-    await settle()
+    await mark_durable()
     await shard.answer()
     assert number(third.result()) == 3
 
@@ -94,7 +94,7 @@ async def test_a_second_call_starts_when_much_waits() -> None:
     shard = Shard()
     queue = batcher(shard, gateway_rows_for_another_call=3, gateway_calls_in_flight_max=2, call_rows_max=4)
     tasks = [asyncio.create_task(queue.send(send("x"))) for _ in range(12)]
-    await settle()
+    await mark_durable()
     assert [c.num_rows for c in shard.calls] == [1, 3]
     while not all(t.done() for t in tasks):
         await shard.answer()
@@ -106,7 +106,7 @@ async def test_a_call_that_is_cancelled_ends_as_unknown() -> None:
     shard = Shard()
     queue = batcher(shard)
     sending = asyncio.create_task(queue.send(send("x")))
-    await settle()
+    await mark_durable()
     shard.answers[0].cancel()
     answer, _ = await sending
     assert isinstance(answer, Refusal)
@@ -117,10 +117,10 @@ async def test_a_sender_that_goes_away_changes_no_other_ones_answer() -> None:
     shard = Shard()
     queue = batcher(shard)
     tasks = [asyncio.create_task(queue.send(send(str(i)))) for i in range(4)]
-    await settle()
+    await mark_durable()
     tasks[0].cancel()
     tasks[2].cancel()
-    await settle()
+    await mark_durable()
     await shard.answer()
     await shard.answer()
     assert [c.column("body").to_pylist() for c in shard.calls] == [[b"0"], [b"1", b"2", b"3"]]

@@ -17,7 +17,7 @@ from benchmarks.load import ResponseParser, parse_head
 from benchmarks.machine import filesystem
 from benchmarks.requests import ArrowBatch, BadAnswerError, JsonBatch, Single, Target, sources
 from benchmarks.workload import BODY_BYTES, Batches, bodies, conversation_names
-from imray.cluster.replies import Appended, Firsts, Refusal, Refused
+from imray.core.replies import Appended, Firsts, Refusal, Refused
 from imray.log.schema import check_batch, from_ipc
 
 _TARGET = Target("127.0.0.1:1", "token")

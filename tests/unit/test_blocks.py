@@ -20,7 +20,7 @@ from imray.core.blocks import (
 from imray.core.columns import Control
 from imray.core.errors import FencedError, InvalidError
 from imray.core.fold import ReadBack, apply, commit_read_back, freeze
-from imray.core.routing import place_of
+from imray.core.routing import log_position_of
 from imray.core.sequencer import CONFLICT, DUPLICATE, IN_FLIGHT, NEW, commit_of, locate, plan
 from imray.core.state import HotGroup, ShardState
 from tests.unit.batches import SEED, Msg, msg_id, rows_of
@@ -32,8 +32,8 @@ def _m(n: int, body: bytes = b"x", conv: str = _ROOM) -> Msg:
     return Msg(conv, msg_id(n), body)
 
 
-class Home:
-    """A home shard with one hot conversation and two registered sub-topics of epoch 1."""
+class ShardWriter:
+    """A home shard with one hot conversation and two registered partitions of epoch 1."""
 
     def __init__(self, ceiling: int = 1000) -> None:
         self.state = ShardState(SEED)
@@ -45,8 +45,8 @@ class Home:
             self.fence(slot, 1)
 
     def fence(self, slot: int, epoch: int, sequencer: int = 0) -> None:
-        """A new writer of a sub-topic's log."""
-        segment = self.state.topics[slot].segment + 1
+        """A new writer of a partition's log."""
+        segment = self.state.partitions[slot].segment + 1
         self.blocks.follow(slot, epoch, sequencer, Report(0, segment, 0, bytes(16)))
         self.blocks.register(slot, epoch)
 
@@ -65,8 +65,8 @@ class Home:
             rows.names_data, rows.names_offsets, np.empty(0, np.int32), none.reshape(0, 2), none, none
         )  # fmt: skip
         back = ReadBack(rows, np.empty(0, np.int64), np.empty(0, np.uint32), voids, controls)
-        place = self.state.log.segment + 1
-        apply(self.state, commit_read_back(self.state, place, 1, 0, back), bytes(16))
+        log_position = self.state.log.segment + 1
+        apply(self.state, commit_read_back(self.state, log_position, 1, 0, back), bytes(16))
 
     def ask(self, slot: int, ask: int, *messages: Msg, epoch: int = 1, now: float = 0.0) -> Granted | Declined:
         """As `Grants.ask`."""
@@ -84,7 +84,7 @@ class Home:
 
     def report(self, slot: int, grant: int, epoch: int = 1) -> None:
         """The grant's segment is durable."""
-        segment = self.state.topics[slot].segment + 1
+        segment = self.state.partitions[slot].segment + 1
         self.blocks.committed(slot, epoch, Report(grant, segment, 9, bytes([grant]) * 16))
 
     @property
@@ -99,7 +99,7 @@ def _why(answer: Granted | Declined) -> str:
 
 
 def test_numbers_go_on_over_all_ways() -> None:
-    home = Home()
+    home = ShardWriter()
     assert home.granted(1, 1, _m(3), _m(4)).expanded().seq.tolist() == [3, 4]
     assert home.granted(2, 1, _m(5)).first == 5
     assert home.own(_m(6)) == [6]
@@ -112,7 +112,7 @@ def test_numbers_go_on_over_all_ways() -> None:
 
 
 def test_a_repeated_ask_gets_the_same_answer() -> None:
-    home = Home()
+    home = ShardWriter()
     first = home.granted(1, 1, _m(3))
     assert home.ask(1, 1, _m(3)) is first
     assert len(home.blocks.outstanding) == 1
@@ -121,7 +121,7 @@ def test_a_repeated_ask_gets_the_same_answer() -> None:
 
 
 def test_an_ask_that_was_overtaken_is_not_looked_at() -> None:
-    home = Home()
+    home = ShardWriter()
     for ask in range(2, 9):
         home.granted(1, ask, _m(1))
     assert _why(home.ask(1, 1, _m(99))) == "wait"
@@ -130,11 +130,11 @@ def test_an_ask_that_was_overtaken_is_not_looked_at() -> None:
 
 @pytest.mark.parametrize(("slot", "epoch"), [(1, 0), (1, 2), (3, 1)])
 def test_only_the_registered_writer_gets_numbers(slot: int, epoch: int) -> None:
-    assert _why(Home().ask(slot, 1, _m(3), epoch=epoch)) == "fenced"
+    assert _why(ShardWriter().ask(slot, 1, _m(3), epoch=epoch)) == "fenced"
 
 
 def test_registration_goes_up_only() -> None:
-    home = Home()
+    home = ShardWriter()
     assert home.blocks.register(1, 3)
     assert home.blocks.slot_epoch(1) == 3
     assert not home.blocks.register(1, 2)
@@ -145,7 +145,7 @@ def test_registration_goes_up_only() -> None:
 
 
 def test_what_is_not_hot_has_moved() -> None:
-    home = Home()
+    home = ShardWriter()
     assert _why(home.ask(1, 1, _m(1, conv="other"))) == "moved"
     home.own(_m(1, conv="other"))
     assert _why(home.ask(1, 2, _m(3), _m(2, conv="other"))) == "moved"
@@ -156,8 +156,8 @@ def test_what_is_not_hot_has_moved() -> None:
     assert home.granted(1, 4, _m(3)).first == 3
 
 
-def test_outstanding_grants_are_bounded_for_each_sub_topic() -> None:
-    home = Home()
+def test_outstanding_grants_are_bounded_for_each_partition() -> None:
+    home = ShardWriter()
     for n in range(OUTSTANDING_MAX):
         home.granted(1, n + 1, _m(10 + n))
     assert _why(home.ask(1, 9, _m(20))) == "wait"
@@ -167,7 +167,7 @@ def test_outstanding_grants_are_bounded_for_each_sub_topic() -> None:
 
 
 def test_nothing_is_granted_above_the_ceiling() -> None:
-    home = Home(ceiling=4)
+    home = ShardWriter(ceiling=4)
     assert _why(home.ask(1, 1, _m(3), _m(4), _m(5))) == "wait"
     assert home.granted(1, 1, _m(3), _m(4)).first == 3
     assert _why(home.ask(1, 2, _m(5))) == "wait"
@@ -176,7 +176,7 @@ def test_nothing_is_granted_above_the_ceiling() -> None:
 
 
 def test_duplicates_and_conflicts_need_no_grant() -> None:
-    home = Home()
+    home = ShardWriter()
     answer = home.granted(1, 1, _m(1), _m(2, b"other"))
     planned = answer.expanded()
     assert (answer.grant, planned.status.tolist(), planned.seq.tolist()) == (0, [DUPLICATE, CONFLICT], [1, 2])
@@ -184,7 +184,7 @@ def test_duplicates_and_conflicts_need_no_grant() -> None:
 
 
 def test_an_id_in_flight_waits_for_its_grant() -> None:
-    home = Home()
+    home = ShardWriter()
     home.granted(1, 1, _m(3))
     planned = home.granted(2, 1, _m(3), _m(4)).expanded()
     assert planned.status.tolist() == [IN_FLIGHT, NEW]
@@ -192,24 +192,24 @@ def test_an_id_in_flight_waits_for_its_grant() -> None:
     home.report(1, 1)
     planned = home.granted(2, 2, _m(3)).expanded()
     assert (planned.status.tolist(), planned.seq.tolist()) == ([DUPLICATE], [3])
-    assert planned.place is not None
-    assert planned.place.tolist() == [place_of(1, 2)]
+    assert planned.log_position is not None
+    assert planned.log_position.tolist() == [log_position_of(1, 2)]
 
 
 def test_a_second_report_changes_nothing() -> None:
-    home = Home()
+    home = ShardWriter()
     home.granted(1, 1, _m(3))
     home.report(1, 1, epoch=9)
     assert home.stable == 2, "another writer's"
     home.report(2, 1)
-    assert home.stable == 2, "another sub-topic's"
+    assert home.stable == 2, "another partition's"
     home.report(1, 1)
     home.report(1, 1)
-    assert (home.stable, home.state.topics[1].segment) == (3, 2)
+    assert (home.stable, home.state.partitions[1].segment) == (3, 2)
 
 
 def test_lost_grants_are_void_and_their_ids_free() -> None:
-    home = Home()
+    home = ShardWriter()
     home.granted(1, 1, _m(3), _m(4))
     home.granted(2, 1, _m(5))
     home.report(2, 2)
@@ -228,7 +228,7 @@ def test_lost_grants_are_void_and_their_ids_free() -> None:
 
 
 def test_what_a_fenced_writer_did_write_is_no_loss() -> None:
-    home = Home()
+    home = ShardWriter()
     home.granted(1, 1, _m(3))
     home.granted(1, 2, _m(4))
     home.blocks.follow(1, 1, 1, Report(1, 2, 0, bytes(16)))
@@ -238,7 +238,7 @@ def test_what_a_fenced_writer_did_write_is_no_loss() -> None:
 
 
 def test_the_tail_must_use_outstanding_grants() -> None:
-    home = Home()
+    home = ShardWriter()
     home.granted(1, 1, _m(3))
     with pytest.raises(InvalidError, match="grant 7 of epoch 1"):
         home.blocks.follow(1, 1, 1, Report(7, 2, 0, bytes(16)))
@@ -249,37 +249,37 @@ def test_the_tail_must_use_outstanding_grants() -> None:
 
 @pytest.mark.parametrize("grant", [0, 1])
 def test_a_newer_home_shard_ends_this_one(grant: int) -> None:
-    home = Home()
+    home = ShardWriter()
     home.granted(1, 1, _m(3))
     with pytest.raises(FencedError, match="epoch 2 of the home shard"):
         home.blocks.follow(1, 2, 2, Report(grant, 2, 0, bytes(16)))
-    assert home.state.topics[1].segment == 1
+    assert home.state.partitions[1].segment == 1
 
 
 def test_a_fence_names_the_epoch_that_it_knows() -> None:
-    home = Home()
-    assert home.state.topics[1].sequencer == 0
+    home = ShardWriter()
+    assert home.state.partitions[1].sequencer == 0
     home.fence(1, 2, sequencer=1)
-    assert home.state.topics[1].sequencer == 1
+    assert home.state.partitions[1].sequencer == 1
 
 
 def test_frozen_ids_wait_for_their_grants() -> None:
-    home = Home()
+    home = ShardWriter()
     home.granted(1, 1, _m(3))
     freeze(home.state)
     home.granted(1, 2, _m(4))
     assert home.blocks.frozen_in_flight
-    assert home.state.frozen_topics[1].segment == 1
+    assert home.state.frozen_partitions[1].segment == 1
     home.report(1, 1)
     assert not home.blocks.frozen_in_flight
-    assert home.state.frozen_topics[1].segment == 2
+    assert home.state.frozen_partitions[1].segment == 2
     home.report(1, 2)
-    assert home.state.frozen_topics[1].segment == 2
-    assert home.state.topics[1].segment == 3
+    assert home.state.frozen_partitions[1].segment == 2
+    assert home.state.partitions[1].segment == 3
 
 
 def test_the_oldest_is_the_one_that_waits_longest() -> None:
-    home = Home()
+    home = ShardWriter()
     assert home.blocks.oldest() is None
     home.ask(1, 1, _m(3), now=5.0)
     home.ask(2, 1, _m(4), now=4.0)
@@ -294,12 +294,12 @@ def test_ceilings_are_logged_well_ahead(monkeypatch: pytest.MonkeyPatch) -> None
     assert next_ceiling(HotGroup(1, 150, 0), 100, 1, 0.0) is None
     assert next_ceiling(HotGroup(1, 149, 0), 100, 1, 0.0) == 200
     assert next_ceiling(HotGroup(1, 199, 0), 100, 20, 0.0) == 300, "large blocks need more"
-    assert next_ceiling(HotGroup(2, 199, 0), 100, 20, 0.0) == 500, "so do more sub-topics"
+    assert next_ceiling(HotGroup(2, 199, 0), 100, 20, 0.0) == 500, "so do more partitions"
     assert next_ceiling(HotGroup(1, 199, 0), 100, 1, 4000.0) == 1100, "and a high rate: no record for every block"
 
 
 def test_a_successor_explains_all_up_to_the_ceiling() -> None:
-    home = Home(ceiling=10)
+    home = ShardWriter(ceiling=10)
     home.granted(1, 1, _m(3))
     home.granted(2, 1, _m(4))
     home.report(2, 2)

@@ -24,7 +24,7 @@ def _fold(root: Path) -> checkpoint.ShardState:
 
 def test_of_an_empty_log(tmp_path: Path) -> None:
     assert checkpoint.restore(LocalStore(tmp_path), 0, SEED).log.segment == 0
-    assert checkpoint.topic_position(LocalStore(tmp_path), 0, 1).segment == 0
+    assert checkpoint.partition_progress(LocalStore(tmp_path), 0, 1).segment == 0
 
 
 def test_state_comes_back(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_table_against_a_dict_while_it_grows() -> None:
     entry = table.find(ids[:, 0] ^ conv.astype(np.uint64), ids, conv)
     assert entry is not None
     for e, told in zip(entry.tolist(), model.values(), strict=True):
-        assert (int(table.seq[e]), int(table.payload[e]), int(table.place[e]), int(table.row[e])) == told
+        assert (int(table.seq[e]), int(table.payload[e]), int(table.log_position[e]), int(table.row[e])) == told
     assert 50 <= table.nbytes / table.count <= 200
     assert table.find(ids[:, 0] ^ conv.astype(np.uint64), ids[:, ::-1].copy(), conv) is None
     assert table.find(ids[:, 0] ^ conv.astype(np.uint64), ids, conv + 9) is None

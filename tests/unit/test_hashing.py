@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xxhash
 
-from imray.core.hashing import hash_rows, id_fingerprints, mix, mix_keys
+from imray.kernels.hashing import hash_rows, id_fingerprints, mix, mix_keys
 
 
 def _hash(raws: list[bytes]) -> list[int]:

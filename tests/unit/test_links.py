@@ -11,9 +11,9 @@ from fake_actors import LOST, SETTINGS, TRY_S, FakeRay, appended, fake_ray, loca
 from ray.exceptions import RayActorError
 
 from api.problems import STATUS_OF_REFUSAL, refused
-from imray.cluster.batcher import Send, record_batch
-from imray.cluster.links import ShardClient
-from imray.cluster.replies import Appended, Located, Refusal, Refused
+from imray.core.replies import Appended, Located, Refusal, Refused
+from imray.engine.batcher import Send, record_batch
+from imray.engine.clients import ShardClient
 from imray.log.schema import to_ipc
 
 NAME = "shard-0000"

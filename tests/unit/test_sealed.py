@@ -10,9 +10,10 @@ import pytest
 
 from imray.core.dedup import IdTable
 from imray.core.errors import DerivedError
+from imray.core.intervals import Interval
 from imray.core.postings import Postings
 from imray.log import sealed
-from imray.log.sealed import Interval, merge, merge_due, open_interval, order_of, read_postings, seal
+from imray.log.sealed import merge, merge_due, open_interval, order_of, read_postings, seal
 from imray.log.store import LocalStore
 from tests.unit.batches import random_fps
 

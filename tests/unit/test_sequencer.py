@@ -59,8 +59,8 @@ def test_duplicates_and_conflicts_get_the_first_numbers() -> None:
     assert planned.new_rows is not None
     assert planned.new_rows.tolist() == [0, 3]
     assert planned.row_in_segment.tolist() == [0, 1, 0, 1, 0, 0]
-    assert planned.place is not None
-    assert planned.place.tolist() == [-1, 1, 1, -1, -1, -1]
+    assert planned.log_position is not None
+    assert planned.log_position.tolist() == [-1, 1, 1, -1, -1, -1]
     assert planned.epoch is not None
     assert planned.epoch[[1, 2]].tolist() == [3, 3]
     assert planned.server_ts is not None
@@ -79,8 +79,8 @@ def test_old_ids_come_from_files() -> None:
     planned = plan(state, rows, locate(state, rows), {0: first, 1: first})
     assert planned.status.tolist() == [DUPLICATE, CONFLICT, NEW]
     assert planned.seq.tolist() == [7, 7, 1]
-    assert planned.place is not None
-    assert planned.place.tolist() == [3, 3, -1]
+    assert planned.log_position is not None
+    assert planned.log_position.tolist() == [3, 3, -1]
 
 
 class _Everything:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from imray.core.hashing import I64, U64, jit
+from imray.kernels.hashing import I64, U64, jit
 
 
 @jit

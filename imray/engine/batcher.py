@@ -1,6 +1,6 @@
 """Many sends, few calls: what waits in a gateway for one shard goes as one batch of columns.
 
-Owns the queue of a gateway for one shard or sub-topic. Does not own retries (`imray.cluster.links`).
+Owns the queue of a gateway for one shard or partition. Does not own retries (`imray.engine.clients`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from imray.cluster.links import ActorClient
-from imray.cluster.replies import Appended, Refusal, Refused
+from imray.core.replies import Appended, Refusal, Refused
+from imray.engine.clients import ActorClient
 from imray.log.schema import BATCH_SCHEMA, MS, encode_text, to_ipc
 from imray.settings import Settings
 

@@ -7,8 +7,8 @@ from enum import StrEnum
 
 import numpy as np
 
+from imray.core.intervals import Interval
 from imray.core.sequencer import CONFLICT, UNREADABLE, WAITING
-from imray.log.sealed import Interval
 
 
 class Refused(StrEnum):
@@ -23,7 +23,7 @@ class Refused(StrEnum):
     CORRUPT = "corrupt"
     """The shard refuses to serve: a person must look."""
     MOVED = "moved"
-    """A sub-topic's: its conversation is not hot any more, send to the home shard. Nothing was written."""
+    """A partition's: its conversation is not hot any more, send to the home shard. Nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Firsts:
     at: np.ndarray
     status: np.ndarray
     """DUPLICATE, CONFLICT, UNREADABLE or WAITING (`imray.core.sequencer`); the last two have no numbers."""
-    place: np.ndarray
+    log_position: np.ndarray
     row: np.ndarray
     epoch: np.ndarray
     server_ts: np.ndarray
@@ -96,7 +96,7 @@ class Firsts:
         return Firsts(
             self.at[begin:end] - shift,
             self.status[begin:end],
-            self.place[begin:end],
+            self.log_position[begin:end],
             self.row[begin:end],
             self.epoch[begin:end],
             self.server_ts[begin:end],
@@ -113,14 +113,14 @@ class Appended:
 
     rows: int
     epoch: int
-    place: int
+    log_position: int
     server_ts: int
     row: int
     seq: np.ndarray | int
     stable: np.ndarray | int
     firsts: Firsts | None
     hot: dict[str, int] | None = None
-    """How many sub-topics take the sends of each hot conversation from now on."""
+    """How many partitions take the sends of each hot conversation from now on."""
 
     def slice(self, start: int, rows: int) -> Appended:
         """The answer for some of the rows only."""
@@ -133,7 +133,7 @@ class Appended:
             before, end = (int(i) for i in np.searchsorted(firsts.at, (start, start + rows)))
             firsts = firsts.slice(before, end, start) if end > before else None
         row = self.row + start - before
-        return Appended(rows, self.epoch, self.place, self.server_ts, row, seq, stable, firsts, self.hot)
+        return Appended(rows, self.epoch, self.log_position, self.server_ts, row, seq, stable, firsts, self.hot)
 
     def seqs(self) -> np.ndarray:
         """The number of each row."""

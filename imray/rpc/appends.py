@@ -1,8 +1,8 @@
 """Batches and their answers over TCP, beside Ray: the way of a message from a gateway to the process that numbers it.
 
 Measured: a Ray call costs caller and actor 1 ms of CPU each here and a large argument some milliseconds more, which was
-half of a commit. So Ray says where an actor listens (`Door`), and batches go there directly, as `imray.cluster.asks`
-does for sub-topics. Both ends prove first that they know the key which Ray gave them.
+half of a commit. So Ray says where an actor listens (`Door`), and batches go there directly, as `imray.rpc.asks`
+does for partitions. Both ends prove first that they know the key which Ray gave them.
 
 Wire: a handshake (the client's nonce; the server's nonce and proof; the client's proof, each an HMAC-SHA256 of both
 nonces under the key), then frames of `<QI` (number, bytes) and content: batches one way, as the Arrow IPC streams that
@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from imray.cluster.asks import Door, NoAnswerError
-from imray.cluster.replies import Appended, Refusal, Refused
+from imray.core.replies import Appended, Refusal, Refused
+from imray.rpc.asks import Door, NoAnswerError
 
 log = logging.getLogger("imray.appends")
 

@@ -19,10 +19,10 @@ import ray
 from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError, RayError
 
-from imray.cluster import gateway as gateways
-from imray.cluster import history, local_ray, shard
-from imray.cluster.gateway import GatewayConfig
 from imray.core.errors import UnavailableError
+from imray.deploy import actors, history, local_ray
+from imray.deploy import gateway as gateways
+from imray.deploy.gateway import GatewayConfig
 from imray.log.manifest import Manifest, create_or_open
 from imray.log.store import LocalStore
 from imray.settings import Settings
@@ -101,7 +101,7 @@ def up(data: Path, shards: int | None, settings: Settings, config: GatewayConfig
     except RayError as e:
         raise UnavailableError(f"the gateway did not start: {_reason(e)}") from e
     yield f"starting {manifest.shards} shards"
-    actors = [shard.create(namespace, str(data), i, manifest.seed, settings) for i in range(manifest.shards)]
+    actors = [actors.create(namespace, str(data), i, manifest.seed, settings) for i in range(manifest.shards)]
     deadline = time.monotonic() + _START_TIMEOUT_S
     for i, actor in enumerate(actors):
         yield f"recovering shard {i}"
@@ -131,8 +131,8 @@ def down(manifest: Manifest) -> int:
     namespace = namespace_of(manifest)
     found = [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == namespace]
     ended = 0
-    # senders lose their door before the shards go, and sub-topics outlive their homes; those of a kind stop together
-    for kind in ("gateway", "history", "shard", "topic"):
+    # senders lose their door before the shards go, and partitions outlive their homes; those of a kind stop together
+    for kind in ("gateway", "history", "shard", "partition"):
         names = [name for name in found if name.startswith(kind)]
         actors = {name: actor for name in names if (actor := _actor(name, namespace)) is not None}
         if kind != "history" and actors:

@@ -1,4 +1,4 @@
-"""Shards and sub-topics as Ray actors: thin shells around their owners."""
+"""Shards and partitions as Ray actors: thin shells around their owners."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import RayError
 
-from imray.cluster import names
-from imray.cluster.appends import AppendServer
-from imray.cluster.asks import Door
-from imray.cluster.home import Home
-from imray.cluster.links import RayHome
-from imray.cluster.owner import Owner
-from imray.cluster.process import settle
-from imray.cluster.replies import Appended, Located, Refusal, Refused
-from imray.cluster.subtopic import SubTopic
 from imray.core.blocks import Report
 from imray.core.errors import UnavailableError
+from imray.core.replies import Appended, Located, Refusal, Refused
+from imray.deploy import names
+from imray.deploy.process import tune_process
+from imray.engine.clients import RayHome
 from imray.log.store import LocalStore
+from imray.rpc.appends import AppendServer
+from imray.rpc.asks import Door
 from imray.settings import Settings
+from imray.shard.partition_writer import PartitionWriter
+from imray.shard.shard_writer import ShardWriter
+from imray.shard.write_loop import WriteLoop
 
-OwnerT = TypeVar("OwnerT", bound=Owner)
+WriteLoopT = TypeVar("WriteLoopT", bound=WriteLoop)
 
 _EXIT_DELAY_S = 0.5
 """A fenced actor answers its callers, then ends; Ray restarts it if it is still the one Ray knows."""
-_TOPICS_START_TIMEOUT_S = 20.0
+_PARTITIONS_START_TIMEOUT_S = 20.0
 """A worker process starts in 2 s; more means that the cluster has no room."""
 
 
-class OwnerActor(Generic[OwnerT]):
+class WriterActor(Generic[WriteLoopT]):
     """An owner in a process. Calls may fail with Ray's errors: then the outcome is unknown, and the same ids are sent
     again."""
 
     def __init__(self, settings: Settings) -> None:
-        self._owner: OwnerT | None = None
+        self._owner: WriteLoopT | None = None
         self._starting: asyncio.Task[None] | None = None
         self._appends = AppendServer(self.append, settings.shard_queue_bytes_max)
         self._listening: asyncio.Task[Door] | None = None
 
-    def _make(self) -> OwnerT:
+    def _make(self) -> WriteLoopT:
         raise NotImplementedError
 
-    async def _started(self) -> OwnerT:
+    async def _started(self) -> WriteLoopT:
         # an actor's constructor has no event loop yet, so the first call starts the owner; later ones wait a moment,
         # then they are told to retry
         await self.alive()
@@ -64,16 +64,16 @@ class OwnerActor(Generic[OwnerT]):
         """The process runs, and begins to recover; its id."""
         if self._owner is None:
             self._owner = self._make()
-            settle()
+            tune_process()
             self._starting = asyncio.create_task(self._owner.start())
         return os.getpid()
 
     async def append(self, data: object) -> Appended | Refusal:
-        """As `Owner.append`: Appended means durable."""
+        """As `WriteLoop.append`: Appended means durable."""
         return await (await self._started()).append(data)
 
     async def append_door(self) -> Door:
-        """Where this process takes the same without Ray (`imray.cluster.appends`)."""
+        """Where this process takes the same without Ray (`imray.rpc.appends`)."""
         await self.alive()
         if self._listening is None:
             self._listening = asyncio.create_task(self._appends.open(ray.util.get_node_ip_address()))
@@ -89,40 +89,40 @@ class OwnerActor(Generic[OwnerT]):
         asyncio.get_running_loop().call_later(_EXIT_DELAY_S, os._exit, 1)
 
 
-class Shard(OwnerActor[Home]):
+class Shard(WriterActor[ShardWriter]):
     """One shard."""
 
     def __init__(self, namespace: str, data: str, shard: int, seed: int, settings: Settings) -> None:
         super().__init__(settings)
         self._args = namespace, data, shard, seed, settings
 
-    def _make(self) -> Home:
+    def _make(self) -> ShardWriter:
         _, data, shard, seed, settings = self._args
         store = LocalStore(data, settings.store_put_delay_s)
-        return Home(
+        return ShardWriter(
             store,
             shard,
             seed,
             settings,
             on_fenced=self._end,
-            start_topics=self._start_topics,
+            start_partitions=self._start_partitions,
             host=ray.util.get_node_ip_address(),
         )
 
     async def locate(self, conv_id: str, low: int, high: int) -> Located | Refusal:
-        """As `Home.locate`."""
+        """As `ShardWriter.locate`."""
         return await (await self._started()).locate(conv_id, low, high)
 
     async def mend(self, file: str) -> Refusal | None:
-        """As `Home.mend`."""
+        """As `ShardWriter.mend`."""
         return await (await self._started()).mend(file)
 
-    async def heat(self, conv_id: str, topics: int) -> Refusal | None:
-        """Turn a conversation hot (0 sub-topics: cold). None: done, and durable."""
+    async def make_hot(self, conv_id: str, partitions: int) -> Refusal | None:
+        """Turn a conversation hot (0 partitions: cold). None: done, and durable."""
         owner = await self._started()
         if owner.hot is None:
             return _not_ready(owner)
-        return await (owner.hot.heat(conv_id, topics) if topics else owner.hot.cool(conv_id))
+        return await (owner.hot.make_hot(conv_id, partitions) if partitions else owner.hot.make_cold(conv_id))
 
     async def register(self, slot: int, epoch: int, segment: int) -> bool | Refusal:
         """As `HotGroups.register`."""
@@ -139,34 +139,34 @@ class Shard(OwnerActor[Home]):
         owner = await self._started()
         return _not_ready(owner) if owner.hot is None else await owner.hot.report(slot, epoch, reports)
 
-    async def _start_topics(self, topics: int) -> None:
+    async def _start_partitions(self, partitions: int) -> None:
         namespace, data, shard, seed, settings = self._args
-        actors = [create_topic(namespace, data, shard, slot, seed, settings) for slot in range(1, topics + 1)]
+        actors = [create_partition(namespace, data, shard, slot, seed, settings) for slot in range(1, partitions + 1)]
         try:
-            await asyncio.wait_for(asyncio.gather(*(a.alive.remote() for a in actors)), _TOPICS_START_TIMEOUT_S)
+            await asyncio.wait_for(asyncio.gather(*(a.alive.remote() for a in actors)), _PARTITIONS_START_TIMEOUT_S)
         except TimeoutError:
             raise UnavailableError(
-                f"{topics} sub-topics found no room: each needs {settings.topic_num_cpus} CPUs free in Ray"
+                f"{partitions} partitions found no room: each needs {settings.partition_num_cpus} CPUs free in Ray"
             ) from None
         except RayError as e:
-            raise UnavailableError(f"a sub-topic did not start: {str(e).splitlines()[0]}") from e
+            raise UnavailableError(f"a partition did not start: {str(e).splitlines()[0]}") from e
 
 
-class Topic(OwnerActor[SubTopic]):
-    """One sub-topic of a home shard."""
+class PartitionActor(WriterActor[PartitionWriter]):
+    """One partition of a home shard."""
 
     def __init__(self, namespace: str, data: str, home: int, slot: int, seed: int, settings: Settings) -> None:
         super().__init__(settings)
         self._args = namespace, data, home, slot, seed, settings
 
-    def _make(self) -> SubTopic:
+    def _make(self) -> PartitionWriter:
         namespace, data, home, slot, seed, settings = self._args
         link = RayHome(namespace, home, settings)
         store = LocalStore(data, settings.store_put_delay_s)
-        return SubTopic(store, home, slot, seed, settings, link, on_fenced=self._end)
+        return PartitionWriter(store, home, slot, seed, settings, link, on_fenced=self._end)
 
 
-def _not_ready(owner: Owner) -> Refusal:
+def _not_ready(owner: WriteLoop) -> Refusal:
     return Refusal(Refused.UNAVAILABLE, f"{owner.label} is recovering")
 
 
@@ -176,13 +176,13 @@ def create(namespace: str, data: str, shard: int, seed: int, settings: Settings)
     return ray.remote(Shard).options(**options).remote(namespace, data, shard, seed, settings)
 
 
-def create_topic(
+def create_partition(
     namespace: str, data: str, home: int, slot: int, seed: int, settings: Settings
 ) -> ray.actor.ActorHandle:
-    """A sub-topic's actor, made if it is not there, away from the others where there are nodes."""
-    options = _options(namespace, names.topic(home, slot), settings.topic_num_cpus)
+    """A partition's actor, made if it is not there, away from the others where there are nodes."""
+    options = _options(namespace, names.partition(home, slot), settings.partition_num_cpus)
     return (
-        ray.remote(Topic)
+        ray.remote(PartitionActor)
         .options(scheduling_strategy="SPREAD", **options)
         .remote(namespace, data, home, slot, seed, settings)
     )  # fmt: skip

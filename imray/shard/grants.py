@@ -1,4 +1,4 @@
-"""The grants of one incarnation of a home shard, with the I/O that settles them: sub-topics' logs fenced and read.
+"""The grants of one incarnation of a home shard, with the I/O that settles them: partitions' logs fenced and read.
 
 Everything here is called from the one thread that touches the shard's state.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from imray.cluster.committer import Committer, Records
 from imray.core.blocks import (
     Block,
     Blocks,
@@ -28,6 +27,7 @@ from imray.core.state import HotGroup, ShardState
 from imray.log.reader import read_log
 from imray.log.recovery import fence_log
 from imray.log.schema import KIND_COLD, KIND_HOT, KIND_VOID, Record
+from imray.shard.committer import Committer, Records
 
 _CEILING_MIN = 1 << 10
 
@@ -63,13 +63,13 @@ class Grants:
                 grants.voids[state.conversations.name(conv)] += last - first + 1
             job = committer.record(records)
             committer.put(job)
-            committer.settle(job)
+            committer.mark_durable(job)
         return grants
 
     def ask(
         self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report], now_s: float
     ) -> Granted | Declined:
-        """A sub-topic's batch: numbers for what is new in it. The same `ask` gets the same answer."""
+        """A partition's batch: numbers for what is new in it. The same `ask` gets the same answer."""
         self.report(slot, epoch, reports)
         known = self.blocks.answered(slot, epoch, ask)
         if known is not None:
@@ -82,7 +82,7 @@ class Grants:
         answer = self.blocks.grant(slot, ask, rows, located, old, now_s)
         if isinstance(answer, Granted) and answer.grant:
             commit = self.blocks.outstanding[answer.grant].commit
-            self.committer.heat.add(commit.touched, commit.touched_last - commit.touched_first + 1)
+            self.committer.make_hot.add(commit.touched, commit.touched_last - commit.touched_first + 1)
         for conv in conversations_of(rows, located.conv):
             self._block_max[conv] = max(self._block_max.get(conv, 0), len(rows))
             self._want_ceiling(conv)
@@ -99,7 +99,7 @@ class Grants:
             self.ceilings_wanted.add(conv)
 
     def _next_ceiling(self, group: HotGroup, conv: int, head: int) -> int | None:
-        return next_ceiling(group, head, self._block_max.get(conv, 0), self.committer.heat.rates.get(conv, 0.0))
+        return next_ceiling(group, head, self._block_max.get(conv, 0), self.committer.make_hot.rates.get(conv, 0.0))
 
     def ceilings_logged(self, convs: Collection[int]) -> None:
         """A record of some conversations' ceilings is durable, or will not be: they may be wanted again."""
@@ -107,33 +107,33 @@ class Grants:
             self._ceilings_asked.pop(conv, None)
 
     def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> None:
-        """A sub-topic's segments are durable. In order; what is known already is skipped."""
+        """A partition's segments are durable. In order; what is known already is skipped."""
         if self.blocks.slot_epoch(slot) != epoch:
             return  # it was fenced, and its log was read: all is settled
         for report in reports:
-            if report.segment == self.committer.state.topics[slot].segment + 1:
+            if report.segment == self.committer.state.partitions[slot].segment + 1:
                 self.blocks.committed(slot, epoch, report)
 
     def register(self, slot: int, epoch: int, segment: int) -> list[Block] | None:
-        """A new writer of a sub-topic's log has fenced it with `segment`: what is in it counts, and what earlier
+        """A new writer of a partition's log has fenced it with `segment`: what is in it counts, and what earlier
         writers did not write, returned, will never be. None: a newer
         writer is registered, or the slot is none of ours, or its fence was read past already: what followed it may have
         been fenced by this shard itself."""
-        position = self.committer.state.topics.get(slot)
+        progress = self.committer.state.partitions.get(slot)
         registered = self.blocks.slot_epoch(slot)
-        if position is None or epoch < registered or (epoch > registered and segment <= position.segment):
+        if progress is None or epoch < registered or (epoch > registered and segment <= progress.segment):
             return None
-        if segment > position.segment:
+        if segment > progress.segment:
             self._read_tail(slot, segment)
         if not self.blocks.register(slot, epoch):
             return None
         return self.blocks.lost(slot, epoch)
 
     def fence(self, slot: int) -> list[Block]:
-        """End a sub-topic's writer by fencing its log: the grants that it did not write."""
-        committer, position = self.committer, self.committer.state.topics[slot]
+        """End a partition's writer by fencing its log: the grants that it did not write."""
+        committer, progress = self.committer, self.committer.state.partitions[slot]
         writer = fence_log(
-            committer.store, log_of(committer.shard, slot), position, self.blocks.sequencer,
+            committer.store, log_of(committer.shard, slot), progress, self.blocks.sequencer,
             lambda: self._read_tail(slot), committer.clock_ms, by_home=True,
         )  # fmt: skip
         writer.close()
@@ -141,9 +141,9 @@ class Grants:
         return self.blocks.lost(slot, writer.epoch)
 
     def _read_tail(self, slot: int, last: int | None = None) -> None:
-        committer, position = self.committer, self.committer.state.topics[slot]
+        committer, progress = self.committer, self.committer.state.partitions[slot]
         for segment in read_log(
-            committer.store, log_of(committer.shard, slot), position.segment, position.digest, last
+            committer.store, log_of(committer.shard, slot), progress.segment, progress.digest, last
         ):
             meta = segment.meta
             grant = meta.grants[0].grant if meta.grants else 0
@@ -158,7 +158,7 @@ class Grants:
 
         def records(state: ShardState) -> list[Record]:
             return [
-                _void(state, *lost, f"granted to sub-topic {b.slot}, epoch {b.epoch}, which ended before it wrote them")
+                _void(state, *lost, f"granted to partition {b.slot}, epoch {b.epoch}, which ended before it wrote them")
                 for b in blocks
                 for lost in ranges_of([b])
             ]
@@ -202,7 +202,7 @@ class Grants:
                     continue  # a record that turns it cold may be on its way, and this one would turn it hot again
                 head = int(state.conversations.heads[conv])
                 body: dict[str, object] = {
-                    "topics": group.topics,
+                    "topics": group.partitions,
                     "ceiling": head,
                     "by_rate": group.by_rate,
                     "exact": True,
@@ -212,19 +212,21 @@ class Grants:
 
         return records
 
-    def heat(self, conv_id: str, topics: int, by_rate: bool = False) -> Records:
-        """The record that turns a conversation hot, or changes its number of sub-topics."""
+    def make_hot(self, conv_id: str, partitions: int, by_rate: bool = False) -> Records:
+        """The record that turns a conversation hot, or changes its number of partitions."""
 
         def records(state: ShardState) -> list[Record]:
             conv = state.conversations.index(conv_id)
             if conv in state.hot:
-                return [self._hot_record(state, conv, topics=topics, by_rate=by_rate)]
+                return [self._hot_record(state, conv, partitions=partitions, by_rate=by_rate)]
             head = int(state.conversations.heads[conv]) if conv >= 0 else 0
-            return [(conv_id, head, KIND_HOT, {"topics": topics, "ceiling": head + _CEILING_MIN, "by_rate": by_rate})]
+            return [
+                (conv_id, head, KIND_HOT, {"topics": partitions, "ceiling": head + _CEILING_MIN, "by_rate": by_rate})
+            ]
 
         return records
 
-    def cool(self, conv_id: str) -> Records:
+    def make_cold(self, conv_id: str) -> Records:
         """The record that turns a conversation cold; no grant of it may be outstanding."""
 
         def records(state: ShardState) -> list[Record]:
@@ -241,7 +243,7 @@ class Grants:
         state: ShardState,
         conv: int,
         voids: Sequence[Record] = (),
-        topics: int | None = None,
+        partitions: int | None = None,
         by_rate: bool | None = None,
     ) -> Record:
         group, name = state.hot[conv], state.conversations.name(conv)
@@ -249,7 +251,7 @@ class Grants:
         ceiling = self._next_ceiling(group, conv, head) or max(group.ceiling, head + _CEILING_MIN)
         self._block_max[conv] = self._block_max.get(conv, 0) // 2  # the next asks say anew how large blocks are
         by_rate = group.by_rate if by_rate is None else by_rate
-        return name, head, KIND_HOT, {"topics": topics or group.topics, "ceiling": ceiling, "by_rate": by_rate}
+        return name, head, KIND_HOT, {"topics": partitions or group.partitions, "ceiling": ceiling, "by_rate": by_rate}
 
 
 def _void(state: ShardState, conv: int, first: int, last: int, reason: str) -> Record:

@@ -1,4 +1,4 @@
-"""One incarnation of a shard's writer: plan, put, settle. Synchronous.
+"""One incarnation of a shard's writer: plan, put, mark durable. Synchronous.
 
 Everything that touches the state (all but `put`) is called from one thread, so one batch is planned and encoded while
 another is on its way to the disk.
@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imray.cluster.answers import Written, answers_of
-from imray.cluster.replies import Appended, Located, Refusal
 from imray.core.blocks import Blocks
 from imray.core.columns import Commit, Plan
 from imray.core.dedup import IdTable
-from imray.core.fold import are_hot, commit_read_back, freeze, reserve, sealed, settle
-from imray.core.heat import Heat
-from imray.core.routing import place_of
+from imray.core.fold import are_hot, commit_read_back, freeze, mark_durable, reserve, sealed
+from imray.core.hot_detector import HotDetector
+from imray.core.replies import Appended, Located, Refusal
+from imray.core.routing import log_position_of
 from imray.core.sequencer import NEW, commit_of, locate, plan
 from imray.core.state import ShardState
 from imray.log.checkpoint import Snapshot, snapshot
@@ -33,6 +32,7 @@ from imray.log.sealed import SealedInterval
 from imray.log.store import Store
 from imray.log.writer import Encoded, Writer
 from imray.settings import Settings
+from imray.shard.answers import Written, answers_of
 
 log = logging.getLogger("imray.committer")
 
@@ -82,7 +82,7 @@ class Committer:
         self.notes: deque[str] = deque(maxlen=_NOTES_KEPT)
         """Which derived files were missing or damaged, and what was done: for operators."""
         self.shard, self.store = shard, store
-        self.heat = Heat(
+        self.make_hot = HotDetector(
             settings.hot_rate_per_s, settings.cold_rate_per_s or settings.hot_rate_per_s / 4, settings.hot_ticks
         )
         self._snapshot: Snapshot | None = None
@@ -137,11 +137,11 @@ class Committer:
             new_seq = planned.seq if planned.new_rows is None else planned.seq[planned.new_rows]
             encoded = self.writer.encode(segment_table(table, keep, new_seq, now), now)
             segment = encoded.segment
-            commit = commit_of(planned, rows, place_of(0, segment), epoch, now)
+            commit = commit_of(planned, rows, log_position_of(0, segment), epoch, now)
             reserve(self.state, commit)
-            self.heat.add(planned.touched, planned.touched_last - planned.touched_first + 1)
-        hot = {self.state.conversations.name(c): self.state.hot[c].topics for c in self._hot_of(planned)}
-        written = Written(epoch, place_of(0, segment), now, self._stables(planned), hot)
+            self.make_hot.add(planned.touched, planned.touched_last - planned.touched_first + 1)
+        hot = {self.state.conversations.name(c): self.state.hot[c].partitions for c in self._hot_of(planned)}
+        written = Written(epoch, log_position_of(0, segment), now, self._stables(planned), hot)
         return Job(answers_of(requests, planned, written), commit, encoded)
 
     def _hot_of(self, planned: Plan) -> list[int]:
@@ -167,7 +167,7 @@ class Committer:
         table = record_table(made, now).combine_chunks()
         encoded = self.writer.encode(table, now)
         found = read_back(table, self.state.seed)
-        commit = commit_read_back(self.state, place_of(0, encoded.segment), self.writer.epoch, now, found)
+        commit = commit_read_back(self.state, log_position_of(0, encoded.segment), self.writer.epoch, now, found)
         reserve(self.state, commit)
         return Job([], commit, encoded)
 
@@ -177,16 +177,16 @@ class Committer:
         if job.encoded is not None:
             self.writer.put(job.encoded)
 
-    def settle(self, job: Job) -> None:
+    def mark_durable(self, job: Job) -> None:
         """The job is durable: readers may see it."""
         if job.commit is not None and job.encoded is not None:
-            settle(self.state, job.commit, job.encoded.digest)
+            mark_durable(self.state, job.commit, job.encoded.digest)
 
     def commit(self, requests: Sequence[Prepared]) -> list[Appended | Refusal]:
-        """Plan, put and settle: an answer for each request."""
+        """Plan, put and mark durable: an answer for each request."""
         job = self.plan(requests)
         self.put(job)
-        self.settle(job)
+        self.mark_durable(job)
         return job.answers
 
     def locate(self, conv_id: str, low: int, high: int) -> Located:
@@ -195,7 +195,7 @@ class Committer:
 
     @property
     def checkpoint_due(self) -> bool:
-        """Whether enough came since the last checkpoint, from the shard's own log or its sub-topics'."""
+        """Whether enough came since the last checkpoint, from the shard's own log or its partitions'."""
         state = self.state
         return (
             state.frozen is not None

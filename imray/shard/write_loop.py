@@ -1,4 +1,4 @@
-"""The owner of one log: recover, then the write loop. Shards and sub-topics differ only in where numbers come from.
+"""The owner of one log: recover, then the write loop. Shards and partitions differ only in where numbers come from.
 
 Owns the queue and the group commit: one put in flight, what arrives meanwhile is the next; where much waits, the next
 is planned and encoded beside it. What comes back from beside the loop (a put, a settlement, an error) names the
@@ -18,13 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from imray.cluster.committer import Job, Records
-from imray.cluster.queue import CommitQueue, Flight, Waiting
-from imray.cluster.replies import Appended, Refusal, Refused
 from imray.core.errors import CorruptError, FencedError, ImrayError, InvalidError
+from imray.core.replies import Appended, Refusal, Refused
 from imray.log.rows import Prepared, prepare
 from imray.log.schema import from_ipc
 from imray.settings import Settings
+from imray.shard.commit_queue import CommitQueue, Flight, Waiting
+from imray.shard.committer import Job, Records
 
 log = logging.getLogger("imray.owner")
 
@@ -38,7 +38,7 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class Owner(ABC):
+class WriteLoop(ABC):
     """One incarnation after another of a log's writer, in one process.
 
     An error ends an incarnation: its waiting requests are answered "unknown, retry", and a new one reads the log, once
@@ -57,7 +57,7 @@ class Owner(ABC):
         self._incarnation = 0
         self._failure: BaseException | None = None
         """What ended this incarnation, where that was beside the write loop."""
-        self._between: deque[Callable[[], Awaitable[None]]] = deque()
+        self._when_idle: deque[Callable[[], Awaitable[None]]] = deque()
         """To be done once nothing is in flight, before anything else is planned."""
         self._loop_task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -83,7 +83,7 @@ class Owner(ABC):
         """Make a job durable; called in a thread of its own, in the order of the jobs."""
 
     @abstractmethod
-    def _settle(self, job: Job) -> None:
+    def _mark_durable(self, job: Job) -> None:
         """The job is durable; called in the event loop, in the order of the jobs."""
 
     @abstractmethod
@@ -231,18 +231,18 @@ class Owner(ABC):
         """Wait for something that is worth planning now; False where nothing more is to come."""
         ahead = self._settings.rows_to_plan_ahead
 
-        def worth() -> bool:
-            if self._refusal is not None or self._between:
+        def ready_to_plan() -> bool:
+            if self._refusal is not None or self._when_idle:
                 return self._flight is None
             return bool(self._queue) and (self._flight is None or self._queue.rows >= ahead)
 
         while True:
-            await self._until(worth)
+            await self._until(ready_to_plan)
             if self._refusal is not None:
                 return False
-            if not self._between:
+            if not self._when_idle:
                 return True
-            await self._between.popleft()()
+            await self._when_idle.popleft()()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -274,7 +274,9 @@ class Owner(ABC):
         self._wake.set()
         error = asyncio.CancelledError() if put.cancelled() else put.exception()
         if error is None and self._failure is None:
-            self._settle(flight.job)  # posts what it does: an error there ends the incarnation, and takes no ack back
+            self._mark_durable(
+                flight.job
+            )  # posts what it does: an error there ends the incarnation, and takes no ack back
             answers: list[Appended | Refusal | None] = [*flight.job.answers] or [None] * len(flight.taken)
         else:
             self._failure = self._failure or error

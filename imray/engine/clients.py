@@ -1,4 +1,4 @@
-"""The one door to shards and sub-topics: deadlines, retries with the same ids, Ray's errors made plain."""
+"""The one door to shards and partitions: deadlines, retries with the same ids, Ray's errors made plain."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pyarrow as pa
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from imray.cluster import names
-from imray.cluster.appends import AppendClient
-from imray.cluster.asks import AskClient, Door, NoAnswerError
-from imray.cluster.replies import Appended, Located, Refusal, Refused
 from imray.core.blocks import Declined, Granted, Report
 from imray.core.columns import Rows
+from imray.core.replies import Appended, Located, Refusal, Refused
+from imray.deploy import names
+from imray.rpc.appends import AppendClient
+from imray.rpc.asks import AskClient, Door, NoAnswerError
 from imray.settings import Settings
 
 log = logging.getLogger("imray.links")
@@ -133,16 +133,16 @@ class ShardClient(ActorClient):
         """Have a derived file looked at, and made anew if it is damaged. Whether that worked shows when it is read."""
         await self._call("mend", (file,), self._settings.call_timeout_s)
 
-    async def heat(self, conv_id: str, topics: int, deadline: float) -> Refusal | None:
+    async def make_hot(self, conv_id: str, partitions: int, deadline: float) -> Refusal | None:
         """Turn a conversation hot; 0: cold."""
-        return await self._retry(lambda timeout_s: self._call("heat", (conv_id, topics), timeout_s), deadline)
+        return await self._retry(lambda timeout_s: self._call("heat", (conv_id, partitions), timeout_s), deadline)
 
     async def ping(self, timeout_s: float) -> dict[str, Any]:
         return {"shard": self.shard, **await super().ping(timeout_s)}
 
 
 class RayHome(ActorClient):
-    """A home shard, for one of its sub-topics: `imray.cluster.subtopic.HomeLink`."""
+    """A home shard, for one of its partitions: `imray.shard.partition_writer.HomeLink`."""
 
     def __init__(self, namespace: str, shard: int, settings: Settings) -> None:
         super().__init__(namespace, names.shard(shard), settings)
@@ -158,7 +158,7 @@ class RayHome(ActorClient):
         self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
     ) -> Granted | Declined | Refusal:
         """As `HotGroups.ask`, over a connection of its own."""
-        timeout_s = self._settings.topic_deadline_s
+        timeout_s = self._settings.partition_deadline_s
         try:
             if self._asks is None:
                 self._asks = AskClient(self._door(timeout_s))

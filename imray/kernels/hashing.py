@@ -37,8 +37,8 @@ def _load_u64(_typing: Any, data: Any, at: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         array = context.make_array(sig.args[0])(context, builder, args[0])
-        place = cgutils.gep_inbounds(builder, array.data, args[1])
-        word = builder.bitcast(place, ir.IntType(64).as_pointer())
+        log_position = cgutils.gep_inbounds(builder, array.data, args[1])
+        word = builder.bitcast(log_position, ir.IntType(64).as_pointer())
         return builder.load(word, align=1, typ=ir.IntType(64))
 
     return types.uint64(data, types.int64), codegen

@@ -1,6 +1,6 @@
 """What waits for its commit: requests and records in the order they came, bounded, each with whom to answer.
 
-Owns the bounds and the order. Does not own when a commit is made (`imray.cluster.owner`).
+Owns the bounds and the order. Does not own when a commit is made (`imray.shard.write_loop`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from imray.cluster.committer import Job, Records
 from imray.log.rows import Prepared
 from imray.settings import Settings
+from imray.shard.committer import Job, Records
 
 
 @dataclass(slots=True)

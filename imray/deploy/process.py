@@ -10,7 +10,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES_MAX = 256 * 1024 * 1024
 
 
-def settle() -> None:
+def tune_process() -> None:
     """Take what is loaded out of the garbage collector's sight.
 
     A full collection over the objects of the imported libraries stopped every request for 100 ms (measured as p99)."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import ray
 
-from imray.cluster.process import settle
-from imray.cluster.replies import Located
+from imray.core.replies import Located
+from imray.deploy.process import tune_process
 from imray.settings import Settings
 
 _PULLS_AT_ONCE_MAX = 64
@@ -25,7 +25,7 @@ class History:
         module, function = factory.split(":")
         self._reader = getattr(importlib.import_module(module), function)(data, settings)
         self._thread = ThreadPoolExecutor(1, "history")
-        settle()
+        tune_process()
 
     async def ping(self) -> None:
         """Ready."""

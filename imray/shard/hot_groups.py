@@ -1,6 +1,6 @@
 """The hot groups of one incarnation of a home shard: turned hot and cold, their writers watched.
 
-Owns when things happen. What may happen is `imray.core.blocks`; the I/O is `imray.cluster.grants`.
+Owns when things happen. What may happen is `imray.core.blocks`; the I/O is `imray.shard.grants`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
-from imray.cluster.asks import AskServer, Door
-from imray.cluster.committer import Records
-from imray.cluster.grants import Grants
-from imray.cluster.replies import Refusal, Refused
 from imray.core.blocks import Block, Declined, Granted, Report
 from imray.core.columns import Rows
 from imray.core.errors import CorruptError, FencedError, UnavailableError
-from imray.core.routing import TOPICS_MAX
+from imray.core.replies import Refusal, Refused
+from imray.core.routing import PARTITIONS_MAX
+from imray.rpc.asks import AskServer, Door
 from imray.settings import Settings
+from imray.shard.committer import Records
+from imray.shard.grants import Grants
 
 log = logging.getLogger("imray.hot")
 
@@ -47,20 +47,20 @@ class Shard(Protocol):
 
 
 class HotGroups:
-    """What sub-topics and operators ask of a home shard."""
+    """What partitions and operators ask of a home shard."""
 
     def __init__(
         self,
         shard: Shard,
         grants: Grants,
         settings: Settings,
-        start_topics: Callable[[int], Awaitable[None]] | None,
+        start_partitions: Callable[[int], Awaitable[None]] | None,
         host: str,
         fail: Callable[[BaseException], None] | None = None,
     ) -> None:
         """`fail` ends this incarnation of the shard (None: the shard's own)."""
         self._fail_incarnation = shard.fail if fail is None else fail
-        self._shard, self.grants, self._settings, self._start_topics = shard, grants, settings, start_topics
+        self._shard, self.grants, self._settings, self._start_partitions = shard, grants, settings, start_partitions
         self._loop = asyncio.get_running_loop()
         self._server = AskServer(host, self.ask)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -74,8 +74,8 @@ class HotGroups:
     def start(self) -> None:
         """Begin to watch."""
         self._spawn(self._watch())
-        if self.grants.committer.state.topics:
-            self._spawn(self._restart_topics())
+        if self.grants.committer.state.partitions:
+            self._spawn(self._restart_partitions())
 
     async def end(self) -> None:
         """Answer no more asks, and stop watching."""
@@ -108,7 +108,7 @@ class HotGroups:
 
     @property
     def door(self) -> Door:
-        """Where sub-topics ask."""
+        """Where partitions ask."""
         return self._server.door
 
     def ask(self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]) -> Granted | Declined:
@@ -144,13 +144,13 @@ class HotGroups:
             await self._record(self.grants.exact_ceilings())
 
     async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
-        """A sub-topic's segments are durable. None: heard."""
+        """A partition's segments are durable. None: heard."""
         await self._shard.on_state(self.grants.report, slot, epoch, reports)
         self._settled()
         return None
 
     async def register(self, slot: int, epoch: int, segment: int) -> bool:
-        """A sub-topic's new writer has fenced its log. False: it is not the newest."""
+        """A partition's new writer has fenced its log. False: it is not the newest."""
         try:
             lost: list[Block] | None = await self._shard.on_state(self.grants.register, slot, epoch, segment)
         except (FencedError, CorruptError) as e:
@@ -168,19 +168,19 @@ class HotGroups:
                 one.set_result(None)
         self.on_progress()
 
-    async def heat(self, conv_id: str, topics: int, by_rate: bool = False) -> Refusal | None:
-        """Turn a conversation hot, or change how many sub-topics take its sends; None: done, and durable."""
-        if not 1 <= topics <= TOPICS_MAX:
-            return Refusal(Refused.INVALID, f"{topics} sub-topics: 1 to {TOPICS_MAX} are possible")
+    async def make_hot(self, conv_id: str, partitions: int, by_rate: bool = False) -> Refusal | None:
+        """Turn a conversation hot, or change how many partitions take its sends; None: done, and durable."""
+        if not 1 <= partitions <= PARTITIONS_MAX:
+            return Refusal(Refused.INVALID, f"{partitions} partitions: 1 to {PARTITIONS_MAX} are possible")
         async with self._lock:
             try:
-                if self._start_topics is not None:
-                    await self._start_topics(topics)
+                if self._start_partitions is not None:
+                    await self._start_partitions(partitions)
             except UnavailableError as e:
                 return Refusal(Refused.UNAVAILABLE, f"{conv_id!r} stays as it is: {e}")
-            return await self._record(self.grants.heat(conv_id, topics, by_rate))
+            return await self._record(self.grants.make_hot(conv_id, partitions, by_rate))
 
-    async def cool(self, conv_id: str) -> Refusal | None:
+    async def make_cold(self, conv_id: str) -> Refusal | None:
         """Turn a conversation cold: its home shard alone writes it again. None: done, and durable."""
         blocks, state = self.grants.blocks, self.grants.committer.state
         async with self._lock:
@@ -194,7 +194,7 @@ class HotGroups:
             except TimeoutError:
                 blocks.cooling.discard(conv)
                 return Refusal(Refused.UNAVAILABLE, f"{conv_id!r} stays hot: a block is not settled yet")
-            refusal = await self._record(self.grants.cool(conv_id))
+            refusal = await self._record(self.grants.make_cold(conv_id))
             if refusal is None:
                 # Durable is not settled: an ask in a thread of its own may be looked at first, and a block above the
                 # record would make the logs unreadable. After a refusal the record may be durable, too: no more grants.
@@ -229,28 +229,28 @@ class HotGroups:
             found.append(
                 {
                     "conv_id": conversations.name(conv),
-                    "topics": group.topics,
+                    "topics": group.partitions,
                     "head": head,
                     "stable_seq": stable,
                     "lag": head - stable,
                     "grants": len(mine),
                     "oldest_grant_age_s": round(now - oldest.asked_at, 3) if oldest else None,
                     "oldest_grant_slot": oldest.slot if oldest else None,
-                    "rate_per_s": round(committer.heat.rates.get(conv, 0.0)),
+                    "rate_per_s": round(committer.make_hot.rates.get(conv, 0.0)),
                     "voids": self.grants.voids[conversations.name(conv)],
                     "by_rate": group.by_rate,
                 }
             )
         return found
 
-    async def _restart_topics(self) -> None:
-        """After a restart of the shard: its sub-topics may have died with the node."""
+    async def _restart_partitions(self) -> None:
+        """After a restart of the shard: its partitions may have died with the node."""
         state = self.grants.committer.state
-        if state.hot and self._start_topics is not None:
+        if state.hot and self._start_partitions is not None:
             try:
-                await self._start_topics(max(g.topics for g in state.hot.values()))
+                await self._start_partitions(max(g.partitions for g in state.hot.values()))
             except UnavailableError as e:
-                log.warning("sub-topics do not run, the home shard takes their sends: %s", e)
+                log.warning("partitions do not run, the home shard takes their sends: %s", e)
 
     async def _watch(self) -> None:
         next_tick = time.monotonic()
@@ -260,7 +260,7 @@ class HotGroups:
             oldest = await self._shard.on_state(self.grants.blocks.oldest)
             if oldest is not None and now - oldest.asked_at > self._settings.grant_timeout_s:
                 slot, age_s = oldest.slot, now - oldest.asked_at
-                log.warning("sub-topic %d has not written a block for %.1f s: its log is fenced and read", slot, age_s)
+                log.warning("partition %d has not written a block for %.1f s: its log is fenced and read", slot, age_s)
                 lost = await self._shard.on_state(self.grants.fence, slot)
                 self._settled()  # what was found in its log; who waits for it may be the only one who would ask
                 await self._void(lost)
@@ -287,7 +287,7 @@ class HotGroups:
         state = committer.state
 
         def look() -> tuple[list[str], list[str]]:
-            hot, cold = committer.heat.tick(now, set(state.hot))
+            hot, cold = committer.make_hot.tick(now, set(state.hot))
             name = state.conversations.name
             return [name(c) for c in hot], [name(c) for c in cold if state.hot[c].by_rate]
 
@@ -298,9 +298,9 @@ class HotGroups:
     async def _turn(self, hot: list[str], cold: list[str]) -> None:
         for conv_id in hot:
             log.info("%r turns hot by its rate", conv_id)
-            refusal = await self.heat(conv_id, self._settings.hot_topics, by_rate=True)
+            refusal = await self.make_hot(conv_id, self._settings.hot_partitions, by_rate=True)
             if refusal is not None:
                 log.warning("%s", refusal.detail)
         for conv_id in cold:
             log.info("%r turns cold by its rate", conv_id)
-            await self.cool(conv_id)
+            await self.make_cold(conv_id)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from imray.core.hashing import I32, I64
+from imray.kernels.hashing import I32, I64
 
 
 @dataclass
-class Heat:
+class HotDetector:
     """Counts a shard's new messages by conversation and says who crossed a threshold, and stayed there.
 
     Costs what was touched since the last tick, not what there is."""
@@ -56,7 +56,7 @@ class Heat:
 def _sums(touched: list[tuple[I32, I64]]) -> tuple[I32, I64]:
     if not touched:
         return np.empty(0, np.int32), np.empty(0, np.int64)
-    conv, place = np.unique(np.concatenate([c for c, _ in touched]), return_inverse=True)
+    conv, at = np.unique(np.concatenate([c for c, _ in touched]), return_inverse=True)
     total = np.zeros(len(conv), np.int64)
-    np.add.at(total, place, np.concatenate([n for _, n in touched]))
+    np.add.at(total, at, np.concatenate([n for _, n in touched]))
     return conv, total

@@ -1,4 +1,4 @@
-"""From a plan to the answers of its requests. Shards and sub-topics answer alike: they differ in who planned."""
+"""From a plan to the answers of its requests. Shards and partitions answer alike: they differ in who planned."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from imray.cluster.replies import Appended, Firsts, Refusal, Refused
 from imray.core.columns import Plan
+from imray.core.replies import Appended, Firsts, Refusal, Refused
 from imray.core.sequencer import IN_FLIGHT
 from imray.log.rows import Prepared
 
@@ -22,12 +22,12 @@ class Written:
     """Where and when a plan's new rows stand."""
 
     epoch: int
-    place: int
+    log_position: int
     server_ts: int
     stables: np.ndarray
     """One value a row."""
     hot: dict[str, int] = field(default_factory=dict)
-    """How many sub-topics each hot conversation of the plan has."""
+    """How many partitions each hot conversation of the plan has."""
 
 
 def answers_of(requests: Sequence[Prepared], planned: Plan, written: Written) -> list[Appended | Refusal]:
@@ -42,7 +42,7 @@ def answers_of(requests: Sequence[Prepared], planned: Plan, written: Written) ->
         if one:
             answers.append(
                 Appended(
-                    len(request), written.epoch, written.place, written.server_ts, start,
+                    len(request), written.epoch, written.log_position, written.server_ts, start,
                     int(planned.seq[start]), int(written.stables[0]), None, written.hot or None,
                 )
             )  # fmt: skip
@@ -52,7 +52,7 @@ def answers_of(requests: Sequence[Prepared], planned: Plan, written: Written) ->
         stables = written.stables[start:end]
         same = bool((stables == stables[0]).all())
         answer = Appended(
-            len(request), written.epoch, written.place, written.server_ts, new_before,
+            len(request), written.epoch, written.log_position, written.server_ts, new_before,
             planned.seq[start:end], int(stables[0]) if same else stables, firsts, written.hot or None,
         )  # fmt: skip
         new_before += len(request) - (len(firsts.at) if firsts is not None else 0)
@@ -62,17 +62,17 @@ def answers_of(requests: Sequence[Prepared], planned: Plan, written: Written) ->
 
 
 def _firsts(planned: Plan, start: int, end: int, written: Written) -> Firsts | None:
-    if planned.place is None or planned.epoch is None or planned.server_ts is None:
+    if planned.log_position is None or planned.epoch is None or planned.server_ts is None:
         return None
     at = np.flatnonzero(planned.status[start:end])
     if not len(at):
         return None
     rows = at + start
-    here = planned.place[rows] == -1
+    here = planned.log_position[rows] == -1
     return Firsts(
         at,
         planned.status[rows],
-        np.where(here, written.place, planned.place[rows]),
+        np.where(here, written.log_position, planned.log_position[rows]),
         planned.row_in_segment[rows],
         np.where(here, written.epoch, planned.epoch[rows]),
         np.where(here, written.server_ts, planned.server_ts[rows]),

@@ -1,4 +1,4 @@
-"""The owner of a sub-topic's log: it writes messages of hot conversations under numbers that their home shard grants.
+"""The owner of a partition's log: it writes messages of hot conversations under numbers that their home shard grants.
 
 Owns bytes: decoding, encoding, checksums, durability. Does not own numbers or ids: it asks for them once a commit, just
 before it writes, so that a message sent after an ack has the higher number whichever way both took.
@@ -17,22 +17,22 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from imray.cluster.answers import Written, answers_of
-from imray.cluster.committer import Job, Records
-from imray.cluster.owner import Owner, now_ms
-from imray.cluster.replies import Refusal, Refused
 from imray.core.blocks import Declined, Granted, Report
 from imray.core.columns import Plan, Rows
 from imray.core.errors import FencedError, InvalidError, UnavailableError
-from imray.core.routing import log_of, place_of
+from imray.core.replies import Refusal, Refused
+from imray.core.routing import log_of, log_position_of
 from imray.core.sequencer import NEW
-from imray.log.recovery import become_topic_writer
+from imray.log.recovery import become_partition_writer
 from imray.log.rows import Prepared, gather
 from imray.log.schema import segment_table
 from imray.log.segment import GrantNote
 from imray.log.store import Store
 from imray.log.writer import Writer
 from imray.settings import Settings
+from imray.shard.answers import Written, answers_of
+from imray.shard.committer import Job, Records
+from imray.shard.write_loop import WriteLoop, now_ms
 
 _WAIT_S = 0.003
 """Before an ask that was told to wait comes again: about one commit of the home shard."""
@@ -42,7 +42,7 @@ _REPORT_AGAIN_S = 0.2
 
 
 class HomeLink(Protocol):
-    """The home shard as a sub-topic sees it. A Refusal: no answer, outcome unknown."""
+    """The home shard as a partition sees it. A Refusal: no answer, outcome unknown."""
 
     async def register(self, slot: int, epoch: int, segment: int) -> bool | Refusal:
         """As `HotGroups.register`."""
@@ -50,21 +50,21 @@ class HomeLink(Protocol):
     def ask(
         self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
     ) -> Granted | Declined | Refusal:
-        """As `HotGroups.ask`. Blocks: called in the sub-topic's own thread."""
+        """As `HotGroups.ask`. Blocks: called in the partition's own thread."""
 
     async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
         """As `HotGroups.report`."""
 
 
 @dataclass
-class TopicJob(Job):
+class PartitionJob(Job):
     """A job, and what the home shard must hear once it is durable."""
 
     report: Report | None = None
 
 
-class SubTopic(Owner):
-    """One sub-topic of a home shard, for as long as this process has it."""
+class PartitionWriter(WriteLoop):
+    """One partition of a home shard, for as long as this process has it."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class SubTopic(Owner):
         clock_ms: Callable[[], int] = now_ms,
         on_fenced: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(f"sub-topic {slot} of shard {home}", seed, settings, on_fenced)
+        super().__init__(f"partition {slot} of shard {home}", seed, settings, on_fenced)
         self._store, self._home, self.slot, self._link, self._clock_ms = store, home, slot, link, clock_ms
         self._thread = ThreadPoolExecutor(1, f"encode-{log_of(home, slot)}")
         self._writer: Writer | None = None
@@ -94,8 +94,10 @@ class SubTopic(Owner):
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
 
     async def _become_writer(self) -> None:
-        position, writer = await self._off_loop(become_topic_writer, self._store, self._home, self.slot, self._clock_ms)
-        self._writer, self._sequencer, self._reports = writer, position.sequencer, []
+        progress, writer = await self._off_loop(
+            become_partition_writer, self._store, self._home, self.slot, self._clock_ms
+        )
+        self._writer, self._sequencer, self._reports = writer, progress.sequencer, []
         known = await self._link.register(self.slot, writer.epoch, writer.segment)
         if isinstance(known, Refusal):
             raise UnavailableError(known.detail)
@@ -112,9 +114,9 @@ class SubTopic(Owner):
             return self._encode(requests, table, rows, granted)
         if granted.why == "busy":
             busy = Refusal(Refused.BUSY, f"{self.label}: its home shard has no room for more ids: retry later")
-            return TopicJob([busy] * len(requests), None, None)
+            return PartitionJob([busy] * len(requests), None, None)
         moved = Refusal(Refused.MOVED, f"{self.label}: a conversation is not hot any more, its home shard has it")
-        return TopicJob([moved] * len(requests), None, None)
+        return PartitionJob([moved] * len(requests), None, None)
 
     def _ask(self, rows: Rows) -> Granted | Declined:
         assert self._writer is not None
@@ -141,20 +143,22 @@ class SubTopic(Owner):
             raise FencedError(f"{self.label}: a grant of an old incarnation of its home shard", by_home=True)
         planned, now = granted.expanded(), self._clock_ms()
         stables = np.full(len(rows), granted.stable) if isinstance(granted.stable, int) else granted.stable
-        place = place_of(self.slot, self._writer.segment)
+        log_position = log_position_of(self.slot, self._writer.segment)
         if not granted.grant:
-            written = Written(self._writer.epoch, place, now, stables, granted.topics)
-            return TopicJob(answers_of(requests, planned, written), None, None)
+            written = Written(self._writer.epoch, log_position, now, stables, granted.partitions)
+            return PartitionJob(answers_of(requests, planned, written), None, None)
         keep = None if planned.new_rows is None else planned.status == NEW
         new_seq = planned.seq if planned.new_rows is None else planned.seq[planned.new_rows]
         notes = _notes(granted.grant, planned, rows)
         encoded = self._writer.encode(segment_table(table, keep, new_seq, now), now, notes, granted.sequencer)
-        written = Written(self._writer.epoch, place_of(self.slot, encoded.segment), now, stables, granted.topics)
+        written = Written(
+            self._writer.epoch, log_position_of(self.slot, encoded.segment), now, stables, granted.partitions
+        )
         report = Report(granted.grant, encoded.segment, now, encoded.digest)
-        return TopicJob(answers_of(requests, planned, written), None, encoded, report)
+        return PartitionJob(answers_of(requests, planned, written), None, encoded, report)
 
     async def _record(self, records: Records) -> Job:
-        raise InvalidError("a sub-topic's log holds messages only")
+        raise InvalidError("a partition's log holds messages only")
 
     def _put(self, job: Job) -> None:
         assert self._writer is not None
@@ -162,8 +166,8 @@ class SubTopic(Owner):
         if job.encoded is not None:
             self._writer.put(job.encoded)
 
-    def _settle(self, job: Job) -> None:
-        assert isinstance(job, TopicJob)
+    def _mark_durable(self, job: Job) -> None:
+        assert isinstance(job, PartitionJob)
         if job.report is not None:
             with self._reports_lock:
                 self._reports.append(job.report)

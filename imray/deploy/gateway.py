@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import ray
 import uvicorn
 
-from imray.cluster.backend import Backend
-from imray.cluster.process import settle
 from imray.core.errors import InvalidError
+from imray.deploy.process import tune_process
+from imray.engine.engine import Engine
 from imray.log.manifest import Manifest
 from imray.settings import Settings
 
@@ -80,11 +80,11 @@ class Gateway:
     ) -> None:
         module, function = factory.split(":")
         factory_of = getattr(importlib.import_module(module), function)
-        app: App = factory_of(Backend(namespace, manifest, settings), config)
+        app: App = factory_of(Engine(namespace, manifest, settings), config)
         self._listener = _bind_patiently(config.host, config.port)
         self._server = server(app, settings)
         _allow_descriptors()
-        settle()
+        tune_process()
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="http", daemon=True)
         self._thread.start()
 

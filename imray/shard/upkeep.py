@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from imray.cluster.committer import Committer
 from imray.core.errors import CorruptError, DerivedError, StorageError, UnavailableError
 from imray.log import checkpoint
 from imray.log.remake import remake
 from imray.log.sealed import SealedInterval, remove
 from imray.settings import Settings
+from imray.shard.committer import Committer
 
 log = logging.getLogger("imray.upkeep")
 

@@ -1,4 +1,4 @@
-"""Asks and their answers over one TCP connection for each sub-topic, beside Ray.
+"""Asks and their answers over one TCP connection for each partition, beside Ray.
 
 Measured: a Ray call costs the actor that answers it 1 to 4 ms of CPU here, whatever is in it; the work of an ask is a
 tenth of that, and the home shard's CPU bounds a hot group. So Ray says where the home shard listens, and asks go there
@@ -29,7 +29,7 @@ _BACKLOG = 128
 _ACCEPT_AGAIN_S = 0.05
 _HANDSHAKE_S = 10.0
 _CONNECTIONS_MAX = 256
-"""One for each sub-topic of a shard, and those of their predecessors."""
+"""One for each partition of a shard, and those of their predecessors."""
 _LOOKS_A_HANDSHAKE = 4
 
 
@@ -135,7 +135,7 @@ class AskServer:
         except AuthenticationError:
             log.warning("a connection without the key was refused")
         except (EOFError, OSError):
-            pass  # the sub-topic is gone, or we are; it asks again
+            pass  # the partition is gone, or we are; it asks again
         finally:
             with self._lock:
                 self._connections.discard(connection)

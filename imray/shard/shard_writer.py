@@ -14,26 +14,26 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from imray.cluster.committer import Committer, Job, Records, located
-from imray.cluster.grants import Grants
-from imray.cluster.hot import HotGroups
-from imray.cluster.owner import Owner, now_ms
-from imray.cluster.replies import Located, Refusal, Refused
-from imray.cluster.upkeep import Upkeep, UpkeepThreads
 from imray.core.errors import StorageError
+from imray.core.replies import Located, Refusal, Refused
 from imray.log.recovery import Readable
 from imray.log.rows import Prepared
 from imray.log.store import Store
 from imray.settings import Settings
+from imray.shard.committer import Committer, Job, Records, located
+from imray.shard.grants import Grants
+from imray.shard.hot_groups import HotGroups
+from imray.shard.upkeep import Upkeep, UpkeepThreads
+from imray.shard.write_loop import WriteLoop, now_ms
 
-StartTopics = Callable[[int], Awaitable[None]]
-"""Make the sub-topics 1 .. n run; UnavailableError where they cannot."""
+StartPartitions = Callable[[int], Awaitable[None]]
+"""Make the partitions 1 .. n run; UnavailableError where they cannot."""
 _NOTES_KEPT = 20
 _CLOSE_TIMEOUT_S = 5.0
 """For the grants of a shard that stops in good order to be settled: they are, or their writer is fenced, sooner."""
 
 
-class Home(Owner):
+class ShardWriter(WriteLoop):
     """One shard, for as long as this process has it."""
 
     def __init__(
@@ -44,12 +44,12 @@ class Home(Owner):
         settings: Settings,
         clock_ms: Callable[[], int] = now_ms,
         on_fenced: Callable[[], None] = lambda: None,
-        start_topics: StartTopics | None = None,
+        start_partitions: StartPartitions | None = None,
         host: str = "127.0.0.1",
     ) -> None:
-        """`host`: the address at which sub-topics reach this process."""
+        """`host`: the address at which partitions reach this process."""
         super().__init__(f"shard {shard}", seed, settings, on_fenced)
-        self._store, self.shard, self._clock_ms, self._start_topics = store, shard, clock_ms, start_topics
+        self._store, self.shard, self._clock_ms, self._start_partitions = store, shard, clock_ms, start_partitions
         self._host = host
         self._thread = ThreadPoolExecutor(1, f"commit-{shard}")
         self._upkeep_threads = UpkeepThreads(shard)
@@ -76,7 +76,7 @@ class Home(Owner):
         committer: Committer = await self.on_state(Committer.open, *args)
         try:
             grants: Grants = await self.on_state(Grants.open, committer)
-            hot = HotGroups(self, grants, self._settings, self._start_topics, self._host, fail)
+            hot = HotGroups(self, grants, self._settings, self._start_partitions, self._host, fail)
         except BaseException as e:
             committer.writer.close()
             if isinstance(e, StorageError):
@@ -98,7 +98,7 @@ class Home(Owner):
         self._committer = None  # what an earlier incarnation knew is older
 
     def _when_quiet(self, do: Callable[[], Awaitable[None]]) -> None:
-        self._between.append(do)
+        self._when_idle.append(do)
         self._wake.set()
 
     async def _plan(self, requests: list[Prepared]) -> Job:
@@ -113,9 +113,11 @@ class Home(Owner):
         assert self._committer is not None
         self._committer.put(job)
 
-    def _settle(self, job: Job) -> None:
+    def _mark_durable(self, job: Job) -> None:
         assert self._committer is not None
-        settled = asyncio.get_running_loop().run_in_executor(self._thread, self.locked, self._committer.settle, job)
+        settled = asyncio.get_running_loop().run_in_executor(
+            self._thread, self.locked, self._committer.mark_durable, job
+        )
         settled.add_done_callback(partial(self._settled, self._incarnation))
 
     def _settled(self, incarnation: int, settled: asyncio.Future[None]) -> None:
@@ -132,7 +134,7 @@ class Home(Owner):
         return True
 
     async def _end_incarnation(self) -> None:
-        self._between.clear()
+        self._when_idle.clear()
         if self.hot is not None:
             await self.hot.end()
         if self._upkeep is not None:
@@ -141,7 +143,7 @@ class Home(Owner):
             self._committer.writer.close()
 
     async def stop(self) -> None:
-        """As `Owner.stop`; a hot group's ceiling is taken back to its head, so that the next start voids nothing."""
+        """As `WriteLoop.stop`; hot groups' ceilings are taken back to their heads, so the next start voids nothing."""
         if self.hot is not None and self._refusal is None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.hot.close(), _CLOSE_TIMEOUT_S)
@@ -168,7 +170,7 @@ class Home(Owner):
         if readable is None:
             return None
         state = readable.state
-        if not readable.topics_read and state.conversations.index(conv_id) in state.hot:
+        if not readable.partitions_read and state.conversations.index(conv_id) in state.hot:
             return None
         return located(state, conv_id, low, high) if readable.is_current(self._store, self.shard) else None
 

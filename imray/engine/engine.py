@@ -11,13 +11,13 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from imray.cluster import names
-from imray.cluster.batcher import Batcher, Outcome, Send
-from imray.cluster.links import ActorClient, ShardClient
-from imray.cluster.replies import Appended, Located, Refusal, Refused
-from imray.cluster.ways import Ways
 from imray.core.errors import CorruptError, DerivedError
+from imray.core.replies import Appended, Located, Refusal, Refused
 from imray.core.routing import home_of, shard_of
+from imray.deploy import names
+from imray.engine.batcher import Batcher, Outcome, Send
+from imray.engine.clients import ActorClient, ShardClient
+from imray.engine.hot_routes import HotRoutes
 from imray.log.manifest import Manifest
 from imray.settings import Settings
 
@@ -25,14 +25,14 @@ _SEQ_MAX = 2**63 - 1
 _READY_TIMEOUT_S = 2.0
 
 
-class Backend:
+class Engine:
     """The engine as a gateway sees it. Belongs to one event loop."""
 
     def __init__(self, namespace: str, manifest: Manifest, settings: Settings) -> None:
         self.manifest, self.settings, self._namespace = manifest, settings, namespace
         self._clients = [ShardClient(namespace, i, settings) for i in range(manifest.shards)]
         self._batchers = [Batcher(client, settings) for client in self._clients]
-        self._ways = Ways(namespace, settings)
+        self._hot_routes = HotRoutes(namespace, settings)
 
     def shard_of(self, conv_id: str) -> int:
         """The shard that owns a conversation."""
@@ -41,15 +41,15 @@ class Backend:
     async def send(self, send: Send) -> Outcome:
         """One message; gathered with others that take the same way."""
         home = self.shard_of(send.conv_id)
-        log = self._ways.of(home, send.conv_id, send.topic or send.sender)
+        log = self._hot_routes.log_for(home, send.conv_id, send.topic or send.sender)
         unknown = False
         if log != home:
-            outcome = await self._ways.topic(log).send(send)
-            if self._ways.arrived(log, outcome.answer, [send.conv_id]):
+            outcome = await self._hot_routes.topic(log).send(send)
+            if self._hot_routes.is_final(log, outcome.answer, [send.conv_id]):
                 return outcome
             unknown = _maybe_written(outcome.answer)
         answer, row = await self._batchers[home].send(send)
-        self._ways.learn(answer, [send.conv_id])
+        self._hot_routes.update(answer, [send.conv_id])
         return Outcome(_after(unknown, answer), row)
 
     def ways(self, batch: pa.RecordBatch) -> np.ndarray:
@@ -59,10 +59,10 @@ class Backend:
         found = conv.dictionary.to_pylist()
         logs = np.fromiter(map(self.shard_of, found), np.int64, len(found))
         for i, name in enumerate(found):
-            if name in self._ways.hot:
+            if name in self._hot_routes.hot:
                 row = int(np.argmax(conv.indices.to_numpy() == i))
                 key = batch.column("topic")[row].as_py() or batch.column("sender")[row].as_py()
-                logs[i] = self._ways.of(int(logs[i]), name, key)
+                logs[i] = self._hot_routes.log_for(int(logs[i]), name, key)
         return logs
 
     async def send_batches(self, batches: dict[int, pa.RecordBatch]) -> dict[int, Appended | Refusal]:
@@ -74,18 +74,18 @@ class Backend:
         home, slot = home_of(log)
         unknown = False
         if slot:
-            answer = await self._ways.topic(log).send_batch(batch)
-            if self._ways.arrived(log, answer, batch.column("conv_id").dictionary.to_pylist()):
+            answer = await self._hot_routes.topic(log).send_batch(batch)
+            if self._hot_routes.is_final(log, answer, batch.column("conv_id").dictionary.to_pylist()):
                 return answer
             unknown = _maybe_written(answer)
         answer = await self._batchers[home].send_batch(batch)
-        if self._ways.hot or (isinstance(answer, Appended) and answer.hot):
-            self._ways.learn(answer, batch.column("conv_id").dictionary.to_pylist())
+        if self._hot_routes.hot or (isinstance(answer, Appended) and answer.hot):
+            self._hot_routes.update(answer, batch.column("conv_id").dictionary.to_pylist())
         return _after(unknown, answer)
 
-    async def heat(self, conv_id: str, topics: int) -> Refusal | None:
-        """Spread a conversation over sub-topics; 0: its home shard alone writes it again. None: done, and durable."""
-        return await self._client(conv_id).heat(conv_id, topics, self._deadline())
+    async def make_hot(self, conv_id: str, partitions: int) -> Refusal | None:
+        """Spread a conversation over partitions; 0: its home shard alone writes it again. None: done, and durable."""
+        return await self._client(conv_id).make_hot(conv_id, partitions, self._deadline())
 
     async def head(self, conv_id: str) -> Located | Refusal:
         """Where a conversation stands."""
@@ -123,12 +123,12 @@ class Backend:
 
     async def status(self) -> list[dict[str, Any]]:
         """Each shard's figures; one that does not answer has the reason as its `state`. One with hot groups has those
-        of its sub-topics under `topics`."""
+        of its partitions under `topics`."""
         shards = list(await asyncio.gather(*(c.ping(_READY_TIMEOUT_S) for c in self._clients)))
         for home, figures in enumerate(shards):
             slots = range(1, 1 + max((group["topics"] for group in figures.get("hot", ())), default=0))
             if slots:
-                clients = [ActorClient(self._namespace, names.topic(home, slot), self.settings) for slot in slots]
+                clients = [ActorClient(self._namespace, names.partition(home, slot), self.settings) for slot in slots]
                 figures["topics"] = list(await asyncio.gather(*(c.ping(_READY_TIMEOUT_S) for c in clients)))
         return shards
 
@@ -144,5 +144,5 @@ def _maybe_written(answer: Appended | Refusal) -> bool:
 
 
 def _after(unknown: bool, answer: Appended | Refusal) -> Appended | Refusal:
-    """The home shard's answer; `unknown`: a try at a sub-topic before may have been executed."""
+    """The home shard's answer; `unknown`: a try at a partition before may have been executed."""
     return answer.after_unknown() if unknown and isinstance(answer, Refusal) else answer

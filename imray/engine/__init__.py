@@ -1,0 +1,1 @@
+"""The gateway's side of the engine: routing, batching, retries."""

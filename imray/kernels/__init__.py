@@ -1,0 +1,1 @@
+"""Compiled loops over columns (numba) and hashing. Pure: numbers in, numbers out."""

@@ -1,0 +1,1 @@
+"""Who writes a log: shards and their partitions, each with its write loop."""
