@@ -18,7 +18,7 @@ from imray.core.fold import mark_durable, reserve
 from imray.core.routing import log_position_of
 from imray.core.sequencer import commit_of, plan
 from imray.core.state import HotGroup, ShardState
-from imray.kernels.hashing import I32, I64
+from imray.kernels.arrays import I32, I64
 
 OUTSTANDING_MAX = 4
 """Grants of one partition that are not known to be settled: one being written, one asked beside it, and reports on

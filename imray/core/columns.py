@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from imray.core.dedup import SealedIds
-from imray.kernels.hashing import I32, I64, U8, U64
+from imray.kernels.arrays import I32, I64, U8, U64
 
 
 @dataclass(frozen=True)

@@ -8,64 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from imray.core.dedup import log_position, slots_for
-from imray.kernels.hashing import I32, I64, U8, U64, hash_rows, jit
-
-_FREE = np.uint64(0)
-_TAG = np.uint64(0xFFFFFFFF00000000)
-_ENTRY = np.uint64(0xFFFFFFFF)
-
-
-@jit
-def _same(a: U8, a0: int, a1: int, b: U8, b0: int, b1: int) -> bool:
-    if a1 - a0 != b1 - b0:
-        return False
-    for i in range(a1 - a0):  # noqa: SIM110 numba compiles the loop, not the generator
-        if a[a0 + i] != b[b0 + i]:
-            return False
-    return True
-
-
-@jit
-def _find(keys: U64, data: U8, offs: I32, slots: U64, text: U8, ends: I64) -> I32:
-    out = np.full(len(keys), -1, np.int32)
-    mask = np.uint64(len(slots) - 1)
-    for i in range(len(keys)):
-        at = keys[i] & mask
-        while slots[at] != _FREE:
-            if slots[at] & _TAG == keys[i] & _TAG:
-                e = np.int64(slots[at] & _ENTRY) - 1
-                if _same(text, ends[e], ends[e + 1], data, np.int64(offs[i]), np.int64(offs[i + 1])):
-                    out[i] = e
-                    break
-            at = (at + np.uint64(1)) & mask
-    return out
-
-
-@jit
-def _append(text: U8, ends: I64, count: int, data: U8, offs: I32, which: I32) -> None:
-    for i in range(len(which)):
-        a = np.int64(offs[which[i]])
-        n = np.int64(offs[which[i] + 1]) - a
-        for j in range(n):
-            text[ends[count + i] + j] = data[a + j]
-        ends[count + i + 1] = ends[count + i] + n
-
-
-@jit
-def assign_new(local: I32, known: I32, next_index: int) -> I32:
-    """Give unknown conversations (known[k] < 0) indices from `next_index` in the order their rows appear.
-
-    `known` is filled in place; returned: the local indices of the new ones in that order."""
-    fresh = np.empty(len(known), np.int32)
-    n = 0
-    for i in range(len(local)):
-        k = local[i]
-        if known[k] < 0:
-            known[k] = next_index + n
-            fresh[n] = k
-            n += 1
-    return fresh[:n]
+from imray.kernels.arrays import I32, I64, U8
+from imray.kernels.hashing import hash_rows
+from imray.kernels.id_table import insert_entries, slots_for
+from imray.kernels.names import append_names, find_names
 
 
 class Conversations:
@@ -86,7 +32,7 @@ class Conversations:
 
     def find(self, data: U8, offsets: I32) -> I32:
         """The index of each name data[offsets[i]:offsets[i+1]] (UTF-8), -1 for an unknown one."""
-        return _find(hash_rows(data, offsets), data, offsets, self._slots, self._text, self._ends)
+        return find_names(hash_rows(data, offsets), data, offsets, self._slots, self._text, self._ends)
 
     def index(self, conv_id: str) -> int:
         """The index of one name, or -1."""
@@ -104,15 +50,15 @@ class Conversations:
         a, b = self.count, self.count + len(which)
         more_bytes = int((offsets[which + 1] - offsets[which]).sum())
         self._reserve(b, int(self._ends[a]) + more_bytes)
-        _append(self._text, self._ends, a, data, offsets, which)
+        append_names(self._text, self._ends, a, data, offsets, which)
         keys = hash_rows(data, offsets)[which]
         self._keys[a:b] = keys
         self.count = b
         if 2 * b > len(self._slots):
             self._slots = slots_for(len(self._keys))
-            log_position(self._keys[:b], self._slots, 0)
+            insert_entries(self._keys[:b], self._slots, 0)
         else:
-            log_position(keys, self._slots, a)
+            insert_entries(keys, self._slots, a)
 
     def _reserve(self, count: int, text_bytes: int) -> None:
         if count > len(self._keys):

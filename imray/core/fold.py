@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from imray.core.columns import Commit, Control, Rows
-from imray.core.conversations import assign_new
 from imray.core.dedup import IdTable, SealedIds
 from imray.core.errors import FencedError, InvalidError
 from imray.core.postings import Postings
 from imray.core.routing import segment_of, slot_of
-from imray.core.sequencer import number
 from imray.core.state import HotGroup, LogProgress, ShardState
-from imray.kernels.hashing import I32, I64
+from imray.kernels.arrays import I32, I64
+from imray.kernels.numbering import assign_new, number
 
 _FEW = 16
 """Up to so many a loop is faster than numpy's set functions (60 us a call, and a block has one conversation)."""

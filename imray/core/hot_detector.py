@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from imray.kernels.hashing import I32, I64
+from imray.kernels.arrays import I32, I64
 
 
 @dataclass

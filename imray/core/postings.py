@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from imray.core.routing import slot_of
-from imray.kernels.hashing import I32, I64
+from imray.kernels.arrays import I32, I64
 
 
 @dataclass(frozen=True)

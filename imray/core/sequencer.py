@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from imray.core.columns import Commit, First, Located, Plan, Rows
-from imray.core.conversations import assign_new
-from imray.core.dedup import IdTable, SealedIds, first_in_batch, slots_for
+from imray.core.dedup import IdTable, SealedIds
 from imray.core.routing import slot_of
 from imray.core.state import ShardState
-from imray.kernels.hashing import I32, I64, jit
+from imray.kernels.arrays import I32, I64, U8, U32
+from imray.kernels.id_table import first_in_batch, slots_for
+from imray.kernels.numbering import assign_new, number
 
 NEW = 0
 DUPLICATE = 1
@@ -26,20 +27,6 @@ WAITING = 5
 """The id may have been sent before, and a file that says so is being made anew: to be sent again."""
 
 _THIS_SEGMENT = -1
-
-
-@jit
-def number(conv: I32, status: np.ndarray, heads: I64, counts: I32, seq: I64, touched: I32) -> int:
-    n = 0
-    for i in range(len(conv)):
-        if status[i] == 0:
-            c = conv[i]
-            if counts[c] == 0:
-                touched[n] = c
-                n += 1
-            counts[c] += 1
-            seq[i] = heads[c] + counts[c]
-    return n
 
 
 def locate(state: ShardState, rows: Rows) -> Located:
@@ -119,9 +106,9 @@ def _from_table(
     entry: I32,
     rows: Rows,
     slot: int,
-    status: np.ndarray,
+    status: U8,
     seq: I64,
-    row: np.ndarray,
+    row: U32,
     log_position: I64,
     epoch: I64,
     server_ts: I64,

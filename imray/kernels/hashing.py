@@ -8,20 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba as nb
 import numpy as np
-import numpy.typing as npt
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-U64 = npt.NDArray[np.uint64]
-I64 = npt.NDArray[np.int64]
-U32 = npt.NDArray[np.uint32]
-I32 = npt.NDArray[np.int32]
-U8 = npt.NDArray[np.uint8]
-
-jit = nb.njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)
+from imray.kernels.arrays import I32, U8, U64
+from imray.kernels.arrays import I64 as I64  # tests/simulation imports it from here
+from imray.kernels.compiler import jit
 
 # XXH64's primes, https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
 _P1 = np.uint64(0x9E3779B185EBCA87)

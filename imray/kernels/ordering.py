@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from imray.kernels.hashing import I64, U64, jit
+from imray.kernels.arrays import I64, U64
+from imray.kernels.compiler import jit
 
 
 @jit

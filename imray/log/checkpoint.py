@@ -20,7 +20,7 @@ from imray.core.errors import CorruptError, DerivedError, StorageError
 from imray.core.intervals import Interval, sealed_prefix
 from imray.core.postings import Postings
 from imray.core.state import HotGroup, LogProgress, ShardState
-from imray.kernels.hashing import I64, U8
+from imray.kernels.arrays import I64, U8
 from imray.log import digest as digests
 from imray.log.reader import read_segment
 from imray.log.schema import body_parts

@@ -16,7 +16,7 @@ from imray.core.columns import First, Located, Rows
 from imray.core.errors import CorruptError, DerivedError, StorageError
 from imray.core.routing import offset_of
 from imray.core.sequencer import UNREADABLE, WAITING
-from imray.kernels.hashing import I64
+from imray.kernels.arrays import I64
 from imray.log.reader import read_segment
 from imray.log.schema import id_words, payload_fingerprints
 from imray.log.sealed import SealedInterval

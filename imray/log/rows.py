@@ -14,7 +14,8 @@ from imray.core.errors import CorruptError, InvalidError
 from imray.core.fold import ReadBack, check_sequencer, commit_read_back
 from imray.core.routing import home_of, log_position_of
 from imray.core.state import ShardState
-from imray.kernels.hashing import U64, hash_rows, id_fingerprints
+from imray.kernels.arrays import U64
+from imray.kernels.hashing import hash_rows, id_fingerprints
 from imray.log.schema import (
     KIND_COLD,
     KIND_HOT,

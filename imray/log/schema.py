@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from imray.core.errors import InvalidError
 from imray.core.ids import ID_BYTES
-from imray.kernels.hashing import U64, keyed_hash_rows, mix_keys
+from imray.kernels.arrays import U64
+from imray.kernels.hashing import keyed_hash_rows, mix_keys
 
 SCHEMA_VERSION = 1
 KIND_MESSAGE = 0

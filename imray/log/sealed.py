@@ -25,7 +25,7 @@ from imray.core.dedup import RELEASED, BlockedBloom, IdTable
 from imray.core.errors import CorruptError, DerivedError, StorageError
 from imray.core.intervals import Interval
 from imray.core.postings import Postings
-from imray.kernels.hashing import U64
+from imray.kernels.arrays import U64
 from imray.kernels.ordering import gather, order_of
 from imray.log import digest as digests
 from imray.log.segment import META_KEY, encode_parquet, read_meta

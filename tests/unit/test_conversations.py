@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from imray.core import conversations as module
-from imray.core.conversations import Conversations, assign_new
+from imray.core.conversations import Conversations
+from imray.kernels.numbering import assign_new
 
 
 def _columns(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +40,7 @@ def test_against_a_dict_while_it_grows() -> None:
 @pytest.mark.parametrize("key", [0, 1, 2**64 - 1, 0xFFFFFFFF00000000])
 def test_two_names_with_one_key_stay_two(monkeypatch: pytest.MonkeyPatch, key: int) -> None:
     """Keys are no secret: somebody may choose names that collide."""
-    find = module._find
+    find = module.find_names
     monkeypatch.setattr(module, "hash_rows", lambda _data, offsets: np.full(len(offsets) - 1, key, np.uint64))
     conversations, names = Conversations(), [f"n{i}" for i in range(100)]
     for name in names:
@@ -47,7 +48,7 @@ def test_two_names_with_one_key_stay_two(monkeypatch: pytest.MonkeyPatch, key: i
     assert [conversations.index(n) for n in names] == list(range(100))
     assert conversations.index("n100") == -1
     assert conversations.index("n") == -1
-    assert find is module._find
+    assert find is module.find_names
 
 
 def test_only_chosen_names_are_added() -> None:

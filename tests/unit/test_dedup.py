@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from imray.core.dedup import BlockedBloom, IdTable, first_in_batch, slots_for
+from imray.core.dedup import BlockedBloom, IdTable
+from imray.kernels.id_table import first_in_batch, slots_for
 from tests.unit.batches import random_fps
 
 

@@ -147,7 +147,7 @@ def test_read_back_equals_live() -> None:
     live, back = ShardState(SEED), ShardState(SEED)
     _commit(live, _m("a", 1), _m("b", 1), _m("a", 2))
     _read_back(back, [1, 1, 2], _m("a", 1), _m("b", 1), _m("a", 2))
-    for name in ("fps", "conv", "seq", "payload", "place", "row"):
+    for name in ("fps", "conv", "seq", "payload", "log_position", "row"):
         assert np.array_equal(getattr(live.recent, name)[:3], getattr(back.recent, name)[:3])
     assert live.postings.spans(0, 1, 9) == back.postings.spans(0, 1, 9) == [(1, 1, 2)]
 

@@ -19,8 +19,10 @@ _CORE_MAY_IMPORT = {
     *("__future__", "abc", "array", "base64", "binascii", "bisect", "collections", "copy", "dataclasses", "enum"),
     *("functools", "hashlib", "heapq", "itertools", "math", "operator", "re", "string", "struct", "types", "typing"),
     *("uuid", "zlib"),  # uuid to read one: making one is random, see _IMPURE
-    *("numpy", "numba", "llvmlite", "xxhash", "msgspec", "imray"),
+    *("numpy", "xxhash", "msgspec", "imray"),
 }
+_KERNELS_MAY_IMPORT = _CORE_MAY_IMPORT | {"numba", "llvmlite"}
+_PURE = {"imray.core": _CORE_MAY_IMPORT, "imray.kernels": _KERNELS_MAY_IMPORT}
 _IMPURE = re.compile(r"\b(uuid[1-8]\(|(datetime|date)\.(now|utcnow|today)|np\.random|numpy\.random|open\()")
 
 _ARROWS = {
@@ -111,7 +113,7 @@ def _wrong_arrow(part: str, module: str) -> bool:
     target = _part(module)
     if target is None or target in (part, "imray"):
         # plain `imray` is its version and its settings; core is pure and knows neither
-        return part in ("imray.core", "imray.kernels") and target == "imray"
+        return part in _PURE and target == "imray"
     if part == "imray":
         return target != "imray.core"
     return target not in _ARROWS[part]
@@ -152,14 +154,14 @@ def test_core_is_pure() -> None:
     impure = [
         f"{_name(path)}:{line} imports {module}"
         for path, part, imports in _house()
-        if part in ("imray.core", "imray.kernels")
+        if part in _PURE
         for line, module in imports
-        if module.split(".")[0] not in _CORE_MAY_IMPORT
+        if module.split(".")[0] not in _PURE[part]
     ]
     impure += [
         f"{_name(path)}: {found[0]}"
         for path, part, _ in _house()
-        if part in ("imray.core", "imray.kernels")
+        if part in _PURE
         for found in _IMPURE.finditer(path.read_text())
     ]
     assert impure == []

@@ -1,0 +1,13 @@
+"""The array types of the columns, by their items."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+U32 = npt.NDArray[np.uint32]
+I32 = npt.NDArray[np.int32]
+U8 = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
