@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.resources
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
@@ -46,14 +45,14 @@ class Finding:
     kind: str
     total: int
     columns: list[str] = field(default_factory=list)
-    rows: list[list[Any]] = field(default_factory=list)
+    rows: list[list[object]] = field(default_factory=list)
 
     @property
     def violated(self) -> bool:
         """Whether a promise is broken."""
         return self.kind == "violation" and self.total > 0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """For JSON."""
         return {
             "name": self.name,
@@ -89,7 +88,7 @@ class AuditReport:
     def __getitem__(self, name: str) -> Finding:
         return next(f for f in self.findings if f.name == name)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """For JSON."""
         return {"ok": self.ok, "segments": self.segments, "findings": [f.to_dict() for f in self.findings]}
 
@@ -137,7 +136,7 @@ def run(data: Path | str, settings: Settings | None = None) -> AuditReport:
         verifier.unchanged(found)
     except CorruptError as e:
         faults.append(e)
-    rows = [[e.file, e.where, e.check] for e in faults[:_ROWS_SHOWN_MAX]]
+    rows: list[list[object]] = [[e.file, e.where, e.check] for e in faults[:_ROWS_SHOWN_MAX]]
     corrupt = Finding("corrupt", _CORRUPT_TITLE, "violation", len(faults), ["file", "place", "check"], rows)
     return AuditReport(len(found), [corrupt, *findings])
 
@@ -180,12 +179,12 @@ def _ask(connection: duckdb.DuckDBPyConnection, question: Question) -> Finding:
     return Finding(question.name, question.title, question.kind, total, found.column_names, rows)
 
 
-def _jsonable(value: Any) -> Any:
+def _jsonable(value: object) -> object:
     if isinstance(value, list):
         return [_jsonable(v) for v in value]
     return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
 
 
-def _printable(value: Any) -> str:
+def _printable(value: object) -> str:
     """Text that cannot steer a terminal: names are users' text."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from analytics.checks import check_chain, check_checkpoint, check_digest, check_postings, check_segment
 from imray.core.errors import CorruptError, DerivedError, InvalidError
@@ -26,6 +26,7 @@ from imray.log.segment import SegmentMeta, segment_name, segment_number, segment
 from imray.log.store import LocalStore
 
 T = TypeVar("T")
+Meta = TypeVar("Meta", covariant=True)
 
 _REMEMBERED_MAX = 200_000
 """Files; about 1 KB of memory each."""
@@ -41,14 +42,14 @@ Identity = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Verified(Generic[T]):
+class Verified(Generic[Meta]):
     """A file whose every byte was checked, what it is, and what it said of itself."""
 
     name: str
     path: Path
     identity: Identity
     digest: bytes
-    meta: T
+    meta: Meta
 
     @property
     def bytes(self) -> int:
@@ -68,7 +69,7 @@ class Verifier:
         self.data = Path(data)
         self.store = LocalStore(self.data)
         self._remembered_max = remembered_max
-        self._known: OrderedDict[str, Verified] = OrderedDict()
+        self._known: OrderedDict[str, Verified[object]] = OrderedDict()
         self._lock = Lock()
 
     def manifest(self) -> Manifest:
@@ -97,7 +98,7 @@ class Verifier:
         except CorruptError as e:
             raise DerivedError(name, e.check) from e
 
-    def unchanged(self, files: Iterable[Verified]) -> None:
+    def unchanged(self, files: Iterable[Verified[object]]) -> None:
         """CorruptError where a file is not the one that was verified: what was read between may be wrong."""
         for file in files:
             if self._identity(file.name) != file.identity:
@@ -262,7 +263,7 @@ class Verifier:
     def _verified(self, name: str, check: Callable[[memoryview, str], tuple[bytes, T]]) -> Verified[T]:
         known = self._known.get(name)
         if known is not None and known.identity == self._identity(name):
-            return known
+            return cast(Verified[T], known)
         path = self.data / name
         try:
             with path.open("rb") as file:

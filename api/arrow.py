@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -159,7 +160,7 @@ def _fits(kind: pa.DataType, name: str) -> bool:
     if number == _NULL:
         return True
     if name == "client_ts":
-        return pa.types.is_integer(kind) or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
+        return bool(pa.types.is_integer(kind) or pa.types.is_timestamp(kind) or pa.types.is_date(kind))
     if number == _DICTIONARY_TYPE:
         number = kind.value_type.id
         if number in _VIEWS:
@@ -193,15 +194,16 @@ def _check_lengths(table: pa.Table, settings: Settings) -> None:
         raise ProblemError(413, "too-large", detail)
 
 
-def _largest(lengths: np.ndarray) -> int:
+def _largest(lengths: npt.NDArray[np.integer]) -> int:
     return int(lengths.max(initial=0))
 
 
-def _lengths(values: pa.Array) -> np.ndarray:
+def _lengths(values: pa.Array) -> npt.NDArray[np.integer]:
     """Bytes of each value; of nulls whatever, or nothing."""
     kind = values.type
     if kind.id == _DICTIONARY_TYPE:
-        return _lengths(values.dictionary)[values.indices.drop_null().to_numpy()]
+        chosen: npt.NDArray[np.integer] = _lengths(values.dictionary)[values.indices.drop_null().to_numpy()]
+        return chosen
     if kind.id == _FIXED:
         return np.broadcast_to(np.int64(kind.byte_width), len(values))  # takes no memory
     if kind.id in _VIEWS:
@@ -211,7 +213,9 @@ def _lengths(values: pa.Array) -> np.ndarray:
         lengths = np.frombuffer(values.buffers()[1], np.int32, 4 * len(values), 16 * values.offset)[::4]
         return np.maximum(lengths, 0)  # negative ones are refused later: they must not make the sum smaller
     lengths = pc.binary_length(values)
-    return (pc.fill_null(lengths, 0) if lengths.null_count else lengths).to_numpy(zero_copy_only=False)
+    counted = pc.fill_null(lengths, 0) if lengths.null_count else lengths
+    plain: npt.NDArray[np.integer] = counted.to_numpy(zero_copy_only=False)
+    return plain
 
 
 def _column(table: pa.Table, field: pa.Field, caller: Caller) -> pa.Array:

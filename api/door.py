@@ -38,7 +38,8 @@ class RawRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             params = {name: decode(name, text) for name, text in request.path_params.items()}
-            return await endpoint(**params, request=request)
+            response: Response = await endpoint(**params, request=request)
+            return response
 
         return handle
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
@@ -27,8 +28,8 @@ _CONFLICT_DETAIL = "the id was used with another payload; conv_seq is the first 
 class Outcomes:
     """One value a message and column; numbers stand where `status` is 200, 201 or 409."""
 
-    status: np.ndarray
-    columns: dict[str, np.ndarray]
+    status: npt.NDArray[np.uint16]
+    columns: dict[str, npt.NDArray[np.int64]]
     details: dict[int, str]
     """By status, for those that failed."""
 
@@ -37,7 +38,7 @@ class Outcomes:
         cls,
         rows: int,
         answers: Mapping[int, Appended | Refusal],
-        where: Mapping[int, np.ndarray | slice],
+        where: Mapping[int, npt.NDArray[np.intp] | slice],
         service: bool = False,
     ) -> Outcomes:
         """From each log's answer; `where[log]` are the request's rows that it answers, in their order. `service`: who
@@ -62,7 +63,7 @@ class Outcomes:
         return cls(status, columns, details)
 
     @property
-    def failures(self) -> np.ndarray:
+    def failures(self) -> npt.NDArray[np.uint16]:
         """The statuses of messages that have no number of their own."""
         return self.status[self.status > CREATED]
 
@@ -120,7 +121,7 @@ class Outcomes:
         return sink.getvalue()
 
 
-def statuses(answer: Appended) -> np.ndarray:
+def statuses(answer: Appended) -> npt.NDArray[np.uint16]:
     """The HTTP status of each row of an answer."""
     status = np.full(answer.rows, CREATED, np.uint16)
     if answer.firsts is not None:
@@ -130,7 +131,7 @@ def statuses(answer: Appended) -> np.ndarray:
     return status
 
 
-def numbers(shard: int, answer: Appended) -> dict[str, np.ndarray]:
+def numbers(shard: int, answer: Appended) -> dict[str, npt.NDArray[np.int64]]:
     """The numbers of each row of an answer: its own if new, the first send's otherwise."""
     rows = answer.rows
     columns = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
 
 import orjson
 from starlette.requests import Request
@@ -53,7 +52,7 @@ class ProblemError(Exception):
         detail: str,
         retry_after_s: float | None = None,
         allow: str | None = None,
-        **extra: Any,
+        **extra: object,
     ) -> None:
         # what is wrong may be as long as what was sent
         detail = detail if len(detail) <= _DETAIL_LENGTH_MAX else f"{detail[:_DETAIL_LENGTH_MAX]} ..."

@@ -41,7 +41,8 @@ class Accounts:
         if found is None:
             return 0.0
         amount, at_s = found
-        return amount * 0.5 ** ((now_s - at_s) / _HALF_LIFE_S)
+        share: float = 0.5 ** ((now_s - at_s) / _HALF_LIFE_S)
+        return amount * share
 
     def charge(self, caller: str, amount: float, now_s: float) -> None:
         """The caller got so much more."""

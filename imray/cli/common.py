@@ -107,7 +107,7 @@ def printable(text: str) -> str:
     return _UNSAFE.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Aligned text; numbers to the right, whole cells (nothing is cut where the output is no terminal)."""
     cells = [["" if value is None else printable(str(value)) for value in row] for row in rows]
     names = [printable(name) for name in columns]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -20,7 +20,7 @@ _CHAT = [
 ]
 
 
-def run_demo(info: dict[str, Any]) -> None:
+def run_demo(info: Mapping[str, str]) -> None:
     """Send the sample chat to the system that `imray up` started, show the numbers and a clean audit.
 
     The ids are fixed, so a second run sends retries: the same numbers come back."""
@@ -42,7 +42,8 @@ def run_demo(info: dict[str, Any]) -> None:
     console.print(table)
     report = run(Path(info["data"]))
     typer.echo(report.to_text())
-    url, data = info["url"], info["data"]
+    url = info["url"]
+    data = info["data"]
     typer.echo(
         f"""Try next, in another terminal:
   export IMRAY_DATA={shlex.quote(str(data))} PATH="$PWD/.venv/bin:$PATH"

@@ -10,7 +10,7 @@ import hashlib
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import orjson
 
@@ -70,10 +70,10 @@ class EventLog:
             }
         )
 
-    def _named(self, row: int) -> dict[str, Any]:
+    def _named(self, row: int) -> dict[str, object]:
         return {"conv": self._chat.conversations.of(row), "id": self._chat.client_msg_id(row)}
 
-    def _write(self, event: dict[str, Any]) -> None:
+    def _write(self, event: dict[str, object]) -> None:
         self._file.write(orjson.dumps({"t": time.monotonic_ns(), "client": "replay", **event}) + b"\n")
 
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +17,7 @@ from imray.cli.common import Data, Json, Target, Timeout, Token, Url, find_targe
 from imray.core.errors import InvalidError, UnavailableError
 
 if TYPE_CHECKING:
-    from imray.client import Hole, Message, Outcome, SendResult
+    from imray.client import Client, Hole, Message, Outcome, Outgoing, SendResult, UnknownOutcomeError
 
 _TIMEOUT_S = 10.0
 _TAIL_MESSAGES = 20
@@ -70,7 +70,7 @@ def send(
                 sent += 1
 
 
-def _send_one(client: Any, message: Any, as_json: bool) -> None:
+def _send_one(client: Client, message: Outgoing, as_json: bool) -> None:
     from imray.client import UnknownOutcomeError
 
     try:
@@ -81,11 +81,11 @@ def _send_one(client: Any, message: Any, as_json: bool) -> None:
     _say_result(result, as_json)
 
 
-def _send_lines(client: Any, messages: list[Any], before: int) -> list[Outcome]:
+def _send_lines(client: Client, messages: list[Outgoing], before: int) -> list[Outcome]:
     from imray.client import ServerError, UnknownOutcomeError
 
     try:
-        outcomes: list[Outcome] = client.send_batch(messages)
+        outcomes = client.send_batch(messages)
     except UnknownOutcomeError as e:
         detail = f"lines 1 to {before} are stored; of the next {len(messages)} it is unknown: {_what(e)}"
         raise UnavailableError(detail) from e
@@ -95,7 +95,7 @@ def _send_lines(client: Any, messages: list[Any], before: int) -> list[Outcome]:
     return outcomes
 
 
-def _what(error: Any) -> str:
+def _what(error: UnknownOutcomeError) -> str:
     """The detail without the client's advice: here it is an option of the command."""
     return str(error.detail).removesuffix("; send again with the same ids")
 
@@ -231,7 +231,7 @@ def _say_item_json(item: Message | Hole) -> None:
     _say_json(fields)
 
 
-def _say_json(value: Any) -> None:
+def _say_json(value: object) -> None:
     import orjson
 
     _say(orjson.dumps(value).decode())

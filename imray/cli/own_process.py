@@ -10,7 +10,6 @@ import select
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 
 def started(pid: int) -> str | None:
@@ -21,7 +20,7 @@ def started(pid: int) -> str | None:
         return None
 
 
-def runs(info: Mapping[str, Any]) -> bool:
+def runs(info: Mapping[str, object]) -> bool:
     """Whether the `imray up` that left this note still runs."""
     pid = info.get("pid")
     noted = info.get("started")
@@ -43,13 +42,14 @@ def _is_up(arguments: list[str]) -> bool:
     return any("imray" in Path(a).name for a in program)
 
 
-def end(info: Mapping[str, Any], timeout_s: float) -> bool:
+def end(info: Mapping[str, object], timeout_s: float) -> bool:
     """Ask the process to end and wait; False where it still runs after that time. True where it had ended."""
-    if not runs(info):
+    pid = info.get("pid")
+    if not isinstance(pid, int) or not runs(info):
         return True
     try:
         # held before the second look: the signal then reaches that process or none
-        fd = os.pidfd_open(info["pid"])
+        fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
     try:

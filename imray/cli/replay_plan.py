@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +43,7 @@ class Names:
 
     def of(self, row: int) -> str:
         """The row's text."""
-        return self.texts[self.codes[row]]
+        return self.texts[int(self.codes[row])]
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Chat:
 
 
 @dataclass(frozen=True)
-class Batch:
+class LaneBatch:
     """Rows that may be sent now, ascending, and the lanes that they block until `Lanes.release`."""
 
     rows: Rows
@@ -89,7 +88,7 @@ class Lanes:
         # lanes begin as the file does, so that what is read first is sent first
         self._free = deque(np.argsort(self._order[starts], kind="stable").tolist())
 
-    def take(self) -> Batch | None:
+    def take(self) -> LaneBatch | None:
         """The next batch; None while every lane with rows left is in flight, and once all rows are out."""
         rows: list[Rows] = []
         lanes: list[int] = []
@@ -109,9 +108,9 @@ class Lanes:
             rows.append(self._order[at:stop])
             room -= stop - at
             bytes_left -= int(self._bytes[stop] - self._bytes[at])
-        return Batch(np.sort(np.concatenate(rows)), lanes) if rows else None
+        return LaneBatch(np.sort(np.concatenate(rows)), lanes) if rows else None
 
-    def release(self, batch: Batch) -> None:
+    def release(self, batch: LaneBatch) -> None:
         """Every row of the batch is answered: its lanes may go on."""
         self._free.extend(lane for lane in batch.lanes if self._at[lane] < self._end[lane])
 
@@ -181,11 +180,11 @@ def _first(names: Sequence[str], wanted: Sequence[str], path: Path) -> str:
     raise InvalidError(f"{path} has no column {' or '.join(wanted)}; it has {', '.join(names)}")
 
 
-def _whole(column: Any) -> pa.Array:
+def _whole(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.string())
 
 
-def _names(column: Any, path: Path, name: str, bytes_max: int) -> Names:
+def _names(column: pa.ChunkedArray, path: Path, name: str, bytes_max: int) -> Names:
     encoded = _whole(column).dictionary_encode()
     texts = encoded.dictionary.to_pylist()
     codes = encoded.indices.to_numpy()

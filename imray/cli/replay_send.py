@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from imray.cli.replay_plan import Batch, Chat, Lanes, Rows
-from imray.client import AsyncClient, AuthError, Outgoing, ServerError, UnknownOutcomeError
+from imray.cli.replay_plan import Chat, LaneBatch, Lanes, Rows
+from imray.client import AsyncClient, AuthError, Outcome, Outgoing, ServerError, UnknownOutcomeError
 from imray.core.errors import InvalidError, UnavailableError
 from imray.core.ids import ID_BYTES
 
@@ -47,9 +48,10 @@ class Acks:
         return int(np.count_nonzero(self.status == status))
 
     @property
-    def stored(self) -> np.ndarray:
+    def stored(self) -> npt.NDArray[np.bool_]:
         """Mask of the rows that are durable."""
-        return (self.status == NEW) | (self.status == STORED_BEFORE)
+        stored: npt.NDArray[np.bool_] = (self.status == NEW) | (self.status == STORED_BEFORE)
+        return stored
 
 
 @dataclass
@@ -68,7 +70,7 @@ class Sender:
 
     async def run(self, lanes: Lanes, concurrency: int) -> None:
         """Send everything; raises the first error, with what is stored by then in `acks`."""
-        in_flight: dict[asyncio.Task[None], Batch] = {}
+        in_flight: dict[asyncio.Task[None], LaneBatch] = {}
         try:
             while True:
                 while len(in_flight) < concurrency and (batch := lanes.take()) is not None:
@@ -89,7 +91,7 @@ class Sender:
             self.recorder.sends(rows)
         try:
             if self.as_arrow:
-                answer: Any = await self.client.send_arrow(self._table(rows))
+                answer: list[Outcome] | pa.Table = await self.client.send_arrow(self._table(rows))
             else:
                 answer = await self.client.send_batch(self._messages(rows))
         except UnknownOutcomeError as e:
@@ -107,7 +109,7 @@ class Sender:
             row = rows[broken][0]
             raise ServerError(f"{self._progress()}; row {row} was refused with status {self.acks.status[row]}")
 
-    def _record(self, rows: Rows, answer: Any) -> None:
+    def _record(self, rows: Rows, answer: list[Outcome] | pa.Table) -> None:
         if isinstance(answer, pa.Table):
             status = answer.column("status").to_numpy().astype(np.int64)
             seq = answer.column("conv_seq").to_numpy().astype(np.int64)
@@ -116,7 +118,8 @@ class Sender:
             status = np.array([outcome.status for outcome in answer], np.int64)
             seq = np.array([-1 if o.conv_seq is None else o.conv_seq for o in answer], np.int64)
             stable = np.array([-1 if o.stable_seq is None else o.stable_seq for o in answer], np.int64)
-        self.acks.status[rows], self.acks.seq[rows] = status, seq
+        self.acks.status[rows] = status
+        self.acks.seq[rows] = seq
         if self.recorder is not None:
             known = ~np.isin(status, _OPEN)
             self.recorder.answered(rows[known], status[known], seq[known], stable[known])

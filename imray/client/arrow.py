@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from imray.core.errors import InvalidError
@@ -93,11 +94,12 @@ class ArrowBatch:
         self._open = self._open[still]
 
 
-def _status_of(outcomes: pa.Table) -> np.ndarray:
-    return outcomes.column("status").cast(pa.int64()).to_numpy()
+def _status_of(outcomes: pa.Table) -> npt.NDArray[np.int64]:
+    status: npt.NDArray[np.int64] = outcomes.column("status").cast(pa.int64()).to_numpy()
+    return status
 
 
-def _with_status(outcomes: pa.Table, status: np.ndarray) -> pa.Table:
+def _with_status(outcomes: pa.Table, status: npt.NDArray[np.int64]) -> pa.Table:
     at = outcomes.schema.get_field_index("status")
     column = outcomes.schema.field(at)
     return outcomes.set_column(at, column, pa.array(status, column.type))

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 import orjson
 
-from imray.client.errors import AuthError, ConflictError, ServerError, UnknownOutcomeError
+from imray.client.errors import AuthError, ConflictError, Outcomes, ServerError, UnknownOutcomeError
 from imray.core.errors import ImrayError, InvalidError, UnavailableError
 
 R = TypeVar("R")
@@ -99,7 +99,7 @@ class Attempts:
         self,
         env: Environment,
         open_ids: Callable[[], tuple[str, ...]] = tuple,
-        outcomes: Callable[[], Any] = lambda: None,
+        outcomes: Callable[[], Outcomes] = lambda: None,
         lost: Callable[[], None] = lambda: None,
     ) -> None:
         self._env = env

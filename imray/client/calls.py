@@ -5,7 +5,7 @@ Owns paths, request bodies and the ids of messages that have none. Does not own 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -14,11 +14,12 @@ import orjson
 import pyarrow as pa
 
 from imray.client.arrow import RETRIED_OUTCOMES, SETTLED_OUTCOMES, UNKNOWN_OUTCOME, ArrowBatch
-from imray.client.call import Attempts, Call, Environment, HttpRequest, HttpResponse
-from imray.client.errors import ServerError
+from imray.client.call import Attempts, Call, Environment, HttpRequest, HttpResponse, R
+from imray.client.errors import Outcomes, ServerError
 from imray.client.models import (
     Head,
     HistoryPage,
+    Json,
     Order,
     Outcome,
     Outgoing,
@@ -44,7 +45,7 @@ def conversation_path(conv_id: str) -> str:
     return f"/v1/conversations/{name}"
 
 
-class Batch(Protocol):
+class BatchInFlight(Protocol):
     """Messages on their way in one call: which are still open, and what became of the others."""
 
     @property
@@ -55,7 +56,7 @@ class Batch(Protocol):
 
     def open_ids(self) -> tuple[str, ...]: ...
 
-    def outcomes(self) -> Any: ...
+    def outcomes(self) -> Outcomes: ...
 
     def encode(self) -> bytes: ...
 
@@ -69,7 +70,7 @@ class JsonBatch:
 
     headers = _JSON
 
-    def __init__(self, messages: list[dict[str, Any]]) -> None:
+    def __init__(self, messages: list[dict[str, str | int]]) -> None:
         self._messages = messages
         self._open = list(range(len(messages)))
         self._unsure: set[int] = set()
@@ -81,7 +82,7 @@ class JsonBatch:
         return not self._open
 
     def open_ids(self) -> tuple[str, ...]:
-        return tuple(self._messages[i]["client_msg_id"] for i in self._open)
+        return tuple(str(self._messages[i]["client_msg_id"]) for i in self._open)
 
     def outcomes(self) -> list[Outcome] | None:
         return self._outcomes or None
@@ -121,7 +122,7 @@ class Calls:
         path = conversation_path(message.conv_id) + "/messages"
         fields = self._fields(message)
         del fields["conv_id"]
-        ids = (fields["client_msg_id"],)
+        ids = (str(fields["client_msg_id"]),)
         attempts = Attempts(self._env, lambda: ids)
         reply = yield from attempts.ask("POST", path, content=encode_json(fields), headers=_JSON)
         if reply.status not in (200, 201):
@@ -151,12 +152,12 @@ class Calls:
             params["before"] = before
         attempts = Attempts(self._env)
         reply = yield from attempts.ask("GET", conversation_path(conv_id) + "/messages", params=params)
-        return self._read_ok(attempts, reply, HistoryPage)
+        return self._read_ok(attempts, reply, HistoryPage.of)
 
     def head(self, conv_id: str) -> Call[Head]:
         attempts = Attempts(self._env)
         reply = yield from attempts.ask("GET", conversation_path(conv_id))
-        return self._read_ok(attempts, reply, Head)
+        return self._read_ok(attempts, reply, Head.of)
 
     def set_topics(self, conv_id: str, topics: int) -> Call[int]:
         attempts = Attempts(self._env)
@@ -169,7 +170,7 @@ class Calls:
     def version(self) -> Call[Version]:
         attempts = Attempts(self._env)
         reply = yield from attempts.ask("GET", "/v1/version")
-        return self._read_ok(attempts, reply, Version)
+        return self._read_ok(attempts, reply, Version.of)
 
     def ready(self) -> Call[Ready]:
         """Asked once: "not ready" is an answer here, and so is no answer."""
@@ -187,12 +188,12 @@ class Calls:
                 raise UnavailableError("status 503 from something in front of the server") from e
             raise
 
-    def _read_ok(self, attempts: Attempts, reply: HttpResponse, model: Any) -> Any:
+    def _read_ok(self, attempts: Attempts, reply: HttpResponse, of: Callable[[Json], R]) -> R:
         if reply.status != 200:
             attempts.refuse(reply)
-        return attempts.read(reply, model.of)
+        return attempts.read(reply, of)
 
-    def _until_done(self, batch: Batch) -> Call[None]:
+    def _until_done(self, batch: BatchInFlight) -> Call[None]:
         """Ask until every message has a final outcome; only the open ones are asked again, in their order."""
         attempts = Attempts(self._env, batch.open_ids, batch.outcomes, batch.lost)
         while True:
@@ -207,7 +208,7 @@ class Calls:
                 return
             yield from attempts.pause(f"{len(batch.open_ids())} messages have no final outcome")
 
-    def _fields(self, message: Outgoing) -> dict[str, Any]:
+    def _fields(self, message: Outgoing) -> dict[str, str | int]:
         """The message as the contract has it, with its id; checks what the server could only refuse."""
         check_conv_id(message.conv_id)
         if not isinstance(message.body, str):
@@ -239,7 +240,7 @@ def outgoing(message: Outgoing | Mapping[str, Any]) -> Outgoing:
         raise InvalidError(f"not a message: {e}") from e
 
 
-def encode_json(value: Any) -> bytes:
+def encode_json(value: object) -> bytes:
     """JSON bytes; InvalidError for text that is no Unicode (lone surrogates) or a value of another type."""
     try:
         return orjson.dumps(value)

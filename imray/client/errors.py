@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from imray.core.errors import ImrayError, UnavailableError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from imray.client.models import Outcome
+
+Outcomes: TypeAlias = "list[Outcome] | pa.Table | None"
+"""What became of a batch: one entry (of `send_arrow`: one row) a message; None where nothing is known."""
 
 
 class AuthError(ImrayError):
@@ -33,7 +41,7 @@ class UnknownOutcomeError(UnavailableError):
     of a batch, in the order of the request (the open ones with status 503, not written, or 504, unknown), or None
     where nothing is known."""
 
-    def __init__(self, detail: str, client_msg_ids: tuple[str, ...], outcomes: Any = None) -> None:
+    def __init__(self, detail: str, client_msg_ids: tuple[str, ...], outcomes: Outcomes = None) -> None:
         super().__init__(detail, client_msg_ids, outcomes)
         self.detail = detail
         self.client_msg_ids = client_msg_ids

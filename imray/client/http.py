@@ -155,7 +155,8 @@ class AsyncClient:
                 else:
                     reply = await self._exchange(step)
         except StopIteration as done:
-            return done.value
+            result: R = done.value
+            return result
 
     async def _exchange(self, step: HttpRequest) -> HttpResponse | NoAnswer:
         try:
@@ -277,7 +278,8 @@ class Client:
                 else:
                     reply = self._exchange(step)
         except StopIteration as done:
-            return done.value
+            result: R = done.value
+            return result
 
     def _exchange(self, step: HttpRequest) -> HttpResponse | NoAnswer:
         """httpx's time-out starts again with every part received; the parts together must not take longer either."""

@@ -265,7 +265,9 @@ class Blocks:
 
 def conversations_of(rows: Rows, conv: I32) -> list[int]:
     """The conversations (state indices `conv`) of some rows; almost always one."""
-    return conv[:1].tolist() if len(rows.names_offsets) == 2 else np.unique(conv).tolist()
+    found = conv[:1] if len(rows.names_offsets) == 2 else np.unique(conv)
+    convs: list[int] = found.tolist()
+    return convs
 
 
 def ranges_of(blocks: Sequence[Block]) -> list[tuple[int, int, int]]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from imray.core.dedup import SealedIds
-from imray.kernels.arrays import I32, I64, U8, U64
+from imray.kernels.arrays import I32, I64, U8, U32, U64
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,11 @@ class Located:
 class Plan:
     """What a batch becomes. Rows with status NEW are numbered in their order; the others carry the first's number."""
 
-    status: np.ndarray
+    status: U8
     seq: I64
     new_rows: I64 | None
     """Rows that are new; None: all of them."""
-    row_in_segment: np.ndarray
+    row_in_segment: U32
     """Each row's place in the new segment (new rows); the place of the first send (others)."""
     log_position: I64 | None
     """Place of the first send, for rows that are not new (-1: the segment being written). None: all are new."""
@@ -101,7 +99,7 @@ class Commit:
     conv: I32
     fresh: I32
     seq: I64
-    row: np.ndarray
+    row: U32
     touched: I32
     """State indices of the conversations with numbers in the segment, void ranges included."""
     touched_first: I64

@@ -91,7 +91,8 @@ class IdTable:
     @property
     def nbytes(self) -> int:
         """Bytes of memory held."""
-        return self.slots.nbytes + sum(getattr(self, name).nbytes for name in self._COLUMNS)
+        columns_bytes: int = sum(getattr(self, name).nbytes for name in self._COLUMNS)
+        return self.slots.nbytes + columns_bytes
 
 
 class SealedIds(Protocol):

@@ -17,7 +17,7 @@ from imray.core.errors import FencedError, InvalidError
 from imray.core.postings import Postings
 from imray.core.routing import segment_of, slot_of
 from imray.core.state import HotGroup, LogProgress, ShardState
-from imray.kernels.arrays import I32, I64
+from imray.kernels.arrays import I32, I64, U32, Bools
 from imray.kernels.numbering import assign_new, number
 
 _FEW = 16
@@ -30,7 +30,7 @@ class ReadBack:
 
     rows: Rows
     seq: I64
-    row: np.ndarray
+    row: U32
     voids: tuple[tuple[int, int, int], ...] = ()
     """Conversation, first and last number."""
     controls: tuple[Control, ...] = ()
@@ -83,7 +83,7 @@ def check_sequencer(state: ShardState, slot: int, sequencer: int) -> None:
         raise InvalidError(f"its home shard has no epoch {sequencer}: no valid grant")
 
 
-def _check_numbers(state: ShardState, conv: I32, seq: I64, row: np.ndarray, with_voids: bool) -> tuple[I32, I64, I64]:
+def _check_numbers(state: ShardState, conv: I32, seq: I64, row: U32, with_voids: bool) -> tuple[I32, I64, I64]:
     """Conversations, first and last numbers of rows read back, which must go on from the state's heads.
 
     Beside void records, and where others number, too (hot groups), they may jump, but only up."""
@@ -191,7 +191,7 @@ def mark_final_numbers(state: ShardState, conv: I32, first: I64, last: I64) -> N
     np.maximum.at(stable, conv, last)
 
 
-def are_hot(state: ShardState, conv: I32) -> np.ndarray:
+def are_hot(state: ShardState, conv: I32) -> Bools:
     """True for each conversation that is hot."""
     if len(conv) <= _FEW:
         return np.array([c in state.hot for c in conv.tolist()], np.bool_)

@@ -9,6 +9,7 @@ import numpy as np
 
 from imray.core.intervals import Interval
 from imray.core.sequencer import CONFLICT, UNREADABLE, WAITING
+from imray.kernels.arrays import I64, U8, U32, Bools
 
 
 class Refused(StrEnum):
@@ -63,23 +64,25 @@ WAITS = "a file that says whether the id was sent before is being made anew: not
 class Firsts:
     """Of the rows that are no new messages: their row in the request and the first send's numbers."""
 
-    at: np.ndarray
-    status: np.ndarray
+    at: I64
+    status: U8
     """DUPLICATE, CONFLICT, UNREADABLE or WAITING (`imray.core.sequencer`); the last two have no numbers."""
-    log_position: np.ndarray
-    row: np.ndarray
-    epoch: np.ndarray
-    server_ts: np.ndarray
+    log_position: I64
+    row: U32
+    epoch: I64
+    server_ts: I64
 
     @property
-    def conflict(self) -> np.ndarray:
+    def conflict(self) -> Bools:
         """True for each row whose id was sent before with another payload."""
-        return self.status == CONFLICT
+        found: Bools = self.status == CONFLICT
+        return found
 
     @property
-    def unreadable(self) -> np.ndarray:
+    def unreadable(self) -> Bools:
         """True for each row whose first send, if there is one, cannot be read."""
-        return self.status == UNREADABLE
+        found: Bools = self.status == UNREADABLE
+        return found
 
     @property
     def why(self) -> str:
@@ -87,9 +90,10 @@ class Firsts:
         return _UNREADABLE if self.unreadable.any() else ""
 
     @property
-    def waiting(self) -> np.ndarray:
+    def waiting(self) -> Bools:
         """True for each row that was not written and must be sent again: whether it was sent before is found out."""
-        return self.status == WAITING
+        found: Bools = self.status == WAITING
+        return found
 
     def slice(self, begin: int, end: int, shift: int) -> Firsts:
         """Entries begin..end, their rows counted from `shift`."""
@@ -116,8 +120,8 @@ class Appended:
     log_position: int
     server_ts: int
     row: int
-    seq: np.ndarray | int
-    stable: np.ndarray | int
+    seq: I64 | int
+    stable: I64 | int
     firsts: Firsts | None
     hot: dict[str, int] | None = None
     """How many partitions take the sends of each hot conversation from now on."""
@@ -135,11 +139,11 @@ class Appended:
         row = self.row + start - before
         return Appended(rows, self.epoch, self.log_position, self.server_ts, row, seq, stable, firsts, self.hot)
 
-    def seqs(self) -> np.ndarray:
+    def seqs(self) -> I64:
         """The number of each row."""
         return np.arange(self.seq, self.seq + self.rows) if isinstance(self.seq, int) else self.seq
 
-    def stables(self) -> np.ndarray:
+    def stables(self) -> I64:
         """The conversation's stable_seq for each row."""
         return np.full(self.rows, self.stable) if isinstance(self.stable, int) else self.stable
 

@@ -13,9 +13,9 @@ import xxhash
 from imray.core.errors import InvalidError
 
 if TYPE_CHECKING:
-    import numpy as np  # it takes time, and clients that only need names come here, too
+    from imray.kernels.arrays import I64  # numpy takes time, and clients that only need names come here, too
 
-T = TypeVar("T", int, "np.ndarray")
+T = TypeVar("T", int, "I64")
 
 CONV_ID_BYTES_MAX = 128
 PARTITIONS_MAX = 99

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 from imray.kernels.arrays import I32, U8, U64
 from imray.kernels.arrays import I64 as I64  # tests/simulation imports it from here
-from imray.kernels.compiler import jit
+from imray.kernels.compiler import jit, word_intrinsic
 
 # XXH64's primes, https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
 _P1 = np.uint64(0x9E3779B185EBCA87)
@@ -25,14 +24,14 @@ _P4 = np.uint64(0x85EBCA77C2B2AE63)
 _P5 = np.uint64(0x27D4EB2F165667C5)
 
 
-@intrinsic
+@word_intrinsic
 def _load_u64(_typing: Any, data: Any, at: Any) -> Any:
     """Eight bytes of a uint8 array at any place as a little-endian integer; the caller keeps within bounds."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         array = context.make_array(sig.args[0])(context, builder, args[0])
-        log_position = cgutils.gep_inbounds(builder, array.data, args[1])
-        word = builder.bitcast(log_position, ir.IntType(64).as_pointer())
+        pointer = cgutils.gep_inbounds(builder, array.data, args[1])
+        word = builder.bitcast(pointer, ir.IntType(64).as_pointer())
         return builder.load(word, align=1, typ=ir.IntType(64))
 
     return types.uint64(data, types.int64), codegen
@@ -59,7 +58,7 @@ def mix(h: np.uint64) -> np.uint64:
 
 
 @jit
-def _xxh64(data: U8, at: int, end: int) -> np.uint64:
+def _xxh64(data: U8, at: np.int64, end: np.int64) -> np.uint64:
     n = end - at
     if n >= 32:
         v1 = np.uint64(_P1 + _P2)
@@ -106,7 +105,7 @@ def hash_rows(data: U8, offsets: I32) -> U64:
     return out
 
 
-@intrinsic
+@word_intrinsic
 def _fold_product(_typing: Any, a: Any, b: Any) -> Any:
     """The two halves of the 128-bit product, one xored with the other."""
 
@@ -120,7 +119,7 @@ def _fold_product(_typing: Any, a: Any, b: Any) -> Any:
 
 
 @jit
-def _keyed(data: U8, at: int, end: int, key_a: np.uint64, key_b: np.uint64) -> np.uint64:
+def _keyed(data: U8, at: np.int64, end: np.int64, key_a: np.uint64, key_b: np.uint64) -> np.uint64:
     n = end - at
     h = np.uint64(key_b ^ np.uint64(n))
     if n < 8:

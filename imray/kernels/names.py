@@ -10,7 +10,7 @@ from imray.kernels.id_table import ENTRY_MASK, FREE, TAG_MASK
 
 
 @jit
-def _same(a: U8, a0: int, a1: int, b: U8, b0: int, b1: int) -> bool:
+def _same(a: U8, a0: np.int64, a1: np.int64, b: U8, b0: np.int64, b1: np.int64) -> bool:
     if a1 - a0 != b1 - b0:
         return False
     for i in range(a1 - a0):  # noqa: SIM110 numba compiles the loop, not the generator

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
+import numpy.typing as npt
 
 from imray.kernels.arrays import I64, U64
 from imray.kernels.compiler import jit
+
+Item = TypeVar("Item", bound=np.generic)
 
 
 @jit
@@ -31,7 +36,7 @@ def _bucket_order(fps: U64, shift: int, starts: I64, out: I64) -> None:
 
 
 @jit
-def gather(column: np.ndarray, order: I64) -> np.ndarray:
+def gather(column: npt.NDArray[Item], order: I64) -> npt.NDArray[Item]:
     """column[order]. numpy holds the interpreter's lock for it, and with it every commit (200 ms of ack latency)."""
     out = np.empty(len(order), column.dtype)
     for i in range(len(order)):

@@ -7,7 +7,6 @@ XXH3-128 finds accidents (bit rot, torn writes, swapped files), not forgers.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -20,6 +19,7 @@ _MARK = b"xxh3_128:"
 _HEX = 32
 BLANK = (_MARK + b"0" * _HEX).decode()
 _PARQUET = b"PAR1"
+_ARROW = b"\xff\xff\xff\xff"
 _ARROW_HEAD_BYTES = 8192
 
 Parts = Sequence[memoryview | bytes]
@@ -54,19 +54,22 @@ def _digest(view: memoryview, at: int) -> bytes:
 def _find(view: memoryview, name: str) -> int:
     """Where the mark stands, after the checks that need no digest."""
     size = len(view)
-    if view[:4] == _PARQUET:
+    magic = bytes(view[:4])
+    if magic == _PARQUET:
         if size < 12 or view[-4:] != _PARQUET:
             raise CorruptError(
                 name, f"bytes {max(0, size - 4)} to {size}", "no Parquet magic at the end: cut off or changed"
             )
-        (footer,) = struct.unpack("<I", view[-8:-4])
+        footer = int.from_bytes(view[-8:-4], "little")
         if footer > size - 12:
             raise CorruptError(name, f"bytes {size - 8} to {size - 4}", f"footer of {footer} bytes in a file of {size}")
-        start, where = size - 8 - footer, "footer"
+        start = size - 8 - footer
+        where = "footer"
         window = bytes(view[start : size - 8])
         at = window.rfind(_MARK)
-    elif view[:4] == b"\xff\xff\xff\xff":
-        start, where = 0, "schema"
+    elif magic == _ARROW:
+        start = 0
+        where = "schema"
         window = bytes(view[:_ARROW_HEAD_BYTES])
         at = window.find(_MARK)
     else:

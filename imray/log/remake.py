@@ -14,9 +14,10 @@ from imray.core.errors import DerivedError, UnavailableError
 from imray.core.fold import ReadBack
 from imray.core.intervals import Interval
 from imray.core.routing import log_of, log_position_of
+from imray.kernels.arrays import I64, U32, U64
 from imray.log.reader import read_segment
 from imray.log.rows import read_back
-from imray.log.sealed import POSTINGS_SCHEMA, SealedInterval, new_tag, write_interval
+from imray.log.sealed import POSTINGS_SCHEMA, IdColumns, SealedInterval, new_tag, write_interval
 from imray.log.store import Store
 
 
@@ -36,9 +37,9 @@ def remake(
     partitions = interval.partitions
     if partitions is None:
         partitions = tuple((slot, 1, end) for slot, end in sorted(ends.items()) if slot and end)
-    fps: list[np.ndarray] = [np.empty(0, np.uint64)]
-    log_positions: list[np.ndarray] = [np.empty(0, np.int64)]
-    rows: list[np.ndarray] = [np.empty(0, np.uint32)]
+    fps: list[U64] = [np.empty(0, np.uint64)]
+    log_positions: list[I64] = [np.empty(0, np.int64)]
+    rows: list[U32] = [np.empty(0, np.uint32)]
     postings: list[pa.Table] = [POSTINGS_SCHEMA.empty_table()]
     for slot, first, last in ((0, interval.first, interval.last), *partitions):
         for log_position, found in _read(store, seed, interval.shard, slot, first, last):
@@ -48,8 +49,8 @@ def remake(
             log_positions.append(np.full(len(found.seq), log_position, np.int64))
             rows.append(found.row)
             postings.append(_postings(log_position, found))
-    ids = {"fp": np.concatenate(fps), "place": np.concatenate(log_positions), "row": np.concatenate(rows)}
-    count = len(ids["fp"])
+    ids = IdColumns(np.concatenate(fps), np.concatenate(log_positions), np.concatenate(rows))
+    count = len(ids)
     if interval.partitions is not None and count != interval.ids:
         raise DerivedError(interval.name("ids"), f"it held {interval.ids} ids, and the log has {count} there")
     made = Interval(interval.shard, interval.first, interval.last, count, new_tag(), partitions)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from imray.core.columns import Commit, Control, Rows
@@ -28,6 +30,8 @@ from imray.log.schema import (
     payload_fingerprints,
 )
 from imray.log.segment import Segment
+
+Item = TypeVar("Item", bound=np.generic)
 
 
 class Void(msgspec.Struct, frozen=True):
@@ -56,7 +60,7 @@ class Prepared:
     payload: U64
 
     def __len__(self) -> int:
-        return self.batch.num_rows
+        return len(self.fps)
 
 
 def prepare(batch: pa.RecordBatch, seed: int) -> Prepared:
@@ -93,7 +97,7 @@ def gather(requests: Sequence[Prepared]) -> tuple[pa.Table, Rows]:
     )
 
 
-def _join(columns: list[np.ndarray]) -> np.ndarray:
+def _join(columns: list[npt.NDArray[Item]]) -> npt.NDArray[Item]:
     return columns[0] if len(columns) == 1 else np.concatenate(columns)
 
 
@@ -122,10 +126,10 @@ def _grants(state: ShardState, segment: Segment, slot: int, table: pa.Table) -> 
     if len({g.grant for g in meta.grants}) > 1:
         raise InvalidError("it uses the numbers of more than one grant: no valid grant")
     names: list[str] = table.column("conv_id").chunk(0).dictionary.to_pylist() if table.num_rows else []
-    log_position = {name: i for i, name in enumerate(names)}
-    if {g.conv_id for g in meta.grants} - log_position.keys():
+    index_of = {name: i for i, name in enumerate(names)}
+    if {g.conv_id for g in meta.grants} - index_of.keys():
         raise InvalidError("it names a grant for a conversation of which it has no row")
-    return tuple((log_position[g.conv_id], g.first, g.count) for g in meta.grants)
+    return tuple((index_of[g.conv_id], g.first, g.count) for g in meta.grants)
 
 
 def no_rows() -> Rows:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from imray.core.errors import InvalidError
 from imray.core.ids import ID_BYTES
-from imray.kernels.arrays import U64
+from imray.kernels.arrays import I32, I64, U8, U64, Bools
 from imray.kernels.hashing import keyed_hash_rows, mix_keys
 
 SCHEMA_VERSION = 1
@@ -63,9 +63,9 @@ _PAYLOAD_TEXTS = ("sender", "topic", "content_type")
 
 def encode_text(values: Sequence[str | None]) -> pa.DictionaryArray:
     """A dictionary column from row values."""
-    log_position: dict[str, int] = {}
-    indices = [None if v is None else log_position.setdefault(v, len(log_position)) for v in values]
-    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(list(log_position), pa.string()))
+    index_of: dict[str, int] = {}
+    indices = [None if v is None else index_of.setdefault(v, len(index_of)) for v in values]
+    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(list(index_of), pa.string()))
 
 
 def constant_text(value: str | None, rows: int) -> pa.DictionaryArray:
@@ -104,23 +104,24 @@ def check_batch(batch: pa.RecordBatch) -> None:
             raise InvalidError(f"the dictionary of column {field.name} holds null")
 
 
-def dictionary_rows(column: pa.DictionaryArray) -> np.ndarray:
+def dictionary_rows(column: pa.DictionaryArray) -> I32:
     """Row indices (int32, -1 for null) of a dictionary column."""
     indices = column.indices
     if indices.null_count == len(indices):
         return np.full(len(indices), -1, np.int32)
     if indices.null_count:
         indices = indices.fill_null(-1)
-    return indices.to_numpy(zero_copy_only=False)
+    rows: I32 = indices.to_numpy(zero_copy_only=False)
+    return rows
 
 
 def id_words(column: pa.Array) -> U64:
     """The ids of a fixed_size_binary(16) column as a (rows, 2) view of two words each."""
-    data = np.frombuffer(column.buffers()[1], np.uint64).reshape(-1, 2)
-    return data[column.offset : column.offset + len(column)]
+    words: U64 = np.frombuffer(column.buffers()[1], np.uint64).reshape(-1, 2)
+    return words[column.offset : column.offset + len(column)]
 
 
-def body_parts(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+def body_parts(column: pa.Array) -> tuple[U8, I32]:
     """Data (uint8) and offsets (int32, rows + 1) of a binary or string column."""
     _, offsets, data = column.buffers()
     offs = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
@@ -141,7 +142,7 @@ def payload_fingerprints(batch: pa.RecordBatch, seed: int) -> U64:
     return hashes
 
 
-def segment_table(table: pa.Table, keep: np.ndarray | None, seq: np.ndarray, server_ts_ms: int) -> pa.Table:
+def segment_table(table: pa.Table, keep: Bools | None, seq: I64, server_ts_ms: int) -> pa.Table:
     """The rows of a batch table that are new (`keep`; None: all) with their numbers, as a segment's table.
 
     `seq` holds the numbers of the kept rows only."""
@@ -159,7 +160,7 @@ def segment_table(table: pa.Table, keep: np.ndarray | None, seq: np.ndarray, ser
     )
 
 
-def _kept(table: pa.Table, keep: np.ndarray) -> pa.Table:
+def _kept(table: pa.Table, keep: Bools) -> pa.Table:
     """The rows where `keep` holds. Retries come in runs, and slices between a few of them cost no copy of bodies."""
     edges = np.flatnonzero(np.diff(keep, prepend=False, append=False))
     if len(edges) > len(keep) // _ROWS_PER_EDGE_MIN:

@@ -15,9 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,7 +27,7 @@ from imray.core.dedup import RELEASED, BlockedBloom, IdTable
 from imray.core.errors import CorruptError, DerivedError, StorageError
 from imray.core.intervals import Interval
 from imray.core.postings import Postings
-from imray.kernels.arrays import U64
+from imray.kernels.arrays import I64, U32, U64, Bools
 from imray.kernels.ordering import gather, order_of
 from imray.log import digest as digests
 from imray.log.segment import META_KEY, encode_parquet, read_meta
@@ -41,6 +43,22 @@ POSTINGS_SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True)
+class IdColumns:
+    """Where ids stand: fingerprint, log position and row in the segment of each."""
+
+    fp: U64
+    log_position: I64
+    row: U32
+
+    def __len__(self) -> int:
+        return len(self.fp)
+
+    def take(self, which: Bools | I64) -> IdColumns:
+        """The ids that a mask or indices name."""
+        return IdColumns(self.fp[which], self.log_position[which], self.row[which])
+
+
 @dataclass(eq=False)
 class SealedInterval:
     """One interval's filter in memory and its ids on call: `imray.core.dedup.SealedIds` and what confirms it.
@@ -52,7 +70,7 @@ class SealedInterval:
     bloom: BlockedBloom | None
     """None: its file is missing or damaged, so every id may be there."""
 
-    def maybe(self, fps: U64) -> np.ndarray | None:
+    def maybe(self, fps: U64) -> Bools | None:
         """True for each row that may be there; None where no row may."""
         if not self.interval.ids:
             return None
@@ -81,8 +99,10 @@ class SealedInterval:
     def candidates(self, fps: U64) -> list[tuple[int, int, int]]:
         """(position in `fps`, place, row) of every entry with an equal fingerprint; DerivedError as `ids`."""
         column = self.ids.column("fp").to_numpy()
-        low, high = np.searchsorted(column, fps, "left"), np.searchsorted(column, fps, "right")
-        log_position, row = self.ids.column("place").to_numpy(), self.ids.column("row").to_numpy()
+        low = np.searchsorted(column, fps, "left")
+        high = np.searchsorted(column, fps, "right")
+        log_position = self.ids.column("place").to_numpy()
+        row = self.ids.column("row").to_numpy()
         return [
             (int(i), int(log_position[e]), int(row[e]))
             for i in np.flatnonzero(high > low)
@@ -127,12 +147,11 @@ def seal(
     """Write the files of the interval that ends with segment `last`. `names[i]` is conversation i's conv_id; `topics`
     as in Interval."""
     n = table.count
-    ids: dict[str, np.ndarray] = {"fp": table.fps[:n], "place": table.log_position[:n], "row": table.row[:n]}
+    ids = IdColumns(table.fps[:n], table.log_position[:n], table.row[:n])
     released = table.conv[:n] == RELEASED
     if released.any():
-        n -= int(np.count_nonzero(released))
-        ids = {name: column[~released] for name, column in ids.items()}
-    interval = Interval(shard, table.base_segment + 1, last, n, new_tag(), partitions)
+        ids = ids.take(~released)
+    interval = Interval(shard, table.base_segment + 1, last, len(ids), new_tag(), partitions)
     entries = postings.entries
     conv = np.concatenate([e.conv for e in entries]) if entries else np.empty(0, np.int32)
     columns = {
@@ -147,16 +166,17 @@ def seal(
 
 def merge(store: Store, parts: list[SealedInterval]) -> SealedInterval:
     """One interval in place of adjacent ones."""
-    first, last = parts[0].interval, parts[-1].interval
+    first = parts[0].interval
+    last = parts[-1].interval
     total = sum(p.interval.ids for p in parts)
     covered = joined([p.interval.partitions for p in parts])
     interval = Interval(first.shard, first.first, last.last, total, new_tag(), covered)
-    ids = {name: np.concatenate([p.ids.column(name).to_numpy() for p in parts]) for name in _COLUMNS["ids"]}
+    ids = IdColumns(*(np.concatenate([p.ids.column(name).to_numpy() for p in parts]) for name in _COLUMNS["ids"]))
     postings = pa.concat_tables([p.postings() for p in parts])
     if _overlap([p.interval.partitions for p in parts]):
         # intervals of an earlier version, made anew: each has all of the partitions' ids
-        _, once = np.unique(np.stack([ids["place"], ids["row"].astype(np.int64)]), axis=1, return_index=True)
-        ids = {name: column[once] for name, column in ids.items()}
+        _, once = np.unique(np.stack([ids.log_position, ids.row.astype(np.int64)]), axis=1, return_index=True)
+        ids = ids.take(once)
         postings = postings.group_by(postings.column_names).aggregate([])
         interval = msgspec.structs.replace(interval, ids=len(once))
     return write_interval(store, interval, ids, postings)
@@ -211,16 +231,15 @@ def _span(interval: Interval) -> int:
     return interval.ids + interval.last - interval.first + 1
 
 
-def write_interval(
-    store: Store, interval: Interval, ids: Mapping[str, np.ndarray], postings: pa.Table
-) -> SealedInterval:
-    """Write the files of a new interval: `ids` as columns fp, place, row in any order, `postings` likewise.
+def write_interval(store: Store, interval: Interval, ids: IdColumns, postings: pa.Table) -> SealedInterval:
+    """Write the files of a new interval: `ids` and `postings` in any order.
 
     StorageError where the store refuses; what was written by then is removed."""
-    order = order_of(ids["fp"])
-    bloom = BlockedBloom.build(ids["fp"])
+    order = order_of(ids.fp)
+    bloom = BlockedBloom.build(ids.fp)
+    columns = (gather(ids.fp, order), gather(ids.log_position, order), gather(ids.row, order))
     try:
-        _put_arrow(store, interval, "ids", {name: gather(ids[name], order) for name in _COLUMNS["ids"]})
+        _put_arrow(store, interval, "ids", dict(zip(_COLUMNS["ids"], columns, strict=True)))
         _put_arrow(store, interval, "bloom", {"words": bloom.words})
         ordered = postings.sort_by([("conv_id", "ascending"), ("first", "ascending")])
         data = encode_parquet(ordered, META_KEY, msgspec.json.encode(interval), "lz4")
@@ -238,7 +257,7 @@ def remove(store: Store, interval: Interval) -> None:
             store.delete(name)
 
 
-def _put_arrow(store: Store, interval: Interval, kind: str, columns: dict[str, np.ndarray]) -> None:
+def _put_arrow(store: Store, interval: Interval, kind: str, columns: Mapping[str, npt.NDArray[Any]]) -> None:
     batch = pa.RecordBatch.from_pydict({k: pa.array(v) for k, v in columns.items()})
     meta = {META_KEY: msgspec.json.encode(interval), digests.KEY: digests.BLANK}
     sink = pa.BufferOutputStream()

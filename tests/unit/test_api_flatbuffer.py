@@ -179,7 +179,7 @@ def test_a_dictionary_of_nothing_takes_no_memory(monkeypatch: pytest.MonkeyPatch
         data = header.table(1)
         assert data is not None
         nodes = data._target(1)
-        length = data._place(0)
+        length = data._field(0)
         assert nodes is not None
         assert length is not None
         struct.pack_into("<q", metadata, nodes + 4, 2**40)
@@ -210,7 +210,7 @@ def test_columns_that_share_a_dictionary_count_it_each(monkeypatch: pytest.Monke
         dictionary = last.table(4)
         assert dictionary is not None
         assert dictionary.number(0, "<q") == 1
-        at = dictionary._place(0)
+        at = dictionary._field(0)
         assert at is not None
         struct.pack_into("<q", metadata, at, 0)
 

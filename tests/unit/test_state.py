@@ -75,7 +75,7 @@ def _control(state: ShardState, **fields: int) -> None:
     """One record in the shard's own log."""
     none = np.empty(0, np.int64)
     empty = np.empty(0, np.int32)
-    control = Control(0, fields["topics"], fields["number"], fields.get("ceiling", 0))
+    control = Control(0, fields["partitions"], fields["number"], fields.get("ceiling", 0))
     commit = Commit(
         state.log.segment + 1, 1, 0, None, empty, empty, none, none, empty, none, none, (control,)  # type: ignore[arg-type]
     )  # fmt: skip
