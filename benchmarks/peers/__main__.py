@@ -19,6 +19,7 @@ from benchmarks.peers.daemons import end_leftovers
 from benchmarks.peers.results import Record
 
 _README = ROOT / "README.md"
+_DETAILS = ROOT / "benchmarks" / "README.md"
 _CHART = ROOT / "docs" / "peers.svg"
 _MARK = "peers"
 SENDERS = (1, 4, 16)
@@ -35,7 +36,7 @@ def main(
     ] = ROOT / "benchmarks" / "results",
     as_json: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
     found: Annotated[Path | None, typer.Option("--from", help="Show an earlier --json file instead.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Write README.md's tables and docs/peers.svg.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Write both READMEs' tables and the chart.")] = False,
 ) -> None:
     """The same work for imray and for what would be used instead, on this machine, in one run."""
     if found is not None:
@@ -54,7 +55,8 @@ def main(
     middle = counts[len(counts) // 2]
     table.show(records, counts, middle, where)
     if markdown:
-        report.put_between_marks(_README, table.markdown(records, counts, middle, where), _MARK)
+        report.put_between_marks(_README, table.summary(records, middle), _MARK)
+        report.put_between_marks(_DETAILS, table.markdown(records, counts, middle, where), _MARK)
         _CHART.write_text(chart.svg(records, counts))
     if any(r.failures for r in records):
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Records as tables: on the terminal, and as the tables of README.md.
+"""Records as tables: on the terminal, in benchmarks/README.md, and the short one of README.md.
 
 Owns words and layout, no measurement.
 """
@@ -106,7 +106,7 @@ def show(records: Sequence[Record], senders: Sequence[int], middle: int, machine
 
 
 def markdown(records: Sequence[Record], senders: Sequence[int], middle: int, machine: Mapping[str, str]) -> str:
-    """Everything, for README.md."""
+    """Everything, for benchmarks/README.md."""
     goals = [
         [f.name, f"{f.median:.2f} ({min(f.values):.2f} to {max(f.values):.2f})", f"≥ {f.target:g}", _met(f.met)]
         for f in targets(records, senders)
@@ -120,6 +120,14 @@ def markdown(records: Sequence[Record], senders: Sequence[int], middle: int, mac
         "Medians. Measured on: " + "; ".join(f"{k}: {v}" for k, v in machine.items()) + ".",
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def summary(records: Sequence[Record], middle: int) -> str:
+    """One line for each row, at `middle` senders, for README.md."""
+    rate = f"messages/s, {middle} {_noun(middle)}"
+    heads = ["system", "durable before ack", rate, "p50 / p99 ms", "imray is × times as fast"]
+    # without what a message costs in CPU and disk
+    return _markdown(heads, [[*line[:4], line[-1]] for line in speeds(records, [middle], middle)])
 
 
 def _met(met: bool | None) -> str:

@@ -168,6 +168,12 @@ def test_tables(records: list[Record], tmp_path: Path) -> None:
     assert "Not run: title of <absent>: install Debian package absent." in text
     assert "FAILED: title of <slow>: 4 senders: E." in text
     assert "| 8.00 (8.00 to 8.00) | ≥ 10 | NO |" in text
+    short = table.summary(records, 4).splitlines()
+    assert (
+        short[0] == "| system | durable before ack | messages/s, 4 senders | p50 / p99 ms | imray is × times as fast |"
+    )
+    assert "| title of <slow> | yes | 500.0 | 1.50 / 20.00 | 8.0 |" in short
+    assert len(short) == 2 + len([r for r in records if r.samples])
     readme = tmp_path / "README.md"
     marks = [f"<!-- {name}: {which} -->\nkeep" for name in ("results", "peers") for which in ("begin", "end")]
     readme.write_text("\n".join(marks))
@@ -188,10 +194,11 @@ def test_the_chart_is_svg(records: list[Record]) -> None:
     assert len(bars) == 5, "a bar for each figure that there is"
 
 
-def test_the_readme_has_a_place_for_it() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert "<!-- peers: begin -->" in text
-    assert "docs/peers.svg" in text
+def test_the_readmes_have_a_place_for_it() -> None:
+    for page in ("README.md", "benchmarks/README.md"):
+        text = (ROOT / page).read_text()
+        assert [text.count(f"<!-- peers: {which} -->") for which in ("begin", "end")] == [1, 1], page
+        assert "peers.svg" in text, page
 
 
 def test_every_row_has_a_system() -> None:
