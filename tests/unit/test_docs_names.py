@@ -4,8 +4,9 @@ What is looked at, by the form of what stands between the backticks:
 - a path: its first part is a folder of the repository (`docs/log.md`), or it ends as a source file does;
 - a file's name alone (`test_tidy.py`): it stands beside the page, or beside a path named before in the paragraph;
 - a dotted name that begins with one of our packages, or with a capital letter as a class does (`WriteLoop.append`).
-Everything else (commands, JSON keys, variables, names of other libraries) has another form and is left out. Sources
-are parsed, never imported.
+Links between pages, `make` commands and the README's map of the folders are looked up, too.
+Everything else (other commands, JSON keys, variables, names of other libraries) has another form and is left out; so is
+a pattern for names to come (NNNN). Sources are parsed, never imported.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from test_tidy import _ARROWS
 
 _ROOT = Path(__file__).parents[2]
 _PAGES = re.compile(r"(docs/.*|benchmarks/.*|k8s/.*|examples/.*|[^/]*)\.md")
@@ -32,6 +34,8 @@ _SPAN = re.compile(r"(`+)(.+?)\1(?!`)", re.DOTALL)
 _BREAK = re.compile(r"\n\s*\n")
 _PATH = re.compile(r"[\w.*-]+(/[\w.*-]+)*/?")
 _SOURCE_FILE = re.compile(r"[\w*-]+\.(py|md|sql|ya?ml|toml|sh|svg)")
+_LINK = re.compile(r"\]\(([^)#:\s]+)[^):]*\)")
+_MAP_LINE = re.compile(r"^\| `([\w/]+)` \|.*\| ([^|]+) \|$", re.MULTILINE)
 _DOTTED = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)(\(\))?")
 
 _LEFT_OUT = {
@@ -148,7 +152,7 @@ def _exists(path: str, folders: Iterable[str]) -> bool:
 
 def _wrong(span: str, folders: Iterable[str]) -> bool:
     """Whether what stands between backticks names something of the repository that is not there."""
-    if span.rstrip("/") in _LEFT_OUT:
+    if span.rstrip("/") in _LEFT_OUT or "NNNN" in span:
         return False
     dotted = _DOTTED.fullmatch(span)
     if dotted is not None and _is_ours(dotted[1]):
@@ -206,6 +210,36 @@ def test_pages_name_what_is_there() -> None:
     assert len(pages) > 5
     wrong = [bad for name in pages for bad in _complaints(name, [(1, (_ROOT / name).read_text())])]
     assert not wrong, "\n".join(wrong)
+
+
+def test_links_lead_somewhere() -> None:
+    pages = [name for name in sorted(_files()) if _PAGES.fullmatch(name)]
+    links = [(name, link) for name in pages for link in _LINK.findall((_ROOT / name).read_text())]
+    assert len(links) > 10
+    assert [(name, link) for name, link in links if not (_ROOT / name).parent.joinpath(link).exists()] == []
+
+
+def test_make_commands_are_there() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (_ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {
+        command
+        for name in sorted(_files())
+        if _PAGES.fullmatch(name)
+        for command in re.findall(r"(?:`|^ {4})make ([a-z-]+)", (_ROOT / name).read_text(), re.MULTILINE)
+    }
+    assert len(named) > 5
+    assert named - targets == set()
+
+
+def test_the_map_of_the_readme_is_that_of_the_imports() -> None:
+    rows = dict(_MAP_LINE.findall((_ROOT / "README.md").read_text()))
+    found = {part: set(re.findall(r"`([\w/]+)`", others)) for part, others in rows.items()}
+    wanted = {
+        part.replace(".", "/"): {other.replace(".", "/") for other in others}
+        for part, others in _ARROWS.items()
+        if part != "imray"  # its settings are for all
+    }
+    assert found == wanted
 
 
 @pytest.mark.parametrize("package", _SOURCES)
