@@ -22,6 +22,7 @@ from analytics.verified import Verified, Verifier
 from analytics.views import connect
 from imray.core.errors import CorruptError, DerivedError, UnavailableError
 from imray.core.intervals import Interval
+from imray.core.pages import Page
 from imray.core.routing import offset_of
 from imray.log.rows import Void
 from imray.log.schema import KIND_MESSAGE, KIND_VOID, MS
@@ -66,23 +67,8 @@ _TOPIC_NUMBERS_MIN = 1000
 _NONE = np.empty(0, np.int64)
 
 
-@dataclass(frozen=True)
-class HistoryPage:
-    """Messages in the asked order, the void ranges between them, and where the next page begins.
-
-    Every number from `low` to `high` is a message of the page or in one of its holes, or a message of another topic if
-    one topic was asked for; an empty range has high < low.
-    `next` goes into `after` (`before`, if descending) of the next call; None: the asked range is exhausted."""
-
-    messages: pa.Table
-    holes: list[tuple[int, int, str]]
-    low: int
-    high: int
-    next: int | None
-
-
 @dataclass
-class _Page:
+class _OpenPage:
     """A page that is being filled."""
 
     room: int
@@ -141,7 +127,7 @@ class HistoryReader:
         limit: int,
         descending: bool,
         topic: str | None = None,
-    ) -> HistoryPage:
+    ) -> Page[pa.Table]:
         """The messages with after < conv_seq < before, none above `stable`, at most `limit`, nearest the asked end;
         with `topic` those of this topic only (then a page may have fewer or none, and `next` leads on all the same).
 
@@ -150,7 +136,7 @@ class HistoryReader:
         verify, or a number is no message and no void. DerivedError: a sealed file was merged meanwhile, or is damaged:
         have the shard look, ask it where the numbers are, and again."""
         low, high = after + 1, stable if before is None else min(stable, before - 1)
-        page = _Page(self._settings.history_bytes_max, limit, topic)
+        page = _OpenPage(self._settings.history_bytes_max, limit, topic)
         # mirrored, the descending case is the ascending one: from `begin` up to `end`, of numbers with the other sign
         begin, end = mirrored(low, high, descending)
         at = begin
@@ -164,7 +150,7 @@ class HistoryReader:
         following = None if at > end else (low if descending else high)
         messages = pa.concat_tables([MESSAGES_SCHEMA.empty_table(), *page.tables])
         holes = sorted((max(a, low), min(b, high), why) for a, b, why in page.holes)
-        return HistoryPage(messages, holes, low, high, following)
+        return Page(messages, holes, low, high, following)
 
     def _find(
         self,
@@ -202,7 +188,7 @@ class HistoryReader:
         except CorruptError as e:
             raise DerivedError(e.file, "it was replaced while it was being read") from e
 
-    def _fill(self, page: _Page, shard: int, conv_id: str, window: Window, descending: bool) -> int:
+    def _fill(self, page: _OpenPage, shard: int, conv_id: str, window: Window, descending: bool) -> int:
         """Add a window's messages and holes to the page: how far (mirrored) it answers now. That may be before the
         window's end, where the page is full, or beyond it, where a void range reaches out of it."""
         files = self._files(shard, window.log_positions)
@@ -236,7 +222,9 @@ class HistoryReader:
             by_log.setdefault(log, []).append(segment)
         return [file for log, segments in by_log.items() for file in self._verifier.segments(log, segments)]
 
-    def _fit(self, files: list[Verified[Any]], conv_id: str, window: Window, page: _Page, descending: bool) -> Window:
+    def _fit(
+        self, files: list[Verified[Any]], conv_id: str, window: Window, page: _OpenPage, descending: bool
+    ) -> Window:
         """The part of a window, from the asked end, whose messages fit into the page; one fits into any."""
         sizes = _ordered(self._query(_SIZES, files, conv_id, *window.range, topic=page.topic), descending)
         fitting = int((np.cumsum(sizes["bytes"].to_numpy().astype(np.int64)) <= page.room).sum())

@@ -17,7 +17,7 @@ class ServingState(StrEnum):
     RECOVERING = "recovering"
     """It reads its log; this ends by itself."""
     UNWRITABLE = "unwritable"
-    """It recovered and cannot write (a full disk, a store that is away): it tries again, and answers reads meanwhile."""
+    """It recovered and cannot write (a full disk, a store that is away): it tries again. It answers reads."""
     CORRUPT = "corrupt"
     """Stored bytes do not verify: a person must look."""
     REPLACED = "replaced"

@@ -17,7 +17,7 @@ from api.checks import read_body
 from api.door import Door
 from api.limits import CALLING, Limits
 from api.problems import ProblemError
-from imray.deploy.gateway import bind, server
+from api.server import bind, server
 from imray.settings import Settings
 
 _STOP_TIMEOUT_S = 10.0

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analytics import history, spans
-from analytics.history import MESSAGES_SCHEMA, HistoryPage, HistoryReader
+from analytics.history import MESSAGES_SCHEMA, HistoryReader
 from imray.core.errors import CorruptError, DerivedError
+from imray.core.pages import Page
 from imray.log.segment import segment_name
 from imray.settings import Settings
 from imray.shard.committer import Committer
@@ -65,14 +66,14 @@ class Chat:
         descending: bool = False,
         stable: int | None = None,
         reader: HistoryReader | None = None,
-    ) -> HistoryPage:
+    ) -> Page[pa.Table]:
         found = self.committer.locate(CONV, after + 1, 2**63 - 1 if before is None else before - 1)
         return (reader or HistoryReader(str(self.root), SETTINGS)).read(
             0, CONV, found.stable if stable is None else stable, found.intervals, found.spans,
             after=after, before=before, limit=limit, descending=descending,
         )  # fmt: skip
 
-    def check(self, page: HistoryPage, after: int, before: int | None, limit: int, descending: bool) -> None:
+    def check(self, page: Page[pa.Table], after: int, before: int | None, limit: int, descending: bool) -> None:
         """The page says exactly what the model has for its range, and the range is as large as it must be."""
         low, high = after + 1, min(len(self.model), len(self.model) if before is None else before - 1)
         numbers = range(page.low, page.high + 1)
@@ -97,7 +98,7 @@ class Chat:
             assert page.messages.num_rows > 0, "a page that leads on has a message"
 
 
-def rows(page: HistoryPage) -> list[tuple[object, ...]]:
+def rows(page: Page[pa.Table]) -> list[tuple[object, ...]]:
     """The page's messages as tuples."""
     table = page.messages.set_column(5, "client_ts", page.messages["client_ts"].cast(pa.int64()))
     return [tuple(r.values()) for r in table.drop_columns(["server_ts"]).to_pylist()]

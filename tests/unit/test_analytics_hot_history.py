@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from analytics_logs import SHARDS, FastStore, HotLog, name_in
 from batches import Msg, msg_id
@@ -15,8 +16,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from analytics import audit, history, spans
-from analytics.history import HistoryPage, HistoryReader
+from analytics.history import HistoryReader
 from imray.core.errors import CorruptError
+from imray.core.pages import Page
 from imray.log import checkpoint
 from imray.log.manifest import create_or_open
 from imray.log.segment import segment_name
@@ -92,7 +94,7 @@ class Room:
         descending: bool = False,
         topic: str | None = None,
         reader: HistoryReader | None = None,
-    ) -> HistoryPage:
+    ) -> Page[pa.Table]:
         """One page, as the history actor reads it, checked against the model."""
         found = self.log.committer.locate(ROOM, after + 1, 2**63 - 1 if before is None else before - 1)
         page = (reader or HistoryReader(self.root, SETTINGS)).read(
