@@ -242,6 +242,12 @@ def test_the_map_of_the_readme_is_that_of_the_imports() -> None:
     assert found == wanted
 
 
+def test_the_glossary_has_each_word_once() -> None:
+    words = re.findall(r"^\| \*\*(.+?)\*\* \|", (_ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    assert len(words) > 50
+    assert sorted(words) == sorted(set(words))
+
+
 @pytest.mark.parametrize("package", _SOURCES)
 def test_docstrings_name_what_is_there(package: str) -> None:
     sources = [name for name in sorted(_files()) if name.startswith(f"{package}/") and name.endswith(".py")]
