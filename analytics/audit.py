@@ -137,7 +137,14 @@ def run(data: Path | str, settings: Settings | None = None) -> AuditReport:
     except CorruptError as e:
         faults.append(e)
     rows: list[list[object]] = [[e.file, e.where, e.check] for e in faults[:_ROWS_SHOWN_MAX]]
-    corrupt = Finding("corrupt", _CORRUPT_TITLE, "violation", len(faults), ["file", "place", "check"], rows)
+    corrupt = Finding(
+        name="corrupt",
+        title=_CORRUPT_TITLE,
+        kind="violation",
+        total=len(faults),
+        columns=["file", "place", "check"],
+        rows=rows,
+    )
     return AuditReport(len(found), [corrupt, *findings])
 
 
@@ -176,7 +183,9 @@ def _ask(connection: duckdb.DuckDBPyConnection, question: Question) -> Finding:
     if total == _ROWS_SHOWN_MAX:
         total = connection.sql(f"SELECT count(*) AS n FROM ({question.sql})").to_arrow_table()["n"][0].as_py()
     rows = [list(row.values()) for row in found.to_pylist()]
-    return Finding(question.name, question.title, question.kind, total, found.column_names, rows)
+    return Finding(
+        name=question.name, title=question.title, kind=question.kind, total=total, columns=found.column_names, rows=rows
+    )
 
 
 def _jsonable(value: object) -> object:

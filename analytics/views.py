@@ -17,7 +17,7 @@ import pyarrow as pa
 from analytics.gaps import GAPS
 from analytics.verified import VerifiedSegment, Verifier
 from imray.core.routing import PARTITION_LOGS_FROM, PARTITIONS_MAX, home_of, shard_of
-from imray.log.schema import KIND_COLD, KIND_HOT, KIND_MESSAGE, KIND_VOID, MS, SEGMENT_SCHEMA
+from imray.log.schema import MS, SEGMENT_SCHEMA, RecordKind
 from imray.settings import Settings
 
 _VIEWS = f"""
@@ -35,18 +35,19 @@ CREATE VIEW records AS SELECT shard, home_of(shard) AS home, * EXCLUDE (shard) F
 CREATE VIEW messages AS
     SELECT shard, home, segment, "row", epoch, conv_id, conv_seq, CAST(client_msg_id AS UUID) AS client_msg_id, sender,
            topic, content_type, client_ts, server_ts, bytes, TRY(decode(body)) AS body, body AS body_bytes
-    FROM records WHERE kind = {KIND_MESSAGE};
+    FROM records WHERE kind = {RecordKind.MESSAGE};
 CREATE VIEW voids AS
     SELECT conv_id, conv_seq AS first_seq, TRY(CAST(decode(body)::JSON ->> 'last' AS BIGINT)) AS last_seq,
            TRY(decode(body)::JSON ->> 'reason') AS reason, shard, segment, "row"
-    FROM records WHERE kind = {KIND_VOID};
+    FROM records WHERE kind = {RecordKind.VOID};
 CREATE VIEW hot_groups AS
     SELECT conv_id, conv_seq AS at_seq,
-           CASE WHEN kind = {KIND_COLD} THEN 0 ELSE TRY(CAST(decode(body)::JSON ->> 'topics' AS BIGINT)) END AS topics,
+           CASE WHEN kind = {RecordKind.COLD} THEN 0
+                ELSE TRY(CAST(decode(body)::JSON ->> 'topics' AS BIGINT)) END AS topics,
            TRY(CAST(decode(body)::JSON ->> 'ceiling' AS BIGINT)) AS ceiling,
            TRY(CAST(decode(body)::JSON ->> 'by_rate' AS BOOLEAN)) AS by_rate,
            shard, segment, "row", epoch, server_ts
-    FROM records WHERE kind IN ({KIND_HOT}, {KIND_COLD});
+    FROM records WHERE kind IN ({RecordKind.HOT}, {RecordKind.COLD});
 """
 
 
@@ -92,7 +93,7 @@ def audit_views(
     Tables more: `conversation_shards` (conv_id, shard that owns it), `gaps` (`analytics.gaps`), and
     `unsure_segments` (shard, segment): `unsure`, those that may rest on others that are not in `found`."""
     connection = connect(settings)
-    _create(connection, found, "TABLE", f"CASE WHEN r.kind = {KIND_MESSAGE} THEN NULL ELSE r.body END")
+    _create(connection, found, "TABLE", f"CASE WHEN r.kind = {RecordKind.MESSAGE} THEN NULL ELSE r.body END")
     names = connection.sql("SELECT DISTINCT conv_id FROM records").to_arrow_table()["conv_id"].to_pylist()
     owners = {"conv_id": pa.array(names, pa.string()), "shard": pa.array([shard_of(n, shards) for n in names])}
     connection.register("conversation_shards", pa.table(owners).cast(_OWNERS))

@@ -126,7 +126,15 @@ def check_message(data: bytes, conv_id: str, caller: Caller, settings: Settings)
         raise invalid(str(e)) from e
     check_size(len(body), settings, "the body")
     sender = _sender(message.sender, caller)
-    return Send(conv_id, raw, sender, message.topic, message.content_type, client_ts, body)
+    return Send(
+        conv_id=conv_id,
+        client_msg_id=raw,
+        sender=sender,
+        topic=message.topic,
+        content_type=message.content_type,
+        client_ts=client_ts,
+        body=body,
+    )
 
 
 def check_batch_json(data: bytes, caller: Caller, settings: Settings) -> tuple[pa.RecordBatch, list[str]]:

@@ -57,14 +57,33 @@ def send(
     target = find_target(url, token, data)
     with speaking_to(target), Client(target.url, target.token, timeout_s=timeout) as client:
         if text != "-":
-            message = Outgoing(conv, text, msg_id, content_type, topic, None, sender)
+            message = Outgoing(
+                conv_id=conv,
+                body=text,
+                client_msg_id=msg_id,
+                content_type=content_type,
+                topic=topic,
+                client_ts=None,
+                sender=sender,
+            )
             _send_one(client, message, as_json)
             return
         if msg_id is not None:
             raise InvalidError("--id is one message's: leave it out with -, each line gets an id of its own")
         sent = 0
         for lines in _stdin_lines():
-            messages = [Outgoing(conv, line, None, content_type, topic, None, sender) for line in lines]
+            messages = [
+                Outgoing(
+                    conv_id=conv,
+                    body=line,
+                    client_msg_id=None,
+                    content_type=content_type,
+                    topic=topic,
+                    client_ts=None,
+                    sender=sender,
+                )
+                for line in lines
+            ]
             for outcome in _send_lines(client, messages, sent):
                 _say_result(outcome, as_json)
                 sent += 1

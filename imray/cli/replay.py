@@ -85,7 +85,15 @@ def replay(
 
     target = find_target(url, token, data)
     chat = load(file, prefix, limit)
-    options = _Options(batch, concurrency, by_sender, arrow, timeout, events, sys.stderr.isatty() and not as_json)
+    options = _Options(
+        batch=batch,
+        concurrency=concurrency,
+        by_sender=by_sender,
+        as_arrow=arrow,
+        timeout_s=timeout,
+        events=events,
+        show_progress=sys.stderr.isatty() and not as_json,
+    )
     with speaking_to(target):
         result = asyncio.run(_replay(target, chat, options))
     (_say_json if as_json else _say)(chat, result, by_sender)

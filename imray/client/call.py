@@ -123,12 +123,12 @@ class Attempts:
         while True:
             left_s = self._deadline_s - self._env.clock_s()
             reply = yield HttpRequest(
-                method,
-                path,
-                min(left_s, self._env.policy.try_timeout_s),
-                params or {},
-                content,
-                headers or {},
+                method=method,
+                path=path,
+                timeout_s=min(left_s, self._env.policy.try_timeout_s),
+                params=params or {},
+                content=content,
+                headers=headers or {},
             )
             if isinstance(reply, HttpResponse):
                 if reply.status not in RETRIED_STATUS:

@@ -65,7 +65,15 @@ class AsyncClient:
 
         Without `client_msg_id` one is made; pass your own where the send must survive this process.
         Raises ConflictError, and UnknownOutcomeError (an UnavailableError that carries the id)."""
-        message = Outgoing(conv_id, body, client_msg_id, content_type, topic, client_ts, sender)
+        message = Outgoing(
+            conv_id=conv_id,
+            body=body,
+            client_msg_id=client_msg_id,
+            content_type=content_type,
+            topic=topic,
+            client_ts=client_ts,
+            sender=sender,
+        )
         return await self._run(self._calls.send(message))
 
     async def send_batch(self, messages: Iterable[Outgoing | Mapping[str, Any]]) -> list[Outcome]:
@@ -200,7 +208,15 @@ class Client:
         sender: str | None = None,
     ) -> SendResult:
         """See `AsyncClient.send`."""
-        message = Outgoing(conv_id, body, client_msg_id, content_type, topic, client_ts, sender)
+        message = Outgoing(
+            conv_id=conv_id,
+            body=body,
+            client_msg_id=client_msg_id,
+            content_type=content_type,
+            topic=topic,
+            client_ts=client_ts,
+            sender=sender,
+        )
         return self._run(self._calls.send(message))
 
     def send_batch(self, messages: Iterable[Outgoing | Mapping[str, Any]]) -> list[Outcome]:

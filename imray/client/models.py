@@ -48,7 +48,19 @@ class SendResult:
 
     @classmethod
     def of(cls, answer: Json) -> SendResult:
-        return cls(*_numbers(answer))
+        offset: Json = answer["offset"]
+        return cls(
+            conv_id=answer["conv_id"],
+            conv_seq=answer["conv_seq"],
+            client_msg_id=answer["client_msg_id"],
+            duplicate=answer["duplicate"],
+            epoch=answer["epoch"],
+            shard=offset["shard"],
+            segment=offset["segment"],
+            row=offset["row"],
+            server_ts=answer["server_ts"],
+            stable_seq=answer["stable_seq"],
+        )
 
 
 @dataclass(frozen=True)
@@ -196,19 +208,3 @@ def new_client_msg_id(unix_ms: int, random_bytes: bytes) -> str:
     value = value & ~(0x3 << 62) | 0x2 << 62
     h = f"{value:032x}"
     return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
-
-
-def _numbers(answer: Json) -> tuple[Any, ...]:
-    offset: Json = answer["offset"]
-    return (
-        answer["conv_id"],
-        answer["conv_seq"],
-        answer["client_msg_id"],
-        answer["duplicate"],
-        answer["epoch"],
-        offset["shard"],
-        offset["segment"],
-        offset["row"],
-        answer["server_ts"],
-        answer["stable_seq"],
-    )

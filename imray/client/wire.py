@@ -22,7 +22,14 @@ def environment(
     """The real clock and randomness, unless others are given."""
     if timeout_s <= 0:
         raise InvalidError("timeout_s must be positive")
-    return Environment(timeout_s, retry or RetryPolicy(), clock_s, unix_ms, random.random, secrets.token_bytes)
+    return Environment(
+        timeout_s=timeout_s,
+        policy=retry or RetryPolicy(),
+        clock_s=clock_s,
+        unix_ms=unix_ms,
+        random=random.random,
+        random_bytes=secrets.token_bytes,
+    )
 
 
 def connection(url: str | None, token: str | None) -> dict[str, Any]:

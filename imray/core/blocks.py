@@ -7,18 +7,22 @@ does not have it. Nothing here ends a grant by time. Pure: no Ray, no I/O, no cl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from imray.core.columns import Commit, First, Located, Plan, Rows
+from imray.core.columns import Commit, First, KnownIds, Plan, Rows
 from imray.core.dedup import IdTable
 from imray.core.errors import FencedError, InvalidError
 from imray.core.fold import mark_durable, reserve
+from imray.core.grants import Declined as Declined
+from imray.core.grants import DeclineReason as DeclineReason
+from imray.core.grants import Granted as Granted
+from imray.core.grants import Report as Report
 from imray.core.routing import log_position_of
 from imray.core.sequencer import commit_of, plan
 from imray.core.state import HotGroup, ShardState
-from imray.kernels.arrays import I32, I64
+from imray.kernels.arrays import I32
 
 OUTSTANDING_MAX = 4
 """Grants of one partition that are not known to be settled: one being written, one asked beside it, and reports on
@@ -30,52 +34,6 @@ _STEP_S = 0.25
 """A ceiling is logged so many numbers, blocks of each partition, or seconds ahead, whatever is most: seldom enough to
 cost little, near enough that a crash voids little. The next one is logged when half of that is left: two blocks of
 each, one being written and one asked beside it."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """A partition says: this grant's segment is durable."""
-
-    grant: int
-    segment: int
-    server_ts: int
-    digest: bytes
-
-
-@dataclass(frozen=True)
-class Granted:
-    """The answer to an ask: which rows are new, and their numbers. `grant` 0: none was needed.
-
-    `plan` None stands for the plain case: every row is new, in one conversation, numbered from `first`."""
-
-    sequencer: int
-    grant: int
-    rows: int
-    first: int
-    plan: Plan | None
-    stable: I64 | int
-    partitions: dict[str, int]
-    """How many partitions each hot conversation has now."""
-
-    def expanded(self) -> Plan:
-        """The plan, whichever way it came. Conversations are the asker's own (`touched` aside)."""
-        if self.plan is not None:
-            return self.plan
-        n, none = self.rows, np.empty(0, np.int32)
-        one = np.zeros(1, np.int32)
-        return Plan(
-            np.zeros(n, np.uint8), np.arange(self.first, self.first + n), None, np.arange(n, dtype=np.uint32),
-            None, None, None, np.zeros(n, np.int32), none, one, np.array([self.first]), np.array([self.first + n - 1]),
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Declined:
-    """No grant, and nothing changed."""
-
-    why: str
-    """fenced: open the log anew and register; moved: the home shard takes these sends; busy: it takes no more now,
-    nothing was granted; wait: ask again."""
 
 
 @dataclass
@@ -111,7 +69,8 @@ class Blocks:
 
     def __init__(self, state: ShardState, sequencer: int) -> None:
         """`sequencer`: the home shard's epoch."""
-        self._state, self.sequencer = state, sequencer
+        self._state = state
+        self.sequencer = sequencer
         self.outstanding: dict[int, Block] = {}
         self._slots: dict[int, Slot] = {}
         self._grants = 0
@@ -137,35 +96,35 @@ class Blocks:
         """What an ask gets without being looked at: the answer it had, or a refusal. None: look at it."""
         known = self._slots.get(slot)
         if known is None or known.epoch != epoch:
-            return Declined("fenced")
+            return Declined(DeclineReason.FENCED)
         if ask in known.answers:
             return known.answers[ask]
         if ask <= known.last_ask:
-            return Declined("wait")  # an old call that was overtaken: nobody waits for it
+            return Declined(DeclineReason.WAIT)  # an old call that was overtaken: nobody waits for it
         return None
 
-    def decline(self, slot: int, ask: int, why: str) -> Declined:
+    def decline(self, slot: int, ask: int, why: DeclineReason | str) -> Declined:
         """End an ask without a grant. `answered` must have said None."""
-        answer = Declined(why)
+        answer = Declined(DeclineReason(why))
         self._remember(slot, ask, answer)
         return answer
 
     def grant(
-        self, slot: int, ask: int, rows: Rows, located: Located, old: dict[int, First], now: float
+        self, slot: int, ask: int, rows: Rows, located: KnownIds, old: dict[int, First], now: float
     ) -> Granted | Declined:
         """Number a partition's batch. `answered` must have said None."""
         state = self._state
         if self.closed:
-            return Declined("wait")
+            return Declined(DeclineReason.WAIT)
         convs = conversations_of(rows, located.conv)
         if len(located.fresh) or any(c not in state.hot or c in self.cooling for c in convs):
-            return self._remember(slot, ask, Declined("moved"))
+            return self._remember(slot, ask, Declined(DeclineReason.MOVED))
         if sum(b.slot == slot for b in self.outstanding.values()) >= OUTSTANDING_MAX:
-            return Declined("wait")
+            return Declined(DeclineReason.WAIT)
         planned = plan(state, rows, located, old, slot)
         ceilings = [state.hot[c].ceiling for c in planned.touched.tolist()]
         if (planned.touched_last > np.array(ceilings, np.int64)).any():
-            return Declined("wait")
+            return Declined(DeclineReason.WAIT)
         number = 0
         if len(planned.touched):
             self._grants += 1
@@ -173,7 +132,15 @@ class Blocks:
             epoch = self._slots[slot].epoch
             commit = commit_of(planned, rows, -number, epoch, 0)
             table, first, end = reserve(state, commit)
-            self.outstanding[number] = Block(number, slot, epoch, commit, table, (first, end), now)
+            self.outstanding[number] = Block(
+                number=number,
+                slot=slot,
+                epoch=epoch,
+                commit=commit,
+                table=table,
+                entries=(first, end),
+                asked_at=now,
+            )
         return self._remember(slot, ask, self._answer(number, rows, planned, convs))
 
     def _remember(self, slot: int, ask: int, answer: Granted | Declined) -> Granted | Declined:
@@ -190,10 +157,24 @@ class Blocks:
         partitions = {state.conversations.name(c): state.hot[c].partitions for c in convs}
         if planned.new_rows is None and len(planned.touched) == 1:
             stable = int(state.conversations.stable[planned.touched[0]])
-            return Granted(self.sequencer, number, len(rows), int(planned.seq[0]), None, stable, partitions)
+            return Granted(
+                sequencer=self.sequencer,
+                grant=number,
+                rows=len(rows),
+                first=int(planned.seq[0]),
+                plan=None,
+                stable=stable,
+                partitions=partitions,
+            )
         return Granted(
-            self.sequencer, number, len(rows), 0, planned, state.conversations.stable[planned.conv], partitions
-        )  # fmt: skip
+            sequencer=self.sequencer,
+            grant=number,
+            rows=len(rows),
+            first=0,
+            plan=planned,
+            stable=state.conversations.stable[planned.conv],
+            partitions=partitions,
+        )
 
     def committed(self, slot: int, epoch: int, report: Report) -> None:
         """A grant's segment is durable: its numbers are messages. Repeated and late reports change nothing."""
@@ -201,15 +182,19 @@ class Blocks:
         if block is None or (block.slot, block.epoch) != (slot, epoch):
             return
         del self.outstanding[report.grant]
-        state, log_position = self._state, log_position_of(slot, report.segment)
+        state = self._state
+        log_position = log_position_of(slot, report.segment)
         frozen = block.table is state.frozen
         block.table.mark_durable(*block.entries, log_position)
         state.segment_ts[log_position] = report.server_ts
-        c = block.commit
-        done = Commit(
-            log_position, epoch, report.server_ts, c.rows, c.conv, c.fresh, c.seq, c.row,
-            c.touched, c.touched_first, c.touched_last, (), self.sequencer,
-        )  # fmt: skip
+        done = replace(
+            block.commit,
+            log_position=log_position,
+            epoch=epoch,
+            server_ts=report.server_ts,
+            controls=(),
+            sequencer=self.sequencer,
+        )
         mark_durable(state, done, report.digest, frozen)
 
     def follow(self, slot: int, epoch: int, sequencer: int, found: Report) -> None:

@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 from imray.core.dedup import SealedIds
 from imray.kernels.arrays import I32, I64, U8, U32, U64
+
+
+class RowStatus(IntEnum):
+    """What became of a row; columns of it are uint8."""
+
+    NEW = 0
+    DUPLICATE = 1
+    CONFLICT = 2
+    IN_FLIGHT = 3
+    """The same id was sent before and is not settled yet: whether it will be a message is unknown."""
+    UNREADABLE = 4
+    """The id may have been sent before, in a segment that does not verify: it can be neither numbered nor answered."""
+    WAITING = 5
+    """The id may have been sent before, and a file that says so is being made anew: to be sent again."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +48,12 @@ class First:
     row: int
     epoch: int
     server_ts: int
-    status: int | None = None
-    """What to say of the row where its first send cannot be read (`imray.core.sequencer`); None: the payload tells."""
+    status: RowStatus | None = None
+    """What to say of the row where its first send cannot be read; None: the payload tells."""
 
 
 @dataclass(frozen=True)
-class Located:
+class KnownIds:
     """What memory knows of a batch's ids before it is planned; `maybe` rows need a look into files."""
 
     conv: I32
@@ -51,18 +66,23 @@ class Located:
     """For each sealed file with a "maybe": the rows that memory does not know."""
 
 
+Located = KnownIds
+"""The former name, until nobody imports it."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a batch becomes. Rows with status NEW are numbered in their order; the others carry the first's number."""
 
     status: U8
+    """`RowStatus` of each row."""
     seq: I64
     new_rows: I64 | None
     """Rows that are new; None: all of them."""
     row_in_segment: U32
-    """Each row's place in the new segment (new rows); the place of the first send (others)."""
+    """Each row's row in the new segment (new rows); that of the first send in its segment (others)."""
     log_position: I64 | None
-    """Place of the first send, for rows that are not new (-1: the segment being written). None: all are new."""
+    """Log position of the first send, for rows that are not new (-1: the segment being written). None: all are new."""
     epoch: I64 | None
     server_ts: I64 | None
     conv: I32

@@ -47,7 +47,8 @@ class Conversations:
         """Add the names data[offsets[k]:offsets[k+1]] for k in `which`; none is known yet. Their head is 0."""
         if not len(which):
             return
-        a, b = self.count, self.count + len(which)
+        a = self.count
+        b = a + len(which)
         more_bytes = int((offsets[which + 1] - offsets[which]).sum())
         self._reserve(b, int(self._ends[a]) + more_bytes)
         append_names(self._text, self._ends, a, data, offsets, which)

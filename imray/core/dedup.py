@@ -59,7 +59,8 @@ class IdTable:
 
     def add(self, fps: U64, ids: U64, conv: I32, seq: I64, payload: U64, log_position: int, row: U32) -> None:
         """Remember rows that are in no entry yet: the log position of all, and each one's row in its segment."""
-        a, b = self.count, self.count + len(fps)
+        a = self.count
+        b = a + len(fps)
         if b > len(self.fps):
             self._grow(b)
         self.fps[a:b] = fps

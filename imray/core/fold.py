@@ -42,7 +42,8 @@ class ReadBack:
 
 def commit_read_back(state: ShardState, log_position: int, epoch: int, server_ts: int, found: ReadBack) -> Commit:
     """The commit that a segment read back stands for; InvalidError where its numbers do not follow the state's."""
-    rows, voids = found.rows, found.voids
+    rows = found.rows
+    voids = found.voids
     known = state.conversations.find(rows.names_data, rows.names_offsets)
     # a batch that was split by log keeps the names of the other parts' conversations
     if found.grants is not None and (known[rows.conv] < 0).any():
@@ -62,9 +63,20 @@ def commit_read_back(state: ShardState, log_position: int, epoch: int, server_ts
         last = np.concatenate([last, np.array([v[2] for v in voids])])
     controls = tuple(replace(c, conv=int(known[c.conv])) for c in found.controls)
     return Commit(
-        log_position, epoch, server_ts, rows, conv, fresh, found.seq, found.row, touched, first, last, controls,
-        found.sequencer,
-    )  # fmt: skip
+        log_position=log_position,
+        epoch=epoch,
+        server_ts=server_ts,
+        rows=rows,
+        conv=conv,
+        fresh=fresh,
+        seq=found.seq,
+        row=found.row,
+        touched=touched,
+        touched_first=first,
+        touched_last=last,
+        controls=controls,
+        sequencer=found.sequencer,
+    )
 
 
 def check_sequencer(state: ShardState, slot: int, sequencer: int) -> None:
@@ -123,7 +135,8 @@ def _check_blocks(state: ShardState, found: ReadBack, known: I32) -> tuple[I32, 
         limit = group.ceiling if group is not None else int(state.conversations.heads[index])
         if counts[conv] or count < 1 or begin < 1 or begin + count - 1 > limit:
             raise InvalidError(f"no valid grant: {count} numbers from {begin}, where up to {limit} may be granted")
-        starts[conv], counts[conv] = begin - 1, count
+        starts[conv] = begin - 1
+        counts[conv] = count
     expected = np.empty(len(found.seq), np.int64)
     touched = np.empty(len(found.seq), np.int32)
     used = np.zeros(len(known), np.int32)
@@ -140,18 +153,19 @@ def _check_blocks(state: ShardState, found: ReadBack, known: I32) -> tuple[I32, 
 
 def reserve(state: ShardState, commit: Commit) -> tuple[IdTable, int, int]:
     """Give out the commit's numbers and remember its ids: the table that has them, first and end entry."""
-    conversations, table = state.conversations, state.recent
+    conversations = state.conversations
+    table = state.recent
     conversations.add(commit.rows.names_data, commit.rows.names_offsets, commit.fresh)
     first = table.count
     if len(commit.seq):
         table.add(
-            commit.rows.fps,
-            commit.rows.ids,
-            commit.conv,
-            commit.seq,
-            commit.rows.payload,
-            commit.log_position,
-            commit.row,
+            fps=commit.rows.fps,
+            ids=commit.rows.ids,
+            conv=commit.conv,
+            seq=commit.seq,
+            payload=commit.rows.payload,
+            log_position=commit.log_position,
+            row=commit.row,
         )
         if commit.log_position > 0:
             state.segment_ts[commit.log_position] = commit.server_ts
@@ -187,7 +201,8 @@ def mark_final_numbers(state: ShardState, conv: I32, first: I64, last: I64) -> N
             group = state.hot[int(conv[i])]
             group.mark_final(int(first[i]), int(last[i]))
             stable[conv[i]] = group.stable
-        conv, last = conv[~is_hot], last[~is_hot]
+        conv = conv[~is_hot]
+        last = last[~is_hot]
     np.maximum.at(stable, conv, last)
 
 
@@ -210,7 +225,8 @@ def _control(state: ShardState, control: Control) -> None:
         state.hot[control.conv] = HotGroup(control.partitions, control.ceiling, control.number, control.by_rate)
         conversations.stable[control.conv] = control.number
     else:
-        group.partitions, group.by_rate = control.partitions, control.by_rate
+        group.partitions = control.partitions
+        group.by_rate = control.by_rate
         group.ceiling = control.ceiling if control.exact else max(group.ceiling, control.ceiling)
     for slot in range(1, control.partitions + 1):
         state.partitions.setdefault(slot, LogProgress())
@@ -229,9 +245,11 @@ def freeze(state: ShardState) -> IdTable:
     """Set the recent ids aside to be sealed; new ones go into an empty table. One at a time."""
     if state.frozen is not None:
         raise InvalidError("the previous freeze is not sealed yet")
-    state.frozen, state.frozen_postings = state.recent, state.postings
+    state.frozen = state.recent
+    state.frozen_postings = state.postings
     state.frozen_partitions = {slot: progress.copy() for slot, progress in state.partitions.items()}
-    table, state.spare = state.spare, None
+    table = state.spare
+    state.spare = None
     state.recent = IdTable(state.log.segment) if table is None else table
     state.recent.base_segment = state.log.segment
     state.postings = Postings()
@@ -242,7 +260,8 @@ def sealed(state: ShardState, files: list[SealedIds]) -> IdTable | None:
     """The frozen ids are in the last of `files` now, which are all there are. Returned: their table, which nobody uses
     any more; cleared, it may become `state.spare`."""
     state.sealed = files
-    table, state.frozen = state.frozen, None
+    table = state.frozen
+    state.frozen = None
     state.frozen_postings = Postings()
     covered = {slot: progress.segment for slot, progress in state.frozen_partitions.items()}
     covered[0] = state.recent.base_segment

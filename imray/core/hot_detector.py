@@ -35,8 +35,10 @@ class HotDetector:
         """Those of the not hot that should be, and those of `hot` that turned hot by rate and should not be any more.
 
         The first tick only starts the clock."""
-        touched, self._touched = self._touched, []
-        last, self._last = self._last, now_s
+        touched = self._touched
+        self._touched = []
+        last = self._last
+        self._last = now_s
         if last is None or now_s <= last:
             return [], []
         conv, total = _sums(touched)

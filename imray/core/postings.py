@@ -12,7 +12,7 @@ from imray.kernels.arrays import I32, I64
 
 @dataclass(frozen=True)
 class Posting:
-    """One segment, by its place: the conversations it numbers (ascending), first and last number of each."""
+    """One segment, by its log position: the conversations it numbers (ascending), first and last number of each."""
 
     log_position: int
     conv: I32
@@ -35,12 +35,13 @@ class Postings:
         self.entries.append(Posting(log_position, conv[order], first[order], last[order]))
 
     def spans(self, conv: int, low: int, high: int) -> list[tuple[int, int, int]]:
-        """(place, first, last) of every segment with numbers of `conv` in low..high, ascending."""
+        """(log position, first, last) of every segment with numbers of `conv` in low..high, ascending."""
         found = []
         for entry in reversed(self.entries):
             at = int(np.searchsorted(entry.conv, conv))
             while at < len(entry.conv) and entry.conv[at] == conv:
-                first, last = int(entry.first[at]), int(entry.last[at])
+                first = int(entry.first[at])
+                last = int(entry.last[at])
                 if first <= high and last >= low:
                     found.append((entry.log_position, first, last))
                 at += 1

@@ -306,7 +306,8 @@ class Reorder(Generic[T]):
             self._asked = Pull(self.next_seq - 1, None if self._resync else self._highest_missing())
             self._resync = False
             self._out.append(self._asked)
-        out, self._out = self._out, []
+        out = self._out
+        self._out = []
         return out
 
     def _set_timer(self, at_ms: int | None) -> None:

@@ -7,8 +7,8 @@ from enum import StrEnum
 
 import numpy as np
 
+from imray.core.columns import RowStatus
 from imray.core.intervals import Interval
-from imray.core.sequencer import CONFLICT, UNREADABLE, WAITING
 from imray.kernels.arrays import I64, U8, U32, Bools
 
 
@@ -66,7 +66,7 @@ class Firsts:
 
     at: I64
     status: U8
-    """DUPLICATE, CONFLICT, UNREADABLE or WAITING (`imray.core.sequencer`); the last two have no numbers."""
+    """`RowStatus` DUPLICATE, CONFLICT, UNREADABLE or WAITING; the last two have no numbers."""
     log_position: I64
     row: U32
     epoch: I64
@@ -75,13 +75,13 @@ class Firsts:
     @property
     def conflict(self) -> Bools:
         """True for each row whose id was sent before with another payload."""
-        found: Bools = self.status == CONFLICT
+        found: Bools = self.status == RowStatus.CONFLICT
         return found
 
     @property
     def unreadable(self) -> Bools:
         """True for each row whose first send, if there is one, cannot be read."""
-        found: Bools = self.status == UNREADABLE
+        found: Bools = self.status == RowStatus.UNREADABLE
         return found
 
     @property
@@ -92,18 +92,18 @@ class Firsts:
     @property
     def waiting(self) -> Bools:
         """True for each row that was not written and must be sent again: whether it was sent before is found out."""
-        found: Bools = self.status == WAITING
+        found: Bools = self.status == RowStatus.WAITING
         return found
 
     def slice(self, begin: int, end: int, shift: int) -> Firsts:
         """Entries begin..end, their rows counted from `shift`."""
         return Firsts(
-            self.at[begin:end] - shift,
-            self.status[begin:end],
-            self.log_position[begin:end],
-            self.row[begin:end],
-            self.epoch[begin:end],
-            self.server_ts[begin:end],
+            at=self.at[begin:end] - shift,
+            status=self.status[begin:end],
+            log_position=self.log_position[begin:end],
+            row=self.row[begin:end],
+            epoch=self.epoch[begin:end],
+            server_ts=self.server_ts[begin:end],
         )
 
 
@@ -112,7 +112,7 @@ class Appended:
     """All rows of a request are durable: success means just that.
 
     `seq` and `stable` have one value a row; an int `seq` stands for consecutive numbers from it, an int `stable` for
-    the same in every row. New rows stand one after the other from `row` in the segment at `place`
+    the same in every row. New rows stand one after the other from `row` in the segment at `log_position`
     (`imray.core.routing.offset_of` says which log and segment that is)."""
 
     rows: int
@@ -132,12 +132,22 @@ class Appended:
             return self
         seq = self.seq + start if isinstance(self.seq, int) else self.seq[start : start + rows]
         stable = self.stable if isinstance(self.stable, int) else self.stable[start : start + rows]
-        firsts, before = self.firsts, 0
+        firsts = self.firsts
+        before = 0
         if firsts is not None:
             before, end = (int(i) for i in np.searchsorted(firsts.at, (start, start + rows)))
             firsts = firsts.slice(before, end, start) if end > before else None
-        row = self.row + start - before
-        return Appended(rows, self.epoch, self.log_position, self.server_ts, row, seq, stable, firsts, self.hot)
+        return Appended(
+            rows=rows,
+            epoch=self.epoch,
+            log_position=self.log_position,
+            server_ts=self.server_ts,
+            row=self.row + start - before,
+            seq=seq,
+            stable=stable,
+            firsts=firsts,
+            hot=self.hot,
+        )
 
     def seqs(self) -> I64:
         """The number of each row."""
@@ -161,4 +171,4 @@ class Located:
     intervals: list[Interval]
     """The sealed intervals."""
     spans: list[tuple[int, int, int]]
-    """(place, first, last number)."""
+    """(log position, first, last number)."""

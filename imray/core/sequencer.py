@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from imray.core.columns import Commit, First, Located, Plan, Rows
+from imray.core.columns import Commit, First, KnownIds, Plan, Rows, RowStatus
 from imray.core.dedup import IdTable, SealedIds
 from imray.core.routing import slot_of
 from imray.core.state import ShardState
-from imray.kernels.arrays import I32, I64, U8, U32
+from imray.kernels.arrays import I32, I64
 from imray.kernels.id_table import first_in_batch, slots_for
 from imray.kernels.numbering import assign_new, number
 
-NEW = 0
-DUPLICATE = 1
-CONFLICT = 2
-IN_FLIGHT = 3
-"""The same id was sent before and is not settled yet: whether it will be a message is unknown."""
-UNREADABLE = 4
-"""The id may have been sent before, in a segment that does not verify: it can be neither numbered nor answered."""
-WAITING = 5
-"""The id may have been sent before, and a file that says so is being made anew: to be sent again."""
+# shorter names, until those who import them say `RowStatus`
+NEW = RowStatus.NEW
+DUPLICATE = RowStatus.DUPLICATE
+CONFLICT = RowStatus.CONFLICT
+IN_FLIGHT = RowStatus.IN_FLIGHT
+UNREADABLE = RowStatus.UNREADABLE
+WAITING = RowStatus.WAITING
 
 _THIS_SEGMENT = -1
 
 
-def locate(state: ShardState, rows: Rows) -> Located:
+def locate(state: ShardState, rows: Rows) -> KnownIds:
     """Find the rows' conversations and ids in memory."""
     known = state.conversations.find(rows.names_data, rows.names_offsets)
     fresh = assign_new(rows.conv, known, state.conversations.count)
@@ -46,108 +44,147 @@ def locate(state: ShardState, rows: Rows) -> Located:
                 hit &= table < 0
         if hit.any():
             maybe.append((ids, np.flatnonzero(hit)))
-    return Located(conv, fresh, recent, frozen, maybe)
+    return KnownIds(conv, fresh, recent, frozen, maybe)
 
 
-def plan(state: ShardState, rows: Rows, located: Located, old: dict[int, First], slot: int = 0) -> Plan:
+def plan(state: ShardState, rows: Rows, located: KnownIds, old: dict[int, First], slot: int = 0) -> Plan:
     """Number the new rows for the writer of `slot` and find the duplicates and conflicts. No side effect.
 
     `old` holds what a look into sealed files confirmed for the rows of `located.maybe`. A row whose id is in flight
     elsewhere is IN_FLIGHT; one that the shard itself is writing is a duplicate to the shard, whose commits become
     durable in their order, and in flight to everybody else."""
     n = len(rows)
-    status = np.zeros(n, np.uint8)
-    seq = np.empty(n, np.int64)
-    row = np.empty(n, np.uint32)
     in_batch = np.empty(n, np.int32)
     repeated = first_in_batch(rows.fps, rows.ids, located.conv, slots_for(n), in_batch)
-    log_position = epoch = server_ts = None
+    firsts: _Firsts | None = None
     if repeated or old or located.recent is not None or located.frozen is not None:
-        log_position = np.full(n, _THIS_SEGMENT, np.int64)
-        epoch = np.full(n, _THIS_SEGMENT, np.int64)
-        server_ts = np.full(n, _THIS_SEGMENT, np.int64)
-        for table, entry in ((state.recent, located.recent), (state.frozen, located.frozen)):
-            if table is not None and entry is not None:
-                _from_table(state, table, entry, rows, slot, status, seq, row, log_position, epoch, server_ts)
-        for i, first in old.items():
-            if first.status is not None:
-                status[i] = first.status
-            else:
-                status[i] = DUPLICATE if first.payload == rows.payload[i] else CONFLICT
-            seq[i], row[i], log_position[i] = first.seq, first.row, first.log_position
-            epoch[i], server_ts[i] = first.epoch, first.server_ts
-        again = np.flatnonzero((in_batch >= 0) & (status == NEW))
-        first_rows = in_batch[again]
-        status[again] = np.where(rows.payload[again] == rows.payload[first_rows], DUPLICATE, CONFLICT)
+        firsts = _find_firsts(state, rows, located, old, slot, in_batch)
+    status = np.zeros(n, np.uint8) if firsts is None else firsts.status
+    seq = np.empty(n, np.int64) if firsts is None else firsts.seq
     conversations = state.conversations
     conversations.reserve(len(located.fresh))
     touched = np.empty(min(n, conversations.count + len(located.fresh)), np.int32)
     k = number(located.conv, status, conversations.heads, conversations.scratch, seq, touched)
     touched = touched[:k]
-    first_seq = conversations.heads[touched] + 1
-    last_seq = conversations.heads[touched] + conversations.scratch[touched]
+    touched_first = conversations.heads[touched] + 1
+    touched_last = conversations.heads[touched] + conversations.scratch[touched]
     conversations.scratch[touched] = 0
-    if log_position is None:
-        new_rows = None
-        row[:] = np.arange(n, dtype=np.uint32)
-    else:
-        new_rows = np.flatnonzero(status == NEW)
-        row[new_rows] = np.arange(len(new_rows), dtype=np.uint32)
-        seq[again], row[again] = seq[first_rows], row[first_rows]
     return Plan(
-        status, seq, new_rows, row, log_position, epoch, server_ts,
-        located.conv, located.fresh, touched, first_seq, last_seq,
-    )  # fmt: skip
+        status=status,
+        seq=seq,
+        new_rows=None if firsts is None else firsts.complete(),
+        row_in_segment=np.arange(n, dtype=np.uint32) if firsts is None else firsts.row,
+        log_position=None if firsts is None else firsts.log_position,
+        epoch=None if firsts is None else firsts.epoch,
+        server_ts=None if firsts is None else firsts.server_ts,
+        conv=located.conv,
+        fresh=located.fresh,
+        touched=touched,
+        touched_first=touched_first,
+        touched_last=touched_last,
+    )
 
 
-def _from_table(
-    state: ShardState,
-    table: IdTable,
-    entry: I32,
-    rows: Rows,
-    slot: int,
-    status: U8,
-    seq: I64,
-    row: U32,
-    log_position: I64,
-    epoch: I64,
-    server_ts: I64,
-) -> None:
-    """Fill in the rows that the table knows: the first send's numbers."""
-    hit = np.flatnonzero(entry >= 0)
-    e = entry[hit]
-    status[hit] = np.where(table.payload[e] == rows.payload[hit], DUPLICATE, CONFLICT)
-    seq[hit] = table.seq[e]
-    row[hit] = table.row[e]
-    log_positions = table.log_position[e]
-    log_position[hit] = log_positions
-    for p in np.unique(log_positions).tolist():
-        at = hit[log_positions == p]
-        if p < 0 or (slot and slot_of(p) == 0 and p > state.log.segment):
-            status[at] = IN_FLIGHT
-            continue
-        epoch[at] = state.epoch_of(p)
-        server_ts[at] = state.segment_ts[p]
+class _Firsts:
+    """The columns of a plan in which some rows may have been sent before: what the first sends became."""
+
+    def __init__(self, n: int) -> None:
+        self.status = np.zeros(n, np.uint8)
+        self.seq = np.empty(n, np.int64)
+        self.row = np.empty(n, np.uint32)
+        self.log_position = np.full(n, _THIS_SEGMENT, np.int64)
+        self.epoch = np.full(n, _THIS_SEGMENT, np.int64)
+        self.server_ts = np.full(n, _THIS_SEGMENT, np.int64)
+        self._again: I64 = np.empty(0, np.int64)
+        """Rows whose first send is in the same batch, and new."""
+        self._first_rows: I32 = np.empty(0, np.int32)
+        """The rows of those first sends."""
+
+    def from_table(self, state: ShardState, table: IdTable, entry: I32, rows: Rows, slot: int) -> None:
+        """Fill in the rows that the table knows: the first send's numbers."""
+        hit = np.flatnonzero(entry >= 0)
+        e = entry[hit]
+        same = table.payload[e] == rows.payload[hit]
+        self.status[hit] = np.where(same, RowStatus.DUPLICATE, RowStatus.CONFLICT)
+        self.seq[hit] = table.seq[e]
+        self.row[hit] = table.row[e]
+        log_positions = table.log_position[e]
+        self.log_position[hit] = log_positions
+        for p in np.unique(log_positions).tolist():
+            at = hit[log_positions == p]
+            if p < 0 or (slot and slot_of(p) == 0 and p > state.log.segment):
+                self.status[at] = RowStatus.IN_FLIGHT
+                continue
+            self.epoch[at] = state.epoch_of(p)
+            self.server_ts[at] = state.segment_ts[p]
+
+    def from_files(self, i: int, first: First, payload: int) -> None:
+        """Fill in a row that a look into files found."""
+        if first.status is not None:
+            self.status[i] = first.status
+        else:
+            self.status[i] = RowStatus.DUPLICATE if first.payload == payload else RowStatus.CONFLICT
+        self.seq[i] = first.seq
+        self.row[i] = first.row
+        self.log_position[i] = first.log_position
+        self.epoch[i] = first.epoch
+        self.server_ts[i] = first.server_ts
+
+    def from_batch(self, in_batch: I32, rows: Rows) -> None:
+        """Mark the rows that repeat a new one of the same batch; their numbers come with `complete`."""
+        self._again = np.flatnonzero((in_batch >= 0) & (self.status == RowStatus.NEW))
+        self._first_rows = in_batch[self._again]
+        same = rows.payload[self._again] == rows.payload[self._first_rows]
+        self.status[self._again] = np.where(same, RowStatus.DUPLICATE, RowStatus.CONFLICT)
+
+    def complete(self) -> I64:
+        """The rows that are new, whose numbers are there now; those that repeat them get the same."""
+        new_rows = np.flatnonzero(self.status == RowStatus.NEW)
+        self.row[new_rows] = np.arange(len(new_rows), dtype=np.uint32)
+        self.seq[self._again] = self.seq[self._first_rows]
+        self.row[self._again] = self.row[self._first_rows]
+        return new_rows
+
+
+def _find_firsts(
+    state: ShardState, rows: Rows, located: KnownIds, old: dict[int, First], slot: int, in_batch: I32
+) -> _Firsts:
+    firsts = _Firsts(len(rows))
+    for table, entry in ((state.recent, located.recent), (state.frozen, located.frozen)):
+        if table is not None and entry is not None:
+            firsts.from_table(state, table, entry, rows, slot)
+    for i, first in old.items():
+        firsts.from_files(i, first, int(rows.payload[i]))
+    firsts.from_batch(in_batch, rows)
+    return firsts
 
 
 def commit_of(plan: Plan, rows: Rows, log_position: int, epoch: int, server_ts: int) -> Commit:
-    """The plan's new rows as they will stand at `place`."""
+    """The plan's new rows as they will stand at `log_position`."""
     keep = plan.new_rows
     kept = rows if keep is None else _take(rows, keep)
     pick = slice(None) if keep is None else keep
     return Commit(
-        log_position, epoch, server_ts, kept,
-        plan.conv[pick], plan.fresh, plan.seq[pick], plan.row_in_segment[pick],
-        plan.touched, plan.touched_first, plan.touched_last,
-    )  # fmt: skip
+        log_position=log_position,
+        epoch=epoch,
+        server_ts=server_ts,
+        rows=kept,
+        conv=plan.conv[pick],
+        fresh=plan.fresh,
+        seq=plan.seq[pick],
+        row=plan.row_in_segment[pick],
+        touched=plan.touched,
+        touched_first=plan.touched_first,
+        touched_last=plan.touched_last,
+    )
 
 
 def _take(rows: Rows, keep: I64) -> Rows:
     return Rows(
-        rows.names_data,
-        rows.names_offsets,
-        rows.conv[keep],
-        rows.ids[keep],
-        rows.fps[keep],
-        rows.payload[keep],
+        names_data=rows.names_data,
+        names_offsets=rows.names_offsets,
+        conv=rows.conv[keep],
+        ids=rows.ids[keep],
+        fps=rows.fps[keep],
+        payload=rows.payload[keep],
     )

@@ -35,7 +35,9 @@ class LogProgress:
             )
         if epoch != self.epoch:
             self.epoch_starts.append((segment, epoch))
-        self.segment, self.epoch, self.digest = segment, epoch, digest
+        self.segment = segment
+        self.epoch = epoch
+        self.digest = digest
 
     def epoch_of(self, segment: int) -> int:
         """The epoch that wrote a segment."""
@@ -83,7 +85,8 @@ class HotGroup:
 
     def holes(self, to: int) -> list[tuple[int, int]]:
         """Ranges up to `to` that are not settled."""
-        found, at = [], self.stable + 1
+        found: list[tuple[int, int]] = []
+        at = self.stable + 1
         for first, last in self.done:
             if first > at:
                 found.append((at, first - 1))

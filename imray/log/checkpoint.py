@@ -99,12 +99,22 @@ def snapshot(state: ShardState, shard: int) -> Snapshot:
     """Snapshot of a state whose ids were just frozen (`imray.core.sequencer.freeze`)."""
     assert state.frozen is not None, "freeze first"
     log = state.log
+    text, ends, heads = state.conversations.copy_columns()
     return Snapshot(
-        shard, log.segment, log.epoch, log.digest, list(log.epoch_starts),
-        state.frozen, state.frozen_postings, *state.conversations.copy_columns(),
-        [HotMeta(row, g.partitions, g.ceiling, g.by_rate) for row, g in state.hot.items()], state.frozen_partitions,
-        dict(state.covered),
-    )  # fmt: skip
+        shard=shard,
+        segment=log.segment,
+        epoch=log.epoch,
+        digest=log.digest,
+        epoch_starts=list(log.epoch_starts),
+        table=state.frozen,
+        postings=state.frozen_postings,
+        text=text,
+        ends=ends,
+        heads=heads,
+        hot=[HotMeta(row, g.partitions, g.ceiling, g.by_rate) for row, g in state.hot.items()],
+        partitions=state.frozen_partitions,
+        covered=dict(state.covered),
+    )
 
 
 def write(store: Store, snap: Snapshot, before: Sequence[SealedInterval]) -> list[SealedInterval]:
@@ -113,11 +123,26 @@ def write(store: Store, snap: Snapshot, before: Sequence[SealedInterval]) -> lis
     StorageError where the store refuses; nothing is lost then, since all of it can be made again."""
     sealed = [*before, seal_frozen(store, snap)]
     meta = CheckpointMeta(
-        snap.shard, snap.segment, snap.epoch, snap.digest.hex(), len(snap.heads),
-        snap.epoch_starts, [s.interval for s in sealed],
-        [PartitionMeta(slot, p.segment, p.epoch, p.digest.hex(), p.epoch_starts, p.sequencer)
-         for slot, p in snap.partitions.items()], snap.hot,
-    )  # fmt: skip
+        shard=snap.shard,
+        segment=snap.segment,
+        epoch=snap.epoch,
+        digest=snap.digest.hex(),
+        conversations=len(snap.heads),
+        epoch_starts=snap.epoch_starts,
+        intervals=[s.interval for s in sealed],
+        partitions=[
+            PartitionMeta(
+                slot=slot,
+                segment=p.segment,
+                epoch=p.epoch,
+                digest=p.digest.hex(),
+                epoch_starts=p.epoch_starts,
+                sequencer=p.sequencer,
+            )
+            for slot, p in snap.partitions.items()
+        ],
+        hot=snap.hot,
+    )
     table = pa.table({"conv_id": snap.names.cast(pa.string()), "head": snap.heads})
     data = encode_parquet(table, META_KEY, msgspec.json.encode(meta), "lz4")
     _put(store, _name(snap.shard, snap.segment), digests.seal(data)[0])

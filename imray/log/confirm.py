@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import pyarrow as pa
 
-from imray.core.columns import First, Located, Rows
+from imray.core.columns import First, KnownIds, Rows, RowStatus
 from imray.core.errors import CorruptError, DerivedError, StorageError
 from imray.core.routing import offset_of
-from imray.core.sequencer import UNREADABLE, WAITING
 from imray.kernels.arrays import I64
 from imray.log.reader import read_segment
 from imray.log.schema import id_words, payload_fingerprints
@@ -54,7 +53,7 @@ class Confirmer:
         self.damaged.difference_update(intervals)
         self.lost.difference_update(intervals)
 
-    def confirm(self, rows: Rows, located: Located) -> dict[int, First]:
+    def confirm(self, rows: Rows, located: KnownIds) -> dict[int, First]:
         """For each row of `located.maybe` that really is an old id: the first send's numbers.
 
         A row whose first send, if there is one, stands in a segment that does not verify is UNREADABLE; one for which a
@@ -72,7 +71,7 @@ class Confirmer:
                 if isinstance(e, CorruptError) and e.file not in self._told:
                     self._told.add(e.file)
                     self._on_damage(f"the log is damaged, retries of what stands there are refused: {e}")
-                status = UNREADABLE if isinstance(e, CorruptError) else WAITING
+                status = RowStatus.UNREADABLE if isinstance(e, CorruptError) else RowStatus.WAITING
                 found.update((i, _unknown(status, log_position, row)) for i, row in hits if i not in found)
         return found
 
@@ -87,7 +86,7 @@ class Confirmer:
                 self.damaged.add(sealed)
             except StorageError as e:
                 log.warning("rows wait for the ids of an interval: %s", e)
-        status = UNREADABLE if sealed in self.lost else WAITING
+        status = RowStatus.UNREADABLE if sealed in self.lost else RowStatus.WAITING
         found.update((i, _unknown(status, 0, 0)) for i in which.tolist())
         return []
 
@@ -103,7 +102,17 @@ class Confirmer:
             name = rows.names_data[rows.names_offsets[k] : rows.names_offsets[k + 1]].tobytes()
             if np.array_equal(ids[j], rows.ids[i]) and names[j].encode() == name:
                 meta = segment.meta
-                yield i, First(int(seq[j]), int(payload[j]), log_position, row, meta.epoch, meta.server_ts)
+                yield (
+                    i,
+                    First(
+                        seq=int(seq[j]),
+                        payload=int(payload[j]),
+                        log_position=log_position,
+                        row=row,
+                        epoch=meta.epoch,
+                        server_ts=meta.server_ts,
+                    ),
+                )
 
     def _segment(self, log_position: int) -> tuple[Segment, pa.RecordBatch]:
         if log_position in self._cache:
@@ -121,5 +130,5 @@ class Confirmer:
         return self._cache[log_position]
 
 
-def _unknown(status: int, log_position: int, row: int) -> First:
-    return First(0, 0, log_position, row, 0, 0, status)
+def _unknown(status: RowStatus, log_position: int, row: int) -> First:
+    return First(seq=0, payload=0, log_position=log_position, row=row, epoch=0, server_ts=0, status=status)

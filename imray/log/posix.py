@@ -59,7 +59,8 @@ def _write_direct(fd: int, views: list[memoryview]) -> None:
             while len(view):
                 n = min(len(view), _BUFFER_BYTES - filled)
                 target[filled : filled + n] = view[:n]
-                view, filled = view[n:], filled + n
+                view = view[n:]
+                filled += n
                 if filled == _BUFFER_BYTES:
                     _write_whole(fd, target)
                     filled = 0

@@ -53,7 +53,9 @@ def remake(
     count = len(ids)
     if interval.partitions is not None and count != interval.ids:
         raise DerivedError(interval.name("ids"), f"it held {interval.ids} ids, and the log has {count} there")
-    made = Interval(interval.shard, interval.first, interval.last, count, new_tag(), partitions)
+    made = Interval(
+        shard=interval.shard, first=interval.first, last=interval.last, ids=count, tag=new_tag(), partitions=partitions
+    )
     return write_interval(store, made, ids, pa.concat_tables(postings))
 
 

@@ -24,7 +24,9 @@ class Retired:
 
     def __init__(self, store: Store, shard: int, is_writer: Callable[[], bool]) -> None:
         """Begin with what earlier writers left; `is_writer` looks whether the log has no other writer by now."""
-        self._store, self._shard, self._is_writer = store, shard, is_writer
+        self._store = store
+        self._shard = shard
+        self._is_writer = is_writer
         self._names = set(store.list(sealed_prefix(shard)))
         """Files that were there when this writer began: none of them is a successor's."""
 

@@ -19,10 +19,9 @@ from imray.core.state import ShardState
 from imray.kernels.arrays import U64
 from imray.kernels.hashing import hash_rows, id_fingerprints
 from imray.log.schema import (
-    KIND_COLD,
-    KIND_HOT,
-    KIND_MESSAGE,
-    KIND_VOID,
+    HotRecord,
+    RecordKind,
+    VoidRecord,
     body_parts,
     check_batch,
     dictionary_rows,
@@ -32,23 +31,8 @@ from imray.log.schema import (
 from imray.log.segment import Segment
 
 Item = TypeVar("Item", bound=np.generic)
-
-
-class Void(msgspec.Struct, frozen=True):
-    """The body of a void record."""
-
-    last: int
-    reason: str
-
-
-class Hot(msgspec.Struct, frozen=True):
-    """The body of a record that turns a conversation hot, or says more of a hot one."""
-
-    partitions: int = msgspec.field(name="topics")
-    ceiling: int
-    by_rate: bool = False
-    exact: bool = False
-    """The shard stopped in good order: no number above the ceiling was granted, whatever earlier records say."""
+Void = VoidRecord
+"""The former name, until nobody imports it."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +72,12 @@ def gather(requests: Sequence[Prepared]) -> tuple[pa.Table, Rows]:
     conv = table.column("conv_id").chunks
     names_data, names_offsets = body_parts(conv[0].dictionary)
     return table, Rows(
-        names_data,
-        names_offsets,
-        _join([dictionary_rows(c) for c in conv]),
-        _join([id_words(c) for c in table.column("client_msg_id").chunks]),
-        _join([r.fps for r in requests]),
-        _join([r.payload for r in requests]),
+        names_data=names_data,
+        names_offsets=names_offsets,
+        conv=_join([dictionary_rows(c) for c in conv]),
+        ids=_join([id_words(c) for c in table.column("client_msg_id").chunks]),
+        fps=_join([r.fps for r in requests]),
+        payload=_join([r.payload for r in requests]),
     )
 
 
@@ -135,7 +119,14 @@ def _grants(state: ShardState, segment: Segment, slot: int, table: pa.Table) -> 
 def no_rows() -> Rows:
     """The rows of a segment without messages."""
     none = np.empty(0, np.uint64)
-    return Rows(np.empty(0, np.uint8), np.zeros(1, np.int32), np.empty(0, np.int32), none.reshape(0, 2), none, none)
+    return Rows(
+        names_data=np.empty(0, np.uint8),
+        names_offsets=np.zeros(1, np.int32),
+        conv=np.empty(0, np.int32),
+        ids=none.reshape(0, 2),
+        fps=none,
+        payload=none,
+    )
 
 
 def read_back(table: pa.Table, seed: int) -> ReadBack:
@@ -147,7 +138,7 @@ def read_back(table: pa.Table, seed: int) -> ReadBack:
     conv = batch.column("conv_id")
     names_data, names_offsets = body_parts(conv.dictionary)
     local = dictionary_rows(conv)
-    where = np.flatnonzero(kind == KIND_MESSAGE).astype(np.uint32)
+    where = np.flatnonzero(kind == RecordKind.MESSAGE).astype(np.uint32)
     voids: tuple[tuple[int, int, int], ...] = ()
     controls: tuple[Control, ...] = ()
     messages = batch
@@ -155,26 +146,42 @@ def read_back(table: pa.Table, seed: int) -> ReadBack:
         messages = batch.take(pa.array(where))
         seq = batch.column("conv_seq")
         voids = tuple(
-            (int(local[i]), seq[i].as_py(), void_of(batch, int(i)).last) for i in np.flatnonzero(kind == KIND_VOID)
+            (int(local[i]), seq[i].as_py(), void_of(batch, int(i)).last)
+            for i in np.flatnonzero(kind == RecordKind.VOID)
         )
         controls = tuple(
-            _control(batch, int(i), int(local[i])) for i in np.flatnonzero((kind == KIND_HOT) | (kind == KIND_COLD))
+            _control(batch, int(i), int(local[i]))
+            for i in np.flatnonzero((kind == RecordKind.HOT) | (kind == RecordKind.COLD))
         )
     local = dictionary_rows(messages.column("conv_id"))
     ids = id_words(messages.column("client_msg_id"))
     fps = id_fingerprints(ids, local, hash_rows(names_data, names_offsets), np.uint64(seed))
-    rows = Rows(names_data, names_offsets, local, ids, fps, payload_fingerprints(messages, seed))
-    return ReadBack(rows, messages.column("conv_seq").to_numpy(), where, voids, controls)
+    rows = Rows(
+        names_data=names_data,
+        names_offsets=names_offsets,
+        conv=local,
+        ids=ids,
+        fps=fps,
+        payload=payload_fingerprints(messages, seed),
+    )
+    return ReadBack(rows=rows, seq=messages.column("conv_seq").to_numpy(), row=where, voids=voids, controls=controls)
 
 
 def _control(batch: pa.RecordBatch, row: int, conv: int) -> Control:
     number = batch.column("conv_seq")[row].as_py()
-    if batch.column("kind")[row].as_py() == KIND_COLD:
-        return Control(conv, 0, number, number)
-    hot = msgspec.json.decode(batch.column("body")[row].as_py(), type=Hot)
-    return Control(conv, hot.partitions, number, hot.ceiling, hot.by_rate, hot.exact)
+    if batch.column("kind")[row].as_py() == RecordKind.COLD:
+        return Control(conv=conv, partitions=0, number=number, ceiling=number)
+    hot = msgspec.json.decode(batch.column("body")[row].as_py(), type=HotRecord)
+    return Control(
+        conv=conv,
+        partitions=hot.partitions,
+        number=number,
+        ceiling=hot.ceiling,
+        by_rate=hot.by_rate,
+        exact=hot.exact is True,
+    )
 
 
-def void_of(batch: pa.RecordBatch, row: int) -> Void:
+def void_of(batch: pa.RecordBatch, row: int) -> VoidRecord:
     """The range and reason of a void record."""
-    return msgspec.json.decode(batch.column("body")[row].as_py(), type=Void)
+    return msgspec.json.decode(batch.column("body")[row].as_py(), type=VoidRecord)

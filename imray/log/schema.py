@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -17,10 +20,25 @@ from imray.kernels.arrays import I32, I64, U8, U64, Bools
 from imray.kernels.hashing import keyed_hash_rows, mix_keys
 
 SCHEMA_VERSION = 1
-KIND_MESSAGE = 0
-KIND_VOID = 1
-KIND_HOT = 2
-KIND_COLD = 3
+
+
+class RecordKind(IntEnum):
+    """What a row of a segment is."""
+
+    MESSAGE = 0
+    VOID = 1
+    """The numbers from `conv_seq` on will never be messages: body `VoidRecord`."""
+    HOT = 2
+    """At head `conv_seq` the conversation is spread over partitions: body `HotRecord`."""
+    COLD = 3
+    """At head `conv_seq` its home shard alone writes it again: an empty body."""
+
+
+# shorter names, until those who import them say `RecordKind`
+KIND_MESSAGE = RecordKind.MESSAGE
+KIND_VOID = RecordKind.VOID
+KIND_HOT = RecordKind.HOT
+KIND_COLD = RecordKind.COLD
 
 TEXT = pa.dictionary(pa.int32(), pa.string())
 MS = pa.timestamp("ms", tz="UTC")
@@ -55,8 +73,37 @@ SEGMENT_SCHEMA = pa.schema(
 _ROWS_PER_EDGE_MIN = 128
 """Measured: copying so many rows costs what a slice does."""
 
+
+class VoidRecord(msgspec.Struct, frozen=True):
+    """The body of a void record: its last number, and why."""
+
+    last: int
+    reason: str
+
+
+class HotRecord(msgspec.Struct, frozen=True):
+    """The body of a record that turns a conversation hot, or says more of a hot one."""
+
+    partitions: int = msgspec.field(name="topics")
+    ceiling: int
+    """Numbers up to it may be granted."""
+    by_rate: bool = False
+    exact: bool | msgspec.UnsetType = msgspec.UNSET
+    """True: the shard stopped in good order, no number above the ceiling was granted, whatever earlier records say."""
+
+
+class LogRecord(NamedTuple):
+    """A record that is no message."""
+
+    conv_id: str
+    seq: int
+    kind: RecordKind
+    body: VoidRecord | HotRecord | None
+    """None: an empty one."""
+
+
 Record = tuple[str, int, int, dict[str, object]]
-"""Conversation, number, kind and JSON body of a record that is no message."""
+"""The same with its body as JSON has it, until those who make records make `LogRecord`s."""
 
 _PAYLOAD_TEXTS = ("sender", "topic", "content_type")
 
@@ -169,20 +216,21 @@ def _kept(table: pa.Table, keep: Bools) -> pa.Table:
     return pa.concat_tables(runs) if runs else table.slice(0, 0)
 
 
-def record_table(records: Sequence[Record], server_ts_ms: int) -> pa.Table:
-    """A segment's table of records that are no messages: conversation, number, kind and JSON body of each.
-
-    - KIND_VOID: the numbers from `conv_seq` to `last` will never be messages, and the `reason`.
-    - KIND_HOT: at head `conv_seq` the conversation has `topics` partitions; numbers up to `ceiling` may be granted.
-    - KIND_COLD: at head `conv_seq` its home shard alone writes it again."""
+def record_table(records: Sequence[LogRecord | Record], server_ts_ms: int) -> pa.Table:
+    """A segment's table of records that are no messages."""
     rows = [
-        {"conv_id": conv, "conv_seq": seq, "kind": kind, "server_ts": server_ts_ms, "body": json.dumps(body).encode()}
+        {"conv_id": conv, "conv_seq": seq, "kind": kind, "server_ts": server_ts_ms, "body": _json(body)}
         for conv, seq, kind, body in records
     ]
     plain = pa.schema([f.with_type(pa.string()) if f.type == TEXT else f for f in SEGMENT_SCHEMA])
     return pa.Table.from_pylist(rows, schema=plain).cast(SEGMENT_SCHEMA)
 
 
+def _json(body: VoidRecord | HotRecord | dict[str, object] | None) -> bytes:
+    # the notation (spaces, escapes) of the records that are in logs already
+    return json.dumps({} if body is None else msgspec.to_builtins(body)).encode()
+
+
 def void_table(conv_id: str, first: int, last: int, reason: str, server_ts_ms: int) -> pa.Table:
     """A segment's table that says: numbers first..last of the conversation will never be messages, and why."""
-    return record_table([(conv_id, first, KIND_VOID, {"last": last, "reason": reason})], server_ts_ms)
+    return record_table([LogRecord(conv_id, first, RecordKind.VOID, VoidRecord(last, reason))], server_ts_ms)

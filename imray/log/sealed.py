@@ -151,7 +151,9 @@ def seal(
     released = table.conv[:n] == RELEASED
     if released.any():
         ids = ids.take(~released)
-    interval = Interval(shard, table.base_segment + 1, last, len(ids), new_tag(), partitions)
+    interval = Interval(
+        shard=shard, first=table.base_segment + 1, last=last, ids=len(ids), tag=new_tag(), partitions=partitions
+    )
     entries = postings.entries
     conv = np.concatenate([e.conv for e in entries]) if entries else np.empty(0, np.int32)
     columns = {
@@ -170,7 +172,9 @@ def merge(store: Store, parts: list[SealedInterval]) -> SealedInterval:
     last = parts[-1].interval
     total = sum(p.interval.ids for p in parts)
     covered = joined([p.interval.partitions for p in parts])
-    interval = Interval(first.shard, first.first, last.last, total, new_tag(), covered)
+    interval = Interval(
+        shard=first.shard, first=first.first, last=last.last, ids=total, tag=new_tag(), partitions=covered
+    )
     ids = IdColumns(*(np.concatenate([p.ids.column(name).to_numpy() for p in parts]) for name in _COLUMNS["ids"]))
     postings = pa.concat_tables([p.postings() for p in parts])
     if _overlap([p.interval.partitions for p in parts]):

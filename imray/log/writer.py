@@ -82,11 +82,20 @@ class Writer:
         self.check()
         number = self.segment + 1
         meta = SegmentMeta(
-            self.shard, number, self.epoch, self.nonce, self.digest.hex(), server_ts, table.num_rows,
-            sequencer=sequencer or self.sequencer, grants=list(grants), by_home=self._by_home,
-        )  # fmt: skip
+            shard=self.shard,
+            segment=number,
+            epoch=self.epoch,
+            nonce=self.nonce,
+            previous=self.digest.hex(),
+            server_ts=server_ts,
+            rows=table.num_rows,
+            sequencer=sequencer or self.sequencer,
+            grants=list(grants),
+            by_home=self._by_home,
+        )
         parts, digest = encode(table, meta)
-        self.segment, self.digest = number, digest
+        self.segment = number
+        self.digest = digest
         return Encoded(number, parts, digest)
 
     def put(self, encoded: Encoded) -> None:
