@@ -26,7 +26,7 @@ from api.checks import (
     invalid,
     not_service,
 )
-from api.flatbuffer import BATCH, DICTIONARY, Message, SchemaLook, look_at_batch, read_messages
+from api.flatbuffer import BATCH, DICTIONARY, IpcMessage, SchemaLook, look_at_batch, read_messages
 from api.problems import ProblemError
 from imray.core.errors import InvalidError
 from imray.core.ids import parse_client_msg_id
@@ -54,8 +54,10 @@ _VIEWS = frozenset(kind.id for kind in (pa.string_view(), pa.binary_view()))
 """Types by their numbers: comparing whole types costs ten times that."""
 _OPTIONS = pa.ipc.IpcReadOptions(ensure_native_endian=False, use_threads=False)
 """No swap of bytes: `_Walk` has refused what would need it."""
-# places of fields in the flatbuffers of the format (Message.fbs)
-_DICTIONARY_ID, _DICTIONARY_DATA, _DICTIONARY_DELTA = 0, 1, 2
+# numbers of fields in the flatbuffers of the format (Message.fbs)
+_DICTIONARY_ID = 0
+_DICTIONARY_DATA = 1
+_DICTIONARY_DELTA = 2
 _BATCH_LENGTH = 0
 
 
@@ -108,7 +110,7 @@ class _Walk:
             else:
                 self.schema.over(message, _COLUMNS_MAX)
 
-    def _dictionary(self, message: Message) -> None:
+    def _dictionary(self, message: IpcMessage) -> None:
         header = message.header
         if header.number(_DICTIONARY_DELTA, "<B"):
             raise invalid("the stream holds a delta dictionary: write whole ones")
@@ -124,7 +126,7 @@ class _Walk:
         self.shared += (message.body_bytes - self.dictionaries[name]) * self.schema.dictionaries[name]
         self.dictionaries[name] = message.body_bytes
 
-    def _batch(self, message: Message) -> None:
+    def _batch(self, message: IpcMessage) -> None:
         look_at_batch(message.header, self.schema.columns)
         rows = message.header.number(_BATCH_LENGTH, "<q")
         if rows < 0:

@@ -60,7 +60,8 @@ class Authenticator:
         settings = settings or Settings()
         self.rates = Rates(settings)
         self._clock_s = clock_s
-        self._issuer, self._audience = config.get("issuer"), config.get("audience")
+        self._issuer = config.get("issuer")
+        self._audience = config.get("audience")
         self._cache: OrderedDict[bytes, tuple[Caller, float]] = OrderedDict()
         self._keys: Keys = _keys(config, settings)
         if not config.get("development"):

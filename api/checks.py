@@ -87,12 +87,14 @@ async def read_body(request: Request, bytes_max: int) -> bytes:
     if length is not None and length.isdecimal() and (len(length) > _LENGTH_DIGITS_MAX or int(length) > bytes_max):
         raise _request_too_large(bytes_max)
     chunks: list[bytes] = []
-    size, more = 0, True
+    size = 0
+    more = True
     while more:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        chunk, more = message.get("body", b""), message.get("more_body", False)
+        chunk = message.get("body", b"")
+        more = message.get("more_body", False)
         size += len(chunk)
         if size > bytes_max:
             raise _request_too_large(bytes_max)

@@ -44,7 +44,7 @@ class RawRoute(APIRoute):
         return handle
 
 
-class Door:
+class RequestRouter:
     """The ASGI app in front of FastAPI's: below CONVERSATIONS routes match the path as it was sent, so that an
     encoded '/' in a name does not split it; a single send goes straight to `send`."""
 
@@ -84,6 +84,10 @@ class Door:
             await self._app(scope, receive, send if account is None else CountedSend(account, scope, receive, send))
         except ClientDisconnect:
             return  # nobody is there to answer
+
+
+Door = RequestRouter
+"""The former name, until nobody imports it."""
 
 
 class CountedSend:

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 
 from api.problems import ProblemError
 
-SCHEMA, DICTIONARY, BATCH = 1, 2, 3
+SCHEMA = 1
+DICTIONARY = 2
+BATCH = 3
 """Kinds of messages."""
 _SCHEMA_BYTES_MAX = 64 * 1024
 """A frame library writes a few KB of its own into a schema."""
@@ -26,18 +28,31 @@ _BUFFERS_MAX = 3
 """Of a column: validity, offsets and values; of views there may be more, which are counted."""
 _CONTINUATION = 0xFFFFFFFF
 
-# places of fields (Message.fbs, Schema.fbs)
-_MESSAGE_KIND, _MESSAGE_HEADER, _MESSAGE_BODY, _MESSAGE_METADATA = 1, 2, 3, 4
-_SCHEMA_ENDIANNESS, _SCHEMA_FIELDS, _SCHEMA_METADATA = 0, 1, 2
-_FIELD_NAME, _FIELD_KIND, _FIELD_TYPE, _FIELD_DICTIONARY, _FIELD_CHILDREN, _FIELD_METADATA = 0, 2, 3, 4, 5, 6
+# numbers of fields (Message.fbs, Schema.fbs)
+_MESSAGE_KIND = 1
+_MESSAGE_HEADER = 2
+_MESSAGE_BODY = 3
+_MESSAGE_METADATA = 4
+_SCHEMA_ENDIANNESS = 0
+_SCHEMA_FIELDS = 1
+_SCHEMA_METADATA = 2
+_FIELD_NAME = 0
+_FIELD_KIND = 2
+_FIELD_TYPE = 3
+_FIELD_DICTIONARY = 4
+_FIELD_CHILDREN = 5
+_FIELD_METADATA = 6
 _TIMESTAMP_ZONE = 1
-_BATCH_NODES, _BATCH_BUFFERS, _BATCH_COMPRESSION, _BATCH_VARIADIC = 1, 2, 3, 4
+_BATCH_NODES = 1
+_BATCH_BUFFERS = 2
+_BATCH_COMPRESSION = 3
+_BATCH_VARIADIC = 4
 _TIMESTAMP = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of a flatbuffer. A wrong place raises struct.error or ValueError."""
+    """A table of a flatbuffer. A wrong offset raises struct.error or ValueError."""
 
     data: bytes
     at: int
@@ -101,7 +116,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class IpcMessage:
     """An IPC message, of which only the metadata was looked at."""
 
     kind: int
@@ -110,7 +125,7 @@ class Message:
     body_bytes: int
 
 
-def read_messages(data: bytes, count_max: int) -> Iterator[Message]:
+def read_messages(data: bytes, count_max: int) -> Iterator[IpcMessage]:
     """The messages of a stream: a schema first, then dictionaries and batches. What is no stream raises ProblemError,
     ValueError or struct.error."""
     at = 0
@@ -133,7 +148,7 @@ def read_messages(data: bytes, count_max: int) -> Iterator[Message]:
         count += 1
 
 
-def _message(data: bytes, at: int, size: int, first: bool) -> Message:
+def _message(data: bytes, at: int, size: int, first: bool) -> IpcMessage:
     if size > (_SCHEMA_BYTES_MAX if first else _BATCH_BYTES_MAX):
         raise _refusal(f"the metadata of an IPC message has {size} bytes")
     whole = Table.root(data[at : at + size])
@@ -150,7 +165,7 @@ def _message(data: bytes, at: int, size: int, first: bool) -> Message:
         raise _refusal("a record batch or dictionary has metadata of its own")
     if body_bytes < 0:
         raise ValueError("an IPC message has a negative length")
-    return Message(kind, header, whole, body_bytes)
+    return IpcMessage(kind, header, whole, body_bytes)
 
 
 @dataclass
@@ -163,7 +178,7 @@ class SchemaLook:
     _entries: int = 0
     _bytes: int = 0
 
-    def over(self, message: Message, columns_max: int) -> None:
+    def over(self, message: IpcMessage, columns_max: int) -> None:
         """ProblemError where it says more than a batch of messages needs."""
         schema = message.header
         if schema.number(_SCHEMA_ENDIANNESS, "<h"):

@@ -15,7 +15,9 @@ from imray.core.ids import ID_BYTES, format_client_msg_id
 from imray.core.replies import WAITS, Appended, Refusal
 from imray.core.routing import home_of, offset_of
 
-CREATED, DUPLICATE, CONFLICT = 201, 200, 409
+CREATED = 201
+DUPLICATE = 200
+CONFLICT = 409
 WAITING = 504
 UNREADABLE = 500
 """The id was sent before, in a file that does not verify."""

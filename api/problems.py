@@ -57,8 +57,12 @@ class ProblemError(Exception):
         # what is wrong may be as long as what was sent
         detail = detail if len(detail) <= _DETAIL_LENGTH_MAX else f"{detail[:_DETAIL_LENGTH_MAX]} ..."
         super().__init__(detail)
-        self.status, self.kind, self.detail = status, kind, detail
-        self.retry_after_s, self.allow, self.extra = retry_after_s, allow, extra
+        self.status = status
+        self.kind = kind
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+        self.allow = allow
+        self.extra = extra
 
     def response(self) -> Response:
         """The HTTP response."""

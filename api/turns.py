@@ -75,7 +75,7 @@ class Pulls:
         finally:
             turns.give(caller)
 
-    def arrived(self, caller: str, size: int) -> bool:
+    def hold_page(self, caller: str, size: int) -> bool:
         """A page is there. True: it counts as on its way until `taken` says that it has gone; False: it is small.
         ProblemError 503: there is no room for it."""
         self._accounts.charge(caller, SMALL_BYTES + size, self._clock_s())
@@ -86,6 +86,8 @@ class Pulls:
         self._pages[caller] = self._pages.get(caller, 0) + size
         self.bytes += size
         return True
+
+    arrived = hold_page  # the former name, until nobody calls it
 
     def taken(self, caller: str, size: int) -> None:
         """A page has gone, or nobody wants it any more."""

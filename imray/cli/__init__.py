@@ -14,7 +14,9 @@ from collections.abc import Sequence
 
 from imray.core.errors import ImrayError
 
-EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
 
 
 def main() -> None:

@@ -85,7 +85,7 @@ def send(
                 for line in lines
             ]
             for outcome in _send_lines(client, messages, sent):
-                _say_result(outcome, as_json)
+                _print_result(outcome, as_json)
                 sent += 1
 
 
@@ -97,7 +97,7 @@ def _send_one(client: Client, message: Outgoing, as_json: bool) -> None:
     except UnknownOutcomeError as e:
         detail = f"it is unknown whether it is stored: {_what(e)}; repeat it with --id {e.client_msg_ids[0]}"
         raise UnavailableError(detail) from e
-    _say_result(result, as_json)
+    _print_result(result, as_json)
 
 
 def _send_lines(client: Client, messages: list[Outgoing], before: int) -> list[Outcome]:
@@ -119,9 +119,9 @@ def _what(error: UnknownOutcomeError) -> str:
     return str(error.detail).removesuffix("; send again with the same ids")
 
 
-def _say_result(result: SendResult | Outcome, as_json: bool) -> None:
+def _print_result(result: SendResult | Outcome, as_json: bool) -> None:
     if as_json:
-        _say_json({name: value for name, value in asdict(result).items() if value is not None})
+        _print_json({name: value for name, value in asdict(result).items() if value is not None})
         return
     state = "stored before" if result.duplicate else "stored"
     typer.echo(f"{result.conv_seq}  {result.client_msg_id}  {state}")
@@ -219,7 +219,7 @@ async def _tail(
             async with asyncio.timeout(None if follow else timeout) as patience:
                 async for item in follower:
                     if topic is None or (not isinstance(item, Hole) and item.topic == topic):
-                        (_say_item_json if as_json else _say_item)(item)
+                        (_print_item_json if as_json else _print_item)(item)
                     if not follow and follower.last_shown >= stable:
                         return
                     if not follow:
@@ -228,33 +228,33 @@ async def _tail(
             raise UnavailableError(f"no more of {conv} after {follower.last_shown} within {timeout:g} s") from e
 
 
-def _say_item(item: Message | Hole) -> None:
+def _print_item(item: Message | Hole) -> None:
     from imray.client import Hole
 
     if isinstance(item, Hole):
         numbers = str(item.from_seq) if item.from_seq == item.to_seq else f"{item.from_seq}..{item.to_seq}"
-        _say(f"{numbers}  (no messages: {printable(item.reason)})")
+        _print_line(f"{numbers}  (no messages: {printable(item.reason)})")
         return
     when = datetime.fromtimestamp(item.server_ts / 1000, UTC).isoformat(" ", "seconds").removesuffix("+00:00")
     topic = f" [{printable(item.topic)}]" if item.topic else ""
     body = f"({len(item.body)} bytes)" if isinstance(item.body, bytes) else printable(item.body)
-    _say(f"{item.conv_seq}  {when}  {printable(item.sender)}{topic}: {body}")
+    _print_line(f"{item.conv_seq}  {when}  {printable(item.sender)}{topic}: {body}")
 
 
-def _say_item_json(item: Message | Hole) -> None:
+def _print_item_json(item: Message | Hole) -> None:
     from base64 import b64encode
 
     fields = asdict(item)
     if isinstance(fields.get("body"), bytes):
         fields["body_base64"] = b64encode(fields.pop("body")).decode()
-    _say_json(fields)
+    _print_json(fields)
 
 
-def _say_json(value: object) -> None:
+def _print_json(value: object) -> None:
     import orjson
 
-    _say(orjson.dumps(value).decode())
+    _print_line(orjson.dumps(value).decode())
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, flush=True)

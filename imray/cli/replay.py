@@ -96,7 +96,7 @@ def replay(
     )
     with speaking_to(target):
         result = asyncio.run(_replay(target, chat, options))
-    (_say_json if as_json else _say)(chat, result, by_sender)
+    (_print_json if as_json else _print_text)(chat, result, by_sender)
     if result.proof.differences_count:
         raise typer.Exit(1)
 
@@ -148,7 +148,8 @@ def _progress(show: bool, rows: int) -> Iterator[Callable[[str, int], None]]:
 def _figures(chat: Chat, result: _Result, by_sender: bool) -> dict[str, Any]:
     from imray.cli.replay_send import CONFLICT, NEW, STORED_BEFORE
 
-    acks, proof = result.acks, result.proof
+    acks = result.acks
+    proof = result.proof
     return {
         "ok": not proof.differences_count,
         "sent": len(chat),
@@ -168,13 +169,13 @@ def _figures(chat: Chat, result: _Result, by_sender: bool) -> dict[str, Any]:
     }
 
 
-def _say_json(chat: Chat, result: _Result, by_sender: bool) -> None:
+def _print_json(chat: Chat, result: _Result, by_sender: bool) -> None:
     import orjson
 
     typer.echo(orjson.dumps(_figures(chat, result, by_sender)).decode())
 
 
-def _say(chat: Chat, result: _Result, by_sender: bool) -> None:
+def _print_text(chat: Chat, result: _Result, by_sender: bool) -> None:
     f = _figures(chat, result, by_sender)
     typer.echo(
         f"sent       {f['sent']} messages in {f['seconds']:.1f} s ({f['messages_per_s']}/s): "

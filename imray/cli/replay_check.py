@@ -56,7 +56,11 @@ class ConversationCheck:
 
     def __init__(self, conv_id: str, chat: Chat, rows: Rows, acks: Acks, lanes: Rows, proof: Proof) -> None:
         """`rows`: the file's rows of this conversation that were acked; `lanes`: the lane of each row of the file."""
-        self._conv_id, self._chat, self._acks, self._lanes, self._proof = conv_id, chat, acks, lanes, proof
+        self._conv_id = conv_id
+        self._chat = chat
+        self._acks = acks
+        self._lanes = lanes
+        self._proof = proof
         self._rows = rows
         texts = chat.texts.take(rows).to_pylist()
         self._expected = {chat.client_msg_id(row): (row, text) for row, text in zip(rows.tolist(), texts, strict=True)}
@@ -115,7 +119,8 @@ class ConversationCheck:
         same = self._lanes[by_lane[1:]] == self._lanes[by_lane[:-1]]
         seqs = self._acks.seq[by_lane]
         for at in np.flatnonzero(same & (seqs[1:] <= seqs[:-1])).tolist():
-            first, second = by_lane[at], by_lane[at + 1]
+            first = by_lane[at]
+            second = by_lane[at + 1]
             why = ""
             if STORED_BEFORE in (self._acks.status[first], self._acks.status[second]):
                 why = " (stored by an earlier replay: was that one --by-sender?)"

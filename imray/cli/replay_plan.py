@@ -92,7 +92,8 @@ class Lanes:
         """The next batch; None while every lane with rows left is in flight, and once all rows are out."""
         rows: list[Rows] = []
         lanes: list[int] = []
-        room, bytes_left = self._batch_max, BATCH_BYTES_MAX
+        room = self._batch_max
+        bytes_left = BATCH_BYTES_MAX
         while room and self._free:
             lane = self._free[0]
             at = self._at[lane]

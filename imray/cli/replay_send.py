@@ -19,7 +19,9 @@ from imray.client import AsyncClient, AuthError, Outcome, Outgoing, ServerError,
 from imray.core.errors import InvalidError, UnavailableError
 from imray.core.ids import ID_BYTES
 
-NEW, STORED_BEFORE, CONFLICT = 201, 200, 409
+NEW = 201
+STORED_BEFORE = 200
+CONFLICT = 409
 _OPEN = (503, 504)
 
 

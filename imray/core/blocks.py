@@ -217,7 +217,8 @@ class Blocks:
             raise InvalidError(f"grant {found.grant} of epoch {sequencer} is not outstanding")
 
     def lost(self, slot: int, epoch: int) -> list[Block]:
-        """The grants that writers before `epoch` will never use: its log was fenced and read, and has them not.
+        """The grants that writers before `epoch` will never use: its log was fenced and read, and does not have
+        them.
 
         They stay outstanding until `voided`. Each is returned once: a second void record of the same numbers would
         make the log unreadable."""

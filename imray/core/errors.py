@@ -64,7 +64,7 @@ class DerivedError(ImrayError):
 class CorruptError(ImrayError):
     """Published bytes do not verify. Nothing is served from them; a person must look.
 
-    `file` is the name in the store, `place` where in it, `check` which check failed."""
+    `file` is the name in the store, `where` the bytes or part of it, `check` which check failed."""
 
     def __init__(self, file: str, where: str, check: str) -> None:
         super().__init__(file, where, check)

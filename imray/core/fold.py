@@ -256,6 +256,20 @@ def freeze(state: ShardState) -> IdTable:
     return state.frozen
 
 
+def thaw(state: ShardState) -> None:
+    """Take the last `freeze` back, before anything else was done: its ids could not be sealed. A checkpoint made of
+    what was frozen before, and of where the log stands later, would leave out all that lies between."""
+    assert state.frozen is not None
+    if state.recent.count or state.postings.entries:
+        raise InvalidError("ids were added since the freeze")
+    state.spare = state.recent
+    state.recent = state.frozen
+    state.frozen = None
+    state.postings = state.frozen_postings
+    state.frozen_postings = Postings()
+    state.frozen_partitions = {}
+
+
 def sealed(state: ShardState, files: list[SealedIds]) -> IdTable | None:
     """The frozen ids are in the last of `files` now, which are all there are. Returned: their table, which nobody uses
     any more; cleared, it may become `state.spare`."""

@@ -60,17 +60,17 @@ def log_position_of(slot: int, segment: int) -> int:
 
 
 def slot_of(log_position: T) -> T:
-    """The slot of a place, or of each in an array."""
+    """The slot of a log position, or of each in an array."""
     return log_position >> _SEGMENT_BITS
 
 
 def segment_of(log_position: T) -> T:
-    """The segment of a place, or of each in an array."""
+    """The segment of a log position, or of each in an array."""
     return log_position & ((1 << _SEGMENT_BITS) - 1)
 
 
 def offset_of(home: int, log_position: T) -> tuple[T, T]:
-    """Log and segment of a place, or of each in an array."""
+    """Log and segment of a log position, or of each in an array."""
     slot = slot_of(log_position)
     return home + (slot > 0) * (log_of(home, 1) - 1 - home) + slot, segment_of(log_position)
 

@@ -128,5 +128,5 @@ class ShardState:
         return self.log if slot == 0 else self.partitions[slot]
 
     def epoch_of(self, log_position: int) -> int:
-        """The epoch that wrote the segment at a place."""
+        """The epoch that wrote the segment at a log position."""
         return self.progress(slot_of(log_position)).epoch_of(segment_of(log_position))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from imray.core.columns import Commit
 from imray.core.dedup import SealedIds
 from imray.core.errors import CorruptError, FencedError, InvalidError, StorageError, UnavailableError
-from imray.core.fold import apply, freeze, sealed
+from imray.core.fold import apply, freeze, sealed, thaw
 from imray.core.routing import log_of
 from imray.core.state import LogProgress, ShardState
 from imray.log import checkpoint
@@ -52,27 +52,31 @@ def replay(store: Store, shard: int, state: ShardState, slot: int = 0, at_least:
     `ids_max` (0: no matter): past so many recent ids they are sealed on the way, so that memory stays bounded where
     every checkpoint is lost."""
     progress = state.progress(slot)
+    seal_at = ids_max
     for segment in read_log(store, log_of(shard, slot), progress.segment, progress.digest, at_least=at_least):
         commit: Commit = read_commit(state, segment)
         try:
             apply(state, commit, segment.digest)
         except InvalidError as e:
             raise CorruptError(segment.name, "numbers", str(e)) from e
-        if ids_max and state.recent.count >= ids_max and state.frozen is None:
-            _seal_recent(store, shard, state)
+        if ids_max and state.recent.count >= seal_at:
+            seal_at = ids_max if _seal_recent(store, shard, state) else state.recent.count + ids_max
 
 
-def _seal_recent(store: Store, shard: int, state: ShardState) -> None:
+def _seal_recent(store: Store, shard: int, state: ShardState) -> bool:
+    """Whether the recent ids are in a file now."""
     freeze(state)
     try:
         made = checkpoint.seal_frozen(store, checkpoint.snapshot(state, shard))
     except StorageError as e:
-        log.warning("shard %d: ids stay in memory: %s", shard, e)  # and frozen, for the next checkpoint
-        return
+        log.warning("shard %d: ids stay in memory: %s", shard, e)
+        thaw(state)
+        return False
     table = sealed(state, [*state.sealed, made])
     if table is not None:
         table.clear()
         state.spare = table
+    return True
 
 
 def become_writer(
@@ -201,7 +205,8 @@ def fence_log(
     now_ms: Callable[[], int],
     by_home: bool = False,
 ) -> Writer:
-    """Read a log to its end (`read_on` advances `position`) and take the next number, until both come together.
+    """Read a log to its end (`read_on` advances `progress`) and take the next number; repeat until the fence directly
+    follows the last segment read.
 
     `sequencer`: what the fence names; None: what the log named last."""
     for _ in range(_FENCE_TRIES_MAX):

@@ -38,7 +38,7 @@ class World:
             await asyncio.sleep(0)
             for who in (caller, ""):
                 self.at_once[who] -= 1
-            if self.pulls.arrived(caller, size):
+            if self.pulls.hold_page(caller, size):
                 self.pulls.taken(caller, size)
 
     @asynccontextmanager
@@ -70,7 +70,7 @@ async def test_who_asks_for_little_waits_for_one_pull_of_the_others() -> None:
 async def test_many_who_ask_for_much_do_not_hold_up_one_who_asks_for_little() -> None:
     world = World()
     for i in range(80):
-        world.pulls.arrived(f"hog {i}", 40 * _MB)
+        world.pulls.hold_page(f"hog {i}", 40 * _MB)
         world.pulls.taken(f"hog {i}", 40 * _MB)
     hogs = [asyncio.create_task(world.pull(f"hog {i % 80}", 40 * _MB)) for i in range(400)]
     await asyncio.sleep(0)
@@ -83,7 +83,7 @@ async def test_many_who_ask_for_much_do_not_hold_up_one_who_asks_for_little() ->
 
 async def test_newcomers_who_ask_for_much_wait_for_those_who_ask_for_little() -> None:
     world = World()
-    world.pulls.arrived("ada", 100)
+    world.pulls.hold_page("ada", 100)
     hogs = [asyncio.create_task(world.pull(f"hog {i}", 40 * _MB, limit=10_000)) for i in range(80)]
     await asyncio.sleep(0)
     await asyncio.wait_for(world.pull("ada"), _WAIT_S)
@@ -145,20 +145,20 @@ async def test_a_turn_that_comes_as_its_request_ends_goes_to_the_next() -> None:
 async def test_pages_on_their_way_are_bounded_in_all_and_by_caller() -> None:
     world = World(history_pages_bytes_max=100 * _MB, history_wait_s=0.01)
     pulls = world.pulls
-    pulls.arrived("hog", 30 * _MB)
+    pulls.hold_page("hog", 30 * _MB)
     assert await status_of(world.pull("hog")) == 503  # it has its share: it takes that first
     await world.pull("ada")
     for i in range(2):
-        pulls.arrived(f"hog {i}", 30 * _MB)
+        pulls.hold_page(f"hog {i}", 30 * _MB)
     with pytest.raises(ProblemError) as refused:
-        pulls.arrived("hog 3", 30 * _MB)
+        pulls.hold_page("hog 3", 30 * _MB)
     assert refused.value.status == 503
     assert pulls.bytes == 90 * _MB
     waits = asyncio.create_task(World.pull(world, "hog"))
     await asyncio.sleep(0)
     pulls.taken("hog", 30 * _MB)
     await asyncio.wait_for(waits, _WAIT_S)
-    pulls.arrived("hog 3", 30 * _MB)
+    pulls.hold_page("hog 3", 30 * _MB)
     for i in (0, 1, 3):
         pulls.taken(f"hog {i}", 30 * _MB)
     assert (pulls.bytes, pulls._pages) == (0, {})
@@ -176,8 +176,8 @@ def test_what_one_had_is_forgotten_in_time_and_callers_are_bounded() -> None:
 
 def test_small_pages_always_pass() -> None:
     world = World(history_pages_bytes_max=_MB)
-    assert world.pulls.arrived("hog", _MB)
-    assert not world.pulls.arrived("ada", SMALL_BYTES)
+    assert world.pulls.hold_page("hog", _MB)
+    assert not world.pulls.hold_page("ada", SMALL_BYTES)
     assert world.pulls.bytes == _MB
 
 
