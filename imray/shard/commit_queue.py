@@ -13,7 +13,7 @@ from typing import Any
 
 from imray.log.rows import Prepared
 from imray.settings import Settings
-from imray.shard.committer import Job, Records
+from imray.shard.jobs import Job, Records
 
 
 @dataclass(slots=True)
@@ -31,13 +31,16 @@ class Waiting:
             self.answer.set_result(answer)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Flight:
     """A commit on its way to the store, and whom to answer when it is durable."""
 
     incarnation: int
     job: Job
     taken: list[Waiting]
+    returned: bool = False
+    """Its put has ended, one way or the other."""
+    error: BaseException | None = None
 
 
 class CommitQueue:

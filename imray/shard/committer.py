@@ -9,12 +9,11 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from imray.core.blocks import Blocks
-from imray.core.columns import Commit, Plan
+from imray.core.columns import Plan
 from imray.core.dedup import IdTable
 from imray.core.fold import are_hot, commit_read_back, freeze, mark_durable, reserve, sealed
 from imray.core.hot_detector import HotDetector
@@ -27,12 +26,13 @@ from imray.log.confirm import Confirmer
 from imray.log.recovery import Readable, become_writer
 from imray.log.retire import Retired
 from imray.log.rows import Prepared, gather, read_back
-from imray.log.schema import Record, record_table, segment_table
+from imray.log.schema import record_table, segment_table
 from imray.log.sealed import SealedInterval
 from imray.log.store import Store
-from imray.log.writer import Encoded, Writer
+from imray.log.writer import Writer
 from imray.settings import Settings
 from imray.shard.answers import Written, answers_of
+from imray.shard.jobs import Job, Records
 
 log = logging.getLogger("imray.committer")
 
@@ -41,20 +41,6 @@ _OVERDUE_SEGMENTS = 16
 """Past so many times the ids or segments of a checkpoint without one (a full disk, say) senders must wait: memory, and
 what the next recovery reads, are bounded."""
 _NOTES_KEPT = 20
-
-
-Records = Callable[[ShardState], list[Record]]
-"""Makes records from the state as it is when their turn comes."""
-
-
-@dataclass
-class Job:
-    """What was planned and encoded; its answers are true once it is durable."""
-
-    answers: list[Appended | Refusal]
-    commit: Commit | None
-    """None: nothing in it is new."""
-    encoded: Encoded | None
 
 
 class Committer:
@@ -221,8 +207,7 @@ class Committer:
     def freeze(self) -> Snapshot:
         """Set aside what the next checkpoint covers; again after a failed one: the same."""
         if self._snapshot is None:
-            if self.state.frozen is None:  # else the disk was full when the log was read
-                freeze(self.state)
+            freeze(self.state)
             self._snapshot = snapshot(self.state, self.shard)
         return self._snapshot
 

@@ -27,7 +27,8 @@ from imray.core.state import HotGroup, ShardState
 from imray.log.reader import read_log
 from imray.log.recovery import fence_log
 from imray.log.schema import KIND_COLD, KIND_HOT, KIND_VOID, Record
-from imray.shard.committer import Committer, Records
+from imray.shard.committer import Committer
+from imray.shard.jobs import Records
 
 _CEILING_MIN = 1 << 10
 
@@ -67,9 +68,18 @@ class Grants:
         return grants
 
     def ask(
-        self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report], now_s: float
-    ) -> Granted | Declined:
-        """A partition's batch: numbers for what is new in it. The same `ask` gets the same answer."""
+        self,
+        slot: int,
+        epoch: int,
+        ask: int,
+        rows: Rows,
+        reports: Sequence[Report],
+        now_s: float,
+        may_read: bool = True,
+    ) -> Granted | Declined | None:
+        """A partition's batch: numbers for what is new in it. The same `ask` gets the same answer.
+
+        None where files must be read for it and `may_read` is False: nothing was granted, ask again."""
         self.report(slot, epoch, reports)
         known = self.blocks.answered(slot, epoch, ask)
         if known is not None:
@@ -78,6 +88,8 @@ class Grants:
             return self.blocks.decline(slot, ask, "busy")
         state = self.committer.state
         located = locate(state, rows)
+        if located.maybe and not may_read:
+            return None
         old = self.committer.confirmer.confirm(rows, located) if located.maybe else {}
         answer = self.blocks.grant(slot, ask, rows, located, old, now_s)
         if isinstance(answer, Granted) and answer.grant:

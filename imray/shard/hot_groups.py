@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from imray.core.blocks import Block, Declined, Granted, Report
 from imray.core.columns import Rows
 from imray.core.errors import CorruptError, FencedError, UnavailableError
 from imray.core.replies import Refusal, Refused
 from imray.core.routing import PARTITIONS_MAX
-from imray.rpc.asks import AskServer, Door
 from imray.settings import Settings
-from imray.shard.committer import Records
 from imray.shard.grants import Grants
+from imray.shard.jobs import Records
+from imray.shard.runtime import Runtime, StateThread
 
 log = logging.getLogger("imray.hot")
 
@@ -30,20 +29,8 @@ _COOL_TIMEOUT_S = 10.0
 """A group turns cold once its grants are settled, by fencing if need be (`grant_timeout_s`)."""
 
 
-class Shard(Protocol):
-    """What hot groups need of their shard."""
-
-    async def on_state(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Call something that touches the state."""
-
-    def locked(self, call: Callable[..., Any], *args: Any) -> Any:
-        """The same in this thread."""
-
-    async def record(self, records: Records) -> Refusal | None:
-        """Make records durable."""
-
-    def fail(self, error: BaseException) -> None:
-        """End the incarnation."""
+StartPartitions = Callable[[int], Awaitable[None]]
+"""Have the partitions 1 .. n run; UnavailableError where they cannot."""
 
 
 class HotGroups:
@@ -51,23 +38,29 @@ class HotGroups:
 
     def __init__(
         self,
-        shard: Shard,
         grants: Grants,
+        state: StateThread,
         settings: Settings,
-        start_partitions: Callable[[int], Awaitable[None]] | None,
-        host: str,
-        fail: Callable[[BaseException], None] | None = None,
+        runtime: Runtime,
+        record: Callable[[Records], Awaitable[Refusal | None]],
+        start_partitions: StartPartitions | None,
+        fail: Callable[[BaseException], None],
     ) -> None:
-        """`fail` ends this incarnation of the shard (None: the shard's own)."""
-        self._fail_incarnation = shard.fail if fail is None else fail
-        self._shard, self.grants, self._settings, self._start_partitions = shard, grants, settings, start_partitions
-        self._loop = asyncio.get_running_loop()
-        self._server = AskServer(host, self.ask)
-        self._tasks: set[asyncio.Task[None]] = set()
+        """`record` makes records durable in the shard's log; `fail` ends this incarnation of the shard."""
+        self.grants = grants
+        self._state = state
+        self._settings = settings
+        self._runtime = runtime
+        self._record_in_log = record
+        self._start_partitions = start_partitions
+        self._fail_incarnation = fail
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._lock = asyncio.Lock()
         self._waiting: list[asyncio.Future[None]] = []
         self._turning: asyncio.Task[None] | None = None
         self._ended = False
+        self._asks = 0
+        self._asks_cpu_s = 0.0
         self.on_progress: Callable[[], None] = lambda: None
         """Called when asks or reports may have made a checkpoint due."""
 
@@ -80,19 +73,18 @@ class HotGroups:
     async def end(self) -> None:
         """Answer no more asks, and stop watching."""
         self._ended = True
-        await asyncio.to_thread(self._server.end)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._done)
         return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(error)
 
@@ -104,21 +96,32 @@ class HotGroups:
         """What this incarnation wants to log, the next one must not: it has grants and voids of its own."""
         if self._ended:
             return Refusal(Refused.UNAVAILABLE, "the shard has recovered meanwhile: try again")
-        return await self._shard.record(records)
+        return await self._record_in_log(records)
 
-    @property
-    def door(self) -> Door:
-        """Where partitions ask."""
-        return self._server.door
-
-    def ask(self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]) -> Granted | Declined:
-        """As `Grants.ask`, in any thread. If the call fails its outcome is unknown: the same `ask` is sent again."""
-        answer: Granted | Declined = self._shard.locked(
-            self.grants.ask, slot, epoch, ask, rows, reports, time.monotonic()
-        )
+    async def ask(
+        self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
+    ) -> Granted | Declined | Refusal:
+        """As `Grants.ask`. If the call fails its outcome is unknown: the same `ask` is sent again."""
+        if self._ended:
+            return Refusal(Refused.UNAVAILABLE, "the shard is not the writer any more: ask again")
+        args = slot, epoch, ask, rows, reports, self._runtime.monotonic_s()
+        # most asks read no file and take less than a hop to the thread
+        done, answer = self._state.run_now(self._timed_ask, *args, False)
+        if not done or answer is None:
+            answer = await self._state.run(self._timed_ask, *args, True)
+            assert answer is not None
         committer = self.grants.committer
         if self._waiting or self.grants.ceilings_wanted or committer.checkpoint_due:
-            self._loop.call_soon_threadsafe(self._after_ask)
+            self._after_ask()
+        return answer
+
+    def _timed_ask(
+        self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report], now_s: float, may_read: bool
+    ) -> Granted | Declined | None:
+        before_s = self._runtime.thread_cpu_s()
+        answer = self.grants.ask(slot, epoch, ask, rows, reports, now_s, may_read)
+        self._asks += answer is not None
+        self._asks_cpu_s += self._runtime.thread_cpu_s() - before_s
         return answer
 
     def _after_ask(self) -> None:
@@ -145,14 +148,14 @@ class HotGroups:
 
     async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
         """A partition's segments are durable. None: heard."""
-        await self._shard.on_state(self.grants.report, slot, epoch, reports)
+        await self._state.run(self.grants.report, slot, epoch, reports)
         self._settled()
         return None
 
     async def register(self, slot: int, epoch: int, segment: int) -> bool:
         """A partition's new writer has fenced its log. False: it is not the newest."""
         try:
-            lost: list[Block] | None = await self._shard.on_state(self.grants.register, slot, epoch, segment)
+            lost: list[Block] | None = await self._state.run(self.grants.register, slot, epoch, segment)
         except (FencedError, CorruptError) as e:
             self._fail(e)
             return False
@@ -184,7 +187,7 @@ class HotGroups:
         """Turn a conversation cold: its home shard alone writes it again. None: done, and durable."""
         blocks, state = self.grants.blocks, self.grants.committer.state
         async with self._lock:
-            conv: int = await self._shard.on_state(state.conversations.index, conv_id)
+            conv: int = await self._state.run(state.conversations.index, conv_id)
             if conv not in state.hot:
                 return None
             blocks.cooling.add(conv)
@@ -198,7 +201,7 @@ class HotGroups:
             if refusal is None:
                 # Durable is not settled: an ask in a thread of its own may be looked at first, and a block above the
                 # record would make the logs unreadable. After a refusal the record may be durable, too: no more grants.
-                await self._shard.on_state(blocks.cooling.discard, conv)
+                await self._state.run(blocks.cooling.discard, conv)
             return refusal
 
     async def until_settled(self, condition: Callable[[], bool]) -> None:
@@ -206,20 +209,21 @@ class HotGroups:
         while True:
             waiting = asyncio.get_running_loop().create_future()
             self._waiting.append(waiting)
-            if await self._shard.on_state(condition):
+            if await self._state.run(condition):
                 return
             await waiting
 
     def asked(self) -> dict[str, object]:
         """How many asks were answered, and the CPU that took."""
-        return {"asks": self._server.answered, "asks_cpu_s": round(self._server.cpu_s, 6)}
+        return {"asks": self._asks, "asks_cpu_s": round(self._asks_cpu_s, 6)}
 
     async def figures(self) -> list[dict[str, object]]:
         """Of each hot group, for operators."""
-        return await self._shard.on_state(self._figures)
+        return await self._state.run(self._figures)
 
     def _figures(self) -> list[dict[str, object]]:
-        committer, now = self.grants.committer, time.monotonic()
+        committer = self.grants.committer
+        now = self._runtime.monotonic_s()
         conversations = committer.state.conversations
         found: list[dict[str, object]] = []
         for conv, group in committer.state.hot.items():
@@ -253,15 +257,15 @@ class HotGroups:
                 log.warning("partitions do not run, the home shard takes their sends: %s", e)
 
     async def _watch(self) -> None:
-        next_tick = time.monotonic()
+        next_tick = self._runtime.monotonic_s()
         while True:
             await asyncio.sleep(_WATCH_S)
-            now = time.monotonic()
-            oldest = await self._shard.on_state(self.grants.blocks.oldest)
+            now = self._runtime.monotonic_s()
+            oldest = await self._state.run(self.grants.blocks.oldest)
             if oldest is not None and now - oldest.asked_at > self._settings.grant_timeout_s:
                 slot, age_s = oldest.slot, now - oldest.asked_at
                 log.warning("partition %d has not written a block for %.1f s: its log is fenced and read", slot, age_s)
-                lost = await self._shard.on_state(self.grants.fence, slot)
+                lost = await self._state.run(self.grants.fence, slot)
                 self._settled()  # what was found in its log; who waits for it may be the only one who would ask
                 await self._void(lost)
             if now >= next_tick:
@@ -271,11 +275,11 @@ class HotGroups:
     async def _void(self, lost: list[Block]) -> None:
         """Log that some grants will never be used; then their ids are free and `stable_seq` passes them."""
         if lost and await self._record(self.grants.void(lost)) is None:
-            await self._shard.on_state(self.grants.voided, lost)
+            await self._state.run(self.grants.voided, lost)
             self._settled()
 
     async def _log_ceilings(self) -> None:
-        convs, records = await self._shard.on_state(self.grants.ceilings)
+        convs, records = await self._state.run(self.grants.ceilings)
         try:
             await self._record(records)
         finally:
@@ -291,7 +295,7 @@ class HotGroups:
             name = state.conversations.name
             return [name(c) for c in hot], [name(c) for c in cold if state.hot[c].by_rate]
 
-        hot, cold = await self._shard.on_state(look)
+        hot, cold = await self._state.run(look)
         if (hot or cold) and (self._turning is None or self._turning.done()):
             self._turning = self._spawn(self._turn(hot, cold))
 

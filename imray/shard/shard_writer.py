@@ -1,39 +1,36 @@
-"""The owner of a shard: the only one who numbers its conversations, and who grants numbers where they are hot.
+"""Assigns numbers for one shard, and grants ranges of them to its partitions.
 
-Owns the shard's incarnations and the thread that touches their state. Shard actors are a thin shell around it.
+Owns the shard's write loop and the thread that touches its state, and answers what may be asked of a shard. Actors are
+a thin shell around it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections import deque
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from imray.core.blocks import Declined, Granted, Report
+from imray.core.columns import Rows
 from imray.core.errors import StorageError
-from imray.core.replies import Located, Refusal, Refused
+from imray.core.replies import Appended, Located, Refusal, Refused
 from imray.log.recovery import Readable
-from imray.log.rows import Prepared
 from imray.log.store import Store
 from imray.settings import Settings
-from imray.shard.committer import Committer, Job, Records, located
-from imray.shard.grants import Grants
-from imray.shard.hot_groups import HotGroups
-from imray.shard.upkeep import Upkeep, UpkeepThreads
-from imray.shard.write_loop import WriteLoop, now_ms
+from imray.shard.committer import located
+from imray.shard.hot_groups import HotGroups, StartPartitions
+from imray.shard.runtime import SYSTEM, Runtime, StateThread
+from imray.shard.shard_incarnation import ShardIncarnation, Surroundings
+from imray.shard.upkeep import UpkeepWorkers
+from imray.shard.write_loop import WriteLoop
 
-StartPartitions = Callable[[int], Awaitable[None]]
-"""Make the partitions 1 .. n run; UnavailableError where they cannot."""
 _NOTES_KEPT = 20
 _CLOSE_TIMEOUT_S = 5.0
 """For the grants of a shard that stops in good order to be settled: they are, or their writer is fenced, sooner."""
 
 
-class ShardWriter(WriteLoop):
+class ShardWriter:
     """One shard, for as long as this process has it."""
 
     def __init__(
@@ -42,130 +39,104 @@ class ShardWriter(WriteLoop):
         shard: int,
         seed: int,
         settings: Settings,
-        clock_ms: Callable[[], int] = now_ms,
+        runtime: Runtime = SYSTEM,
         on_fenced: Callable[[], None] = lambda: None,
         start_partitions: StartPartitions | None = None,
-        host: str = "127.0.0.1",
     ) -> None:
-        """`host`: the address at which partitions reach this process."""
-        super().__init__(f"shard {shard}", seed, settings, on_fenced)
-        self._store, self.shard, self._clock_ms, self._start_partitions = store, shard, clock_ms, start_partitions
-        self._host = host
-        self._thread = ThreadPoolExecutor(1, f"commit-{shard}")
-        self._upkeep_threads = UpkeepThreads(shard)
-        self._lock = threading.Lock()
-        self._committer: Committer | None = None
+        """`on_fenced`: called when this process must end. `start_partitions`: has partitions 1 .. n run."""
+        self.shard = shard
+        self._store = store
+        self._state = StateThread(runtime, f"commit-{shard}")
+        self._workers = UpkeepWorkers(runtime, shard)
+        self._notes: deque[str] = deque(maxlen=_NOTES_KEPT)
+        self._current: ShardIncarnation | None = None
+        """The incarnation that serves, or served last."""
         self._readable: Readable | None = None
         """What was recovered while the store took no fence, until the shard can write."""
-        self._notes: deque[str] = deque(maxlen=_NOTES_KEPT)
-        self._upkeep: Upkeep | None = None
-        self.hot: HotGroups | None = None
-
-    async def on_state(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Call something that touches the state, in the order of these calls."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self.locked, call, *args)
-
-    def locked(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Call something that touches the state, in this thread: one at a time."""
-        with self._lock:
-            return call(*args)
-
-    async def _become_writer(self) -> None:
-        fail = partial(self.fail, incarnation=self._incarnation)
-        args = (self._store, self.shard, self._seed, self._settings, self._clock_ms, self._found, self._notes)
-        committer: Committer = await self.on_state(Committer.open, *args)
-        try:
-            grants: Grants = await self.on_state(Grants.open, committer)
-            hot = HotGroups(self, grants, self._settings, self._start_partitions, self._host, fail)
-        except BaseException as e:
-            committer.writer.close()
-            if isinstance(e, StorageError):
-                self._found(Readable(committer.state, True))  # the fence fitted, and the record after it did not
-            raise
-        self._committer = committer
-        self._readable = None
-        self.hot = hot
-        self._upkeep = Upkeep(
-            committer, self._upkeep_threads, self.on_state, self._settings, self._when_quiet, hot.until_settled,
-            hot.log_ceilings_soon,
-        )  # fmt: skip
-        hot.on_progress = self._upkeep.start_checkpoint
-        hot.start()
-        self._upkeep.start()
-
-    def _found(self, readable: Readable) -> None:
-        self._readable = readable
-        self._committer = None  # what an earlier incarnation knew is older
-
-    def _when_quiet(self, do: Callable[[], Awaitable[None]]) -> None:
-        self._when_idle.append(do)
-        self._wake.set()
-
-    async def _plan(self, requests: list[Prepared]) -> Job:
-        assert self._committer is not None
-        return await self.on_state(self._committer.plan, requests)
-
-    async def _record(self, records: Records) -> Job:
-        assert self._committer is not None
-        return await self.on_state(self._committer.record, records)
-
-    def _put(self, job: Job) -> None:
-        assert self._committer is not None
-        self._committer.put(job)
-
-    def _mark_durable(self, job: Job) -> None:
-        assert self._committer is not None
-        settled = asyncio.get_running_loop().run_in_executor(
-            self._thread, self.locked, self._committer.mark_durable, job
+        self.loop = WriteLoop(
+            f"shard {shard}", seed, settings, runtime, self._open, on_fenced, settings.puts_in_flight_max
         )
-        settled.add_done_callback(partial(self._settled, self._incarnation))
+        self._around = Surroundings(
+            store=store,
+            shard=shard,
+            seed=seed,
+            settings=settings,
+            runtime=runtime,
+            state=self._state,
+            upkeep_workers=self._workers,
+            notes=self._notes,
+            start_partitions=start_partitions,
+            record=self.loop.record,
+            when_idle=self.loop.when_idle,
+            on_recovered=self._recovered,
+        )
 
-    def _settled(self, incarnation: int, settled: asyncio.Future[None]) -> None:
-        if not settled.cancelled() and (error := settled.exception()) is not None:
-            self.fail(error, incarnation)
-        elif self._upkeep is not None:
-            self._upkeep.start_checkpoint()
+    async def _open(self, number: int) -> ShardIncarnation:
+        def fail(error: BaseException) -> None:
+            self.loop.fail(error, number)
 
-    def _busy(self) -> bool:
-        if self._committer is None or not self._committer.checkpoint_overdue:
-            return False
-        assert self._upkeep is not None
-        self._upkeep.start_checkpoint()  # no commit will start it any more
-        return True
+        self._current = await ShardIncarnation.open(self._around, fail)
+        self._readable = None
+        return self._current
 
-    async def _end_incarnation(self) -> None:
-        self._when_idle.clear()
-        if self.hot is not None:
-            await self.hot.end()
-        if self._upkeep is not None:
-            await self._upkeep.end()
-        if self._committer is not None:
-            self._committer.writer.close()
+    def _recovered(self, readable: Readable) -> None:
+        self._readable = readable
+        self._current = None  # what an earlier incarnation knew is older
+
+    # Life
+
+    async def start(self) -> None:
+        """As `WriteLoop.start`."""
+        await self.loop.start()
 
     async def stop(self) -> None:
         """As `WriteLoop.stop`; hot groups' ceilings are taken back to their heads, so the next start voids nothing."""
-        if self.hot is not None and self._refusal is None:
+        if self._current is not None and self.loop.refusal is None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.hot.close(), _CLOSE_TIMEOUT_S)
-        await super().stop()
-        await self._upkeep_threads.end()
-        self._thread.shutdown(wait=True)
+                await asyncio.wait_for(self._current.hot.close(), _CLOSE_TIMEOUT_S)
+        await self.loop.stop()
+        await self._workers.end()
+        await self._state.end()
+
+    @property
+    def current(self) -> ShardIncarnation | None:
+        """The incarnation that serves, or served last; None before the first, and while the store takes no fence."""
+        return self._current
+
+    @property
+    def state(self) -> str:
+        """ "serving", or the reason why not."""
+        return "serving" if self.loop.refusal is None else self.loop.refusal.detail
+
+    def _not_ready(self) -> Refusal:
+        detail = f"{self.loop.label} is recovering: retry with the same ids"
+        return self.loop.refusal or Refusal(Refused.UNAVAILABLE, detail)
+
+    # Of senders
+
+    async def append(self, data: object) -> Appended | Refusal:
+        """As `WriteLoop.append`."""
+        return await self.loop.append(data)
+
+    # Of readers
 
     async def locate(self, conv_id: str, low: int, high: int) -> Located | Refusal:
         """Where numbers low..high of a conversation are. Works while the shard cannot write, but not where another
         process has taken over: its `stable_seq` may be higher by now."""
+        label = self.loop.label
         try:
-            found: Located | None = await self.on_state(self._locate, conv_id, low, high)
+            found = await self._state.run(self._locate, conv_id, low, high)
         except StorageError as e:
-            return Refusal(Refused.UNAVAILABLE, f"{self.label}: {e}")
-        return found or self._refusal or Refusal(Refused.UNAVAILABLE, f"{self.label} is not the writer any more")
+            return Refusal(Refused.UNAVAILABLE, f"{label}: {e}")
+        return found or self.loop.refusal or Refusal(Refused.UNAVAILABLE, f"{label} is not the writer any more")
 
     def _locate(self, conv_id: str, low: int, high: int) -> Located | None:
-        if self.replaced:
+        if self.loop.replaced:
             return None
-        if self._committer is not None:
-            found = self._committer.locate(conv_id, low, high)
-            return found if self._committer.writer.is_last(or_own_process=True) else None
+        if self._current is not None:
+            committer = self._current.committer
+            found = committer.locate(conv_id, low, high)
+            return found if committer.writer.is_last(or_own_process=True) else None
         readable = self._readable
         if readable is None:
             return None
@@ -176,16 +147,49 @@ class ShardWriter(WriteLoop):
 
     async def mend(self, file: str) -> Refusal | None:
         """A reader found that a derived file is missing or damaged: look, and make it anew. None: looked at."""
-        if self._refusal is not None or self._upkeep is None:
-            return self._refusal or Refusal(Refused.UNAVAILABLE, f"{self.label} is not ready")
-        await self._upkeep.mend(file)
+        if self.loop.refusal is not None or self._current is None:
+            return self._not_ready()
+        await self._current.upkeep.mend(file)
         return None
+
+    # Of operators
+
+    async def make_hot(self, conv_id: str, partitions: int) -> Refusal | None:
+        """Spread a conversation over partitions; 0: this shard alone writes it again. None: done, and durable."""
+        hot = self._hot
+        if hot is None:
+            return self._not_ready()
+        return await (hot.make_hot(conv_id, partitions) if partitions else hot.make_cold(conv_id))
 
     async def status(self) -> dict[str, object]:
         """Figures for operators; `state` is "serving" or the reason why not."""
-        figures: dict[str, object] = {"shard": self.shard, "state": self.state, "queued_rows": self._queue.rows}
+        figures: dict[str, object] = {"shard": self.shard, "state": self.state, "queued_rows": self.loop.queued_rows}
         figures["notes"] = list(self._notes)
-        if self._committer is not None and self.hot is not None:
-            figures |= await self.on_state(self._committer.figures)
-            figures |= {"hot": await self.hot.figures(), **self.hot.asked()}
+        if self._current is not None:
+            figures |= await self._state.run(self._current.committer.figures)
+            figures |= {"hot": await self._current.hot.figures(), **self._current.hot.asked()}
         return figures
+
+    # Of partitions
+
+    @property
+    def _hot(self) -> HotGroups | None:
+        # whatever its state: an incarnation that was ready once answers, and what it grants is fenced with it
+        return None if self._current is None else self._current.hot
+
+    async def register(self, slot: int, epoch: int, segment: int) -> bool | Refusal:
+        """As `HotGroups.register`."""
+        hot = self._hot
+        return self._not_ready() if hot is None else await hot.register(slot, epoch, segment)
+
+    async def ask(
+        self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
+    ) -> Granted | Declined | Refusal:
+        """As `HotGroups.ask`."""
+        hot = self._hot
+        return self._not_ready() if hot is None else await hot.ask(slot, epoch, ask, rows, reports)
+
+    async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
+        """As `HotGroups.report`."""
+        hot = self._hot
+        return self._not_ready() if hot is None else await hot.report(slot, epoch, reports)

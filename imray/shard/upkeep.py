@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from imray.core.errors import CorruptError, DerivedError, StorageError, UnavailableError
@@ -19,6 +17,7 @@ from imray.log.remake import remake
 from imray.log.sealed import SealedInterval, remove
 from imray.settings import Settings
 from imray.shard.committer import Committer
+from imray.shard.runtime import Runtime, StateThread, Worker
 
 log = logging.getLogger("imray.upkeep")
 
@@ -26,18 +25,18 @@ _ADVANCE_AGAIN_S = 0.1
 _MEND_AGAIN_S_MAX = 60.0
 
 
-class UpkeepThreads:
+class UpkeepWorkers:
     """One thread for checkpoints and one for merges, for as long as a process has a shard: what an incarnation that is
     over left running is one piece of work at most, and the next one's waits for it."""
 
-    def __init__(self, shard: int) -> None:
-        self.sealing = ThreadPoolExecutor(1, f"checkpoint-{shard}")
-        self.merging = ThreadPoolExecutor(1, f"merge-{shard}")
+    def __init__(self, runtime: Runtime, shard: int) -> None:
+        self.sealing = runtime.worker(f"checkpoint-{shard}", 1)
+        self.merging = runtime.worker(f"merge-{shard}", 1)
 
     async def end(self) -> None:
         """Wait until both are at rest; a merge takes seconds."""
-        for threads in (self.sealing, self.merging):
-            await asyncio.to_thread(threads.shutdown, wait=True, cancel_futures=True)
+        for worker in (self.sealing, self.merging):
+            await worker.end(drop_waiting=True)
 
 
 class Upkeep:
@@ -46,18 +45,25 @@ class Upkeep:
     def __init__(
         self,
         committer: Committer,
-        threads: UpkeepThreads,
-        on_state: Callable[..., Awaitable[Any]],
+        workers: UpkeepWorkers,
+        state: StateThread,
         settings: Settings,
-        when_quiet: Callable[[Callable[[], Awaitable[None]]], None],
+        runtime: Runtime,
+        when_idle: Callable[[Callable[[], Awaitable[None]]], None],
         until_settled: Callable[[Callable[[], bool]], Awaitable[None]],
         advance: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_state` calls what touches the state; `when_quiet` has something done while no commit is in flight;
+        """`when_idle` has something done while no commit is on its way;
         `until_settled` waits for grants to be settled until a condition of the state holds; `advance` has the shard's
         own log get a further segment."""
-        self._committer, self._threads, self._on_state, self._settings = committer, threads, on_state, settings
-        self._when_quiet, self._until_settled, self._advance = when_quiet, until_settled, advance
+        self._committer = committer
+        self._workers = workers
+        self._on_state = state.run
+        self._settings = settings
+        self._now_s = runtime.monotonic_s
+        self._when_idle = when_idle
+        self._until_settled = until_settled
+        self._advance = advance
         self._checkpoint_task: asyncio.Task[None] | None = None
         self._merge_task: asyncio.Task[None] | None = None
         self._mends: dict[SealedInterval, asyncio.Task[None]] = {}
@@ -79,14 +85,20 @@ class Upkeep:
             return
         for sealed in list(committer.confirmer.damaged):
             self._start_mend(sealed)
-        if self._checkpoint_task is not None or time.monotonic() < self._retry_at or not committer.checkpoint_due:
+        if self._checkpoint_task is not None or self._now_s() < self._retry_at or not committer.checkpoint_due:
             return
         if not committer.log_moved:
-            if time.monotonic() >= self._advance_at:
-                self._advance_at = time.monotonic() + _ADVANCE_AGAIN_S
+            if self._now_s() >= self._advance_at:
+                self._advance_at = self._now_s() + _ADVANCE_AGAIN_S
                 self._advance()  # it leads here again, when it is durable
             return
         self._checkpoint_task = self._spawn(self._checkpoint())
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a checkpoint or a merge is under way."""
+        merging = self._merge_task is not None and not self._merge_task.done()
+        return self._checkpoint_task is not None or merging or bool(self._mends)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -98,7 +110,7 @@ class Upkeep:
             # a bug of ours, or no memory: nothing here is needed for an ack, and senders wait before it gets too much
             log.error("shard %d: upkeep failed", self._committer.shard, exc_info=error)
             self._committer.note(f"upkeep failed: {error!r}")
-            self._retry_at = time.monotonic() + self._settings.reopen_delay_s_max
+            self._retry_at = self._now_s() + self._settings.reopen_delay_s_max
 
     async def end(self) -> None:
         """Begin nothing more. What a thread is making is of no use to anybody then, and nobody waits for it."""
@@ -108,11 +120,11 @@ class Upkeep:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _in(self, threads: ThreadPoolExecutor, call: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(threads, call, *args)
+    async def _in(self, worker: Worker, call: Callable[..., Any], *args: Any) -> Any:
+        return await worker.run(call, *args)
 
     async def _checkpoint(self) -> None:
-        committer, sealing = self._committer, self._threads.sealing
+        committer, sealing = self._committer, self._workers.sealing
         try:
             frozen: asyncio.Future[checkpoint.Snapshot] = asyncio.get_running_loop().create_future()
 
@@ -120,7 +132,7 @@ class Upkeep:
                 if not frozen.cancelled():
                     frozen.set_result(await self._on_state(committer.freeze))
 
-            self._when_quiet(freeze)
+            self._when_idle(freeze)
             snap = await frozen
             # ids under an outstanding grant cannot be sealed; grants settle by themselves, or their writer is fenced
             await self._until_settled(committer.frozen_settled)
@@ -134,13 +146,13 @@ class Upkeep:
         except (StorageError, DerivedError) as e:
             # the frozen ids stay in memory and the log holds everything: only the next recovery takes longer
             log.warning("shard %d: no checkpoint: %s", committer.shard, e)
-            self._retry_at = time.monotonic() + self._settings.reopen_delay_s_max
+            self._retry_at = self._now_s() + self._settings.reopen_delay_s_max
         finally:
             self._checkpoint_task = None
 
     async def _load(self) -> None:
         try:
-            removed = await self._in(self._threads.merging, self._committer.store.sweep)
+            removed = await self._in(self._workers.merging, self._committer.store.sweep)
             if removed:
                 log.info("removed %d files that were never published", removed)
         except StorageError as e:
@@ -148,7 +160,7 @@ class Upkeep:
         for sealed in self._committer.intervals:
             blind = sealed.bloom is None
             try:
-                await self._in(self._threads.merging, sealed.loaded)
+                await self._in(self._workers.merging, sealed.loaded)
                 if blind:
                     await self.mend(sealed.interval.name("bloom"))
             except StorageError as e:
@@ -159,12 +171,12 @@ class Upkeep:
     async def _merge(self) -> None:
         committer = self._committer
         try:
-            table = await self._in(self._threads.merging, committer.clear_used)
+            table = await self._in(self._workers.merging, committer.clear_used)
             if table is not None:
                 await self._on_state(committer.recycle, table)
             while True:
                 try:
-                    step = await self._in(self._threads.merging, self._merge_step, committer.intervals)
+                    step = await self._in(self._workers.merging, self._merge_step, committer.intervals)
                 except DerivedError as e:
                     if not await self.mend(e.file):
                         log.warning("shard %d: no merge of sealed intervals: %s", committer.shard, e)
@@ -186,7 +198,7 @@ class Upkeep:
 
     async def _replace(self, parts: Sequence[SealedInterval], whole: SealedInterval) -> None:
         if not await self._on_state(self._committer.merged, parts, whole):
-            await self._in(self._threads.merging, remove, self._committer.store, whole.interval)
+            await self._in(self._workers.merging, remove, self._committer.store, whole.interval)
 
     async def mend(self, file: str) -> bool:
         """Look at the interval of a derived file, and make it anew where one of its files is missing or damaged.
@@ -203,7 +215,7 @@ class Upkeep:
 
     def _start_mend(self, sealed: SealedInterval) -> None:
         at, _ = self._mend_at.get(sealed, (0.0, 0.0))
-        if self._ended or sealed in self._mends or time.monotonic() < at:
+        if self._ended or sealed in self._mends or self._now_s() < at:
             return
         task = self._mends[sealed] = self._spawn(self._mend(sealed))
         task.add_done_callback(lambda _: self._mends.pop(sealed, None))
@@ -211,7 +223,7 @@ class Upkeep:
     async def _mend(self, sealed: SealedInterval) -> None:
         committer = self._committer
         try:
-            await self._in(self._threads.merging, sealed.check)
+            await self._in(self._workers.merging, sealed.check)
             committer.confirmer.damaged.discard(sealed)
             return
         except DerivedError as e:
@@ -221,7 +233,7 @@ class Upkeep:
             self._mend_later(sealed)
             return
         try:
-            made = await self._in(self._threads.merging, self._remake, sealed)
+            made = await self._in(self._workers.merging, self._remake, sealed)
         except UnavailableError:
             return
         except (CorruptError, DerivedError, StorageError) as e:
@@ -237,7 +249,7 @@ class Upkeep:
 
     def _mend_later(self, sealed: SealedInterval) -> None:
         _, delay_s = self._mend_at.get(sealed, (0.0, self._settings.reopen_delay_s_max))
-        self._mend_at[sealed] = time.monotonic() + delay_s, min(2 * delay_s, _MEND_AGAIN_S_MAX)
+        self._mend_at[sealed] = self._now_s() + delay_s, min(2 * delay_s, _MEND_AGAIN_S_MAX)
 
     def _remake(self, sealed: SealedInterval) -> SealedInterval:
         committer = self._committer

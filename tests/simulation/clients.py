@@ -6,21 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from imray.core.replies import Appended, Refusal, Refused
+from imray.core.replies import Appended, Located, Refusal, Refused
 from imray.core.routing import slot_for
-from imray.log.schema import KIND_VOID
 from tests.checker.events import Answer, Conversation, Read, Send
-from tests.simulation.disk import CONVS, Disk, Msg, log_at
 from tests.simulation.kernel import LOST, MS, Process
-from tests.simulation.owner import Request
+from tests.simulation.messages import CONVS, Files, Msg, Request, ipc_of, page
 
 
 class Gateway:
     """One gateway: `imray.engine.hot_routes` over simulated calls."""
 
-    def __init__(self, process: Process, disk: Disk, directory: dict[int, Process]) -> None:
+    def __init__(self, process: Process, files: Files, directory: dict[int, Process]) -> None:
         process.serves = self
-        self._process, self._disk, self._sim, self._directory = process, disk, disk.sim, directory
+        self._process = process
+        self._files = files
+        self._sim = process.sim
+        self._directory = directory
         self.hot: dict[str, int] = {}
         self._paused: dict[int, int] = {}
 
@@ -53,7 +54,7 @@ class Gateway:
         answer: Any = LOST
         for _ in range(tries):
             callee = self._directory.get(slot)
-            answer = await self._sim.call(self._process, callee, "append", request, timeout_us=60 * MS)
+            answer = await self._sim.call(self._process, callee, "append", ipc_of(request), timeout_us=60 * MS)
             if answer != LOST and (isinstance(answer, Appended) or answer.why is not Refused.UNAVAILABLE):
                 return answer
             await self._process.sleep(4 * MS)
@@ -71,30 +72,28 @@ class Gateway:
     async def read(self, conv: str, after: int, limit: int) -> Any:
         """A page: messages, holes, up to which number, `stable_seq`."""
         upto = after + limit
-        found = await self._sim.call(self._process, self._directory.get(0), "locate", conv, after + 1, upto,
-                                     timeout_us=60 * MS)  # fmt: skip
-        if found == LOST:
+        home = self._directory.get(0)
+        located = await self._sim.call(self._process, home, "locate", conv, after + 1, upto, timeout_us=60 * MS)
+        if not isinstance(located, Located):
             return LOST
-        located, old = found
         upto = min(upto, located.stable)
-        rows: dict[tuple[int, int], tuple[int, str, str]] = {}
-        holes = set()
-        for log_position, first, last in [*old, *located.spans]:
-            segment = self._disk.at(log_position, log_at(log_position))
-            for row, (m, seq) in enumerate(zip(segment.messages, segment.seq.tolist(), strict=True)):
-                if CONVS[m.conv] == conv and max(first, after + 1) <= seq <= min(last, upto):
-                    rows[log_position, row] = seq, f"m{m.id}", f"v{m.variant}"
-            for name, low, kind, body in segment.records:
-                if name == conv and kind == KIND_VOID and low <= upto and int(str(body["last"])) > after:
-                    holes.add((low, int(str(body["last"])), str(body["reason"])))
-        return sorted(rows.values()), sorted(holes), upto, located.stable
+        spans = list(located.spans)
+        for interval in located.intervals:
+            found = self._files.postings(interval)
+            if found is None:
+                return LOST  # it was merged meanwhile: ask again
+            spans += [p[1:] for p in found if p[0] == conv and p[2] <= upto and p[3] > after]
+        return *page(self._files, conv, spans, after, upto), upto, located.stable
 
 
 class Client:
     """Sends and reads, one thing after the other; records it as the checker wants it."""
 
     def __init__(self, process: Process, name: str, seen: dict[str, Conversation]) -> None:
-        self._process, self._sim, self.name, self._seen = process, process.sim, name, seen
+        self._process = process
+        self._sim = process.sim
+        self.name = name
+        self._seen = seen
         self.acked: dict[tuple[int, int], int] = {}
 
     def _conversation(self, conv: str) -> Conversation:

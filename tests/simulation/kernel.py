@@ -1,20 +1,25 @@
 """A clock that only events move, processes that can be killed or stopped, and a network that loses and repeats calls.
 
 Everything random comes from one seeded generator, and whatever happens at the same instant happens in the order it was
-asked for: so a seed replays a run exactly. Coroutines are driven from here; there is no asyncio and no real time.
+asked for: so a seed replays a run exactly. Processes run production code on event loops of their own (`loop`) with
+threads that are greenlets (`threads`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from greenlet import GreenletExit, getcurrent, greenlet
+
 from imray.core.errors import ImrayError
+from tests.simulation.loop import SimLoop
 
 LOST = "lost"
 """What a caller gets instead of an answer: the outcome is unknown."""
@@ -26,115 +31,46 @@ class LivenessError(AssertionError):
     """Something that had to happen did not, although nothing is broken any more."""
 
 
-class Future:
-    """A value that comes later."""
-
-    __slots__ = ("_then", "done", "error", "value")
-
-    def __init__(self) -> None:
-        self.done = False
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self._then: list[Callable[[], None]] = []
-
-    def set(self, value: Any = None, error: BaseException | None = None) -> None:
-        """Only the first answer counts."""
-        if not self.done:
-            self.done, self.value, self.error = True, value, error
-            then, self._then = self._then, []
-            for call in then:
-                call()
-
-    def then(self, call: Callable[[], None]) -> None:
-        """Call when it is there."""
-        if self.done:
-            call()
-        else:
-            self._then.append(call)
-
-    def __await__(self) -> Generator[Future, None, Any]:
-        if not self.done:
-            yield self
-        if self.error is not None:
-            raise self.error
-        return self.value
-
-
-class Task:
-    """A coroutine of a process."""
-
-    __slots__ = ("_coroutine", "_process", "done")
-
-    def __init__(self, process: Process, coroutine: Coroutine[Any, Any, Any]) -> None:
-        self._process, self._coroutine, self.done = process, coroutine, Future()
-
-    def step(self) -> None:
-        """Run until it waits again."""
-        if self.done.done:
-            return
-        try:
-            waits_for = self._coroutine.send(None)
-        except StopIteration as stop:
-            self._process.tasks.pop(self, None)
-            self.done.set(stop.value)
-        except Exception as e:  # noqa: BLE001 whoever waits for the task gets it
-            self._process.tasks.pop(self, None)
-            self.done.set(error=e)
-        else:
-            waits_for.then(self._wake)
-
-    def _wake(self) -> None:
-        self._process.post(self.step)
-
-    def cancel(self) -> None:
-        """End it where it waits."""
-        self._process.tasks.pop(self, None)
-        if not self.done.done:
-            self._coroutine.close()
-            self.done.set(LOST)
-
-
 class Process:
-    """Runs tasks until it is killed; stopped, what would happen to it waits."""
+    """An event loop and threads, until it is killed; stopped, what would happen to it waits."""
 
     def __init__(self, sim: Simulation, name: str) -> None:
-        self.sim, self.name = sim, name
-        self.alive, self.stopped = True, False
-        self.tasks: dict[Task, None] = {}
+        self.sim = sim
+        self.name = name
+        self.alive = True
+        self.stopped = False
+        self.loop = SimLoop(self)
         self.serves: Any = None
         """Whose methods calls reach."""
-        self._held: list[Callable[[], None]] = []
+        self._held: list[tuple[bool, Callable[[], None]]] = []
+        self.threads: dict[greenlet, None] = {}
+        """Threads that have begun and wait."""
 
-    def post(self, call: Callable[[], None]) -> None:
-        """Do something in this process, soon."""
+    def post(self, call: Callable[[], None], in_thread: bool = False) -> None:
+        """Do something in this process, soon: in its event loop, or in one of its threads."""
         if self.alive:
             if self.stopped:
-                self._held.append(call)
+                self._held.append((in_thread, call))
             else:
-                self.sim.ready.append((self, call))
+                self.sim.ready.append((self, in_thread, call))
 
-    def hold(self, call: Callable[[], None]) -> None:
+    def hold(self, in_thread: bool, call: Callable[[], None]) -> None:
         """It was stopped meanwhile."""
-        self._held.append(call)
+        self._held.append((in_thread, call))
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> Task:
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Begin a task."""
-        task = Task(self, coroutine)
-        if not self.alive:
-            task.cancel()
-            return task
-        self.tasks[task] = None
-        self.post(task.step)
-        return task
+        return asyncio.Task(coroutine, loop=self.loop)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """SIGKILL: no code of it runs any more, not even to clean up."""
         if self.alive:
             self.sim.trace("kill", self.name)
             self.alive = False
             self._held.clear()
-            for task in list(self.tasks):
-                task.cancel()
+            for thread in list(self.threads):
+                thread.throw(GreenletExit)
+            self.threads.clear()
 
     def stop(self) -> None:
         """SIGSTOP."""
@@ -148,14 +84,14 @@ class Process:
             self.sim.trace("resume", self.name)
             self.stopped = False
             held, self._held = self._held, []
-            for call in held:
-                self.post(call)
+            for in_thread, call in held:
+                self.post(call, in_thread)
 
-    def sleep(self, us: int) -> Future:
+    async def sleep(self, us: int) -> None:
         """Some time."""
-        future = Future()
-        self.sim.after(us, future.set)
-        return future
+        future = self.loop.create_future()
+        self.sim.after(us, lambda: self.post(lambda: future.done() or future.set_result(None)))  # type: ignore[func-returns-value]
+        await future
 
 
 @dataclass
@@ -174,15 +110,16 @@ class Simulation:
 
     def __init__(self, seed: int, keep_trace: bool = False) -> None:
         self.rng = random.Random(seed)
+        self.main = getcurrent()
         self.now = 0
         self.bugs: list[BaseException] = []
-        """Errors of calls that no part raises on purpose."""
+        """Errors that no part raises on purpose."""
         self.moment = 0
         """Counts what clients saw: two events never have the same one."""
         self.weather = Weather()
         self.cut: set[str] = set()
         """Processes that the network does not reach."""
-        self.ready: deque[tuple[Process, Callable[[], None]]] = deque()
+        self.ready: deque[tuple[Process, bool, Callable[[], None]]] = deque()
         self.lines: list[str] | None = [] if keep_trace else None
         self.events = 0
         self._hash = hashlib.blake2b(digest_size=8)
@@ -222,27 +159,33 @@ class Simulation:
 
     def run(self, until_us: int, finished: Callable[[], bool]) -> bool:
         """Go on until it is finished, or until a time; whether it is."""
-        ready, heap = self.ready, self._heap
-        while True:
-            while ready:
-                process, call = ready.popleft()
-                if process.stopped:
-                    process.hold(call)
-                elif process.alive:
-                    self.events += 1
-                    call()
-            if finished():
-                return True
-            if not heap or heap[0][0] > until_us:
-                return False
-            self.now, _, call = heapq.heappop(heap)
-            call()
+        ready = self.ready
+        heap = self._heap
+        try:
+            while True:
+                while ready:
+                    process, in_thread, call = ready.popleft()
+                    if process.stopped:
+                        process.hold(in_thread, call)
+                    elif process.alive:
+                        self.events += 1
+                        asyncio._set_running_loop(None if in_thread else process.loop)
+                        call()
+                asyncio._set_running_loop(None)
+                if finished():
+                    return True
+                if not heap or heap[0][0] > until_us:
+                    return False
+                self.now, _, call = heapq.heappop(heap)
+                call()
+        finally:
+            asyncio._set_running_loop(None)
 
     async def call(self, caller: Process, callee: Process | None, method: str, *args: Any, timeout_us: int) -> Any:
         """Call a method of another process: its answer, or LOST. It may be executed though its answer is lost, late,
         twice, and after a call that was made later."""
-        answer = Future()
-        self.after(timeout_us, lambda: answer.set(LOST))
+        answer = caller.loop.create_future()
+        self.after(timeout_us, lambda: _tell(caller, answer, LOST))
         for _ in range(2 if self.chance(self.weather.repeat) else 1):
             if not self._dropped(caller, callee) and callee is not None:
                 self.after(self.delay(), _Delivery(self, caller, callee, method, args, answer))
@@ -253,10 +196,24 @@ class Simulation:
             self.chance(self.weather.drop) or one.name in self.cut or (other is not None and other.name in self.cut)
         )  # fmt: skip
 
-    def answer(self, caller: Process, callee: Process, answer: Future, value: Any) -> None:
+    def answer(self, caller: Process, callee: Process, answer: asyncio.Future[Any], value: Any) -> None:
         """Send an answer back."""
         if not self._dropped(callee, caller):
-            self.after(self.delay(), lambda: answer.set(value))
+            self.after(self.delay(), lambda: _tell(caller, answer, value))
+
+    def failed(self, process: Process, what: str, error: BaseException) -> None:
+        """Code of a process raised what nobody waits for."""
+        self.trace("error", process.name, what, repr(error))
+        if not isinstance(error, ImrayError):
+            self.bugs.append(error)  # else a part that always fails would look like a lost call
+
+
+def _tell(process: Process, answer: asyncio.Future[Any], value: Any) -> None:
+    def tell() -> None:
+        if not answer.done():
+            answer.set_result(value)
+
+    process.post(tell)
 
 
 @dataclass
@@ -266,7 +223,7 @@ class _Delivery:
     callee: Process
     method: str
     args: tuple[Any, ...]
-    answer: Future
+    answer: asyncio.Future[Any]
 
     def __call__(self) -> None:
         """The call has arrived."""
@@ -276,14 +233,18 @@ class _Delivery:
         self.callee.post(self._begin)
 
     def _begin(self) -> None:
+        if self.callee.serves is None:
+            self.sim.answer(self.caller, self.callee, self.answer, LOST)  # it has not begun yet
+            return
         task = self.callee.spawn(getattr(self.callee.serves, self.method)(*self.args))
-        task.done.then(lambda: self._end(task))
+        task.add_done_callback(self._end)
 
-    def _end(self, task: Task) -> None:
-        # a killed callee's tasks end with LOST, as Ray reports a dead actor
-        value = LOST if task.done.error is not None else task.done.value
-        if task.done.error is not None:
-            self.sim.trace("error", self.callee.name, self.method, repr(task.done.error))
-            if not isinstance(task.done.error, ImrayError):
-                self.sim.bugs.append(task.done.error)  # else a part that always fails would look like a lost call
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        value = LOST
+        if task.cancelled():
+            pass
+        elif (error := task.exception()) is not None:
+            self.sim.failed(self.callee, self.method, error)
+        else:
+            value = task.result()
         self.sim.answer(self.caller, self.callee, self.answer, value)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+import logging
+import random
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
 
 from imray.core import blocks
+from imray.log import sealed
 from imray.shard import grants
 from tests.simulation.verify import verify
-from tests.simulation.world import Parts, World
+from tests.simulation.world import Listener, World
+
+_LOG = logging.getLogger("imray")
 
 
 @dataclass
@@ -24,29 +33,59 @@ class Outcome:
 
 
 @contextmanager
-def small_ceilings() -> Iterator[None]:
-    """Ceilings so near that short runs reach them."""
-    before = blocks._STEP_MIN, blocks._STEP_BLOCKS, grants._CEILING_MIN
-    blocks._STEP_MIN, blocks._STEP_BLOCKS, grants._CEILING_MIN = 6, 2, 6
-    try:
+def small_world(rng: random.Random) -> Iterator[None]:
+    """Bounds so near that short runs reach them; and what is random elsewhere comes from the seed, too."""
+
+    def token_hex(count: int = 32) -> str:
+        return rng.getrandbits(8 * count).to_bytes(count, "big").hex()
+
+    with (
+        patch.object(blocks, "_STEP_MIN", 6),
+        patch.object(blocks, "_STEP_BLOCKS", 2),
+        patch.object(grants, "_CEILING_MIN", 6),
+        patch.object(sealed, "MERGE_FANOUT", 2),
+        patch.object(secrets, "token_hex", token_hex),
+    ):
         yield
+
+
+@contextmanager
+def _listening(world: World) -> Iterator[None]:
+    listener = Listener(world.sim)
+    before = _LOG.propagate
+    _LOG.propagate = False
+    _LOG.addHandler(listener)
+    real = grants.Grants.fence
+
+    def fence(self: grants.Grants, slot: int) -> Any:
+        world.fences += 1
+        return real(self, slot)
+
+    try:
+        with patch.object(grants.Grants, "fence", fence):
+            yield
     finally:
-        blocks._STEP_MIN, blocks._STEP_BLOCKS, grants._CEILING_MIN = before
+        _LOG.removeHandler(listener)
+        _LOG.propagate = before
 
 
-def run(seed: int, parts: Parts | None = None, keep_trace: bool = False) -> Outcome:
+def run(seed: int, keep_trace: bool = False) -> Outcome:
     """Live through a schedule; the error that was found, if any."""
-    with small_ceilings():
-        world = World(seed, parts or Parts(), keep_trace)
-        error: BaseException | None = None
-        try:
-            world.run()
-            verify(world)
-        except Exception as e:  # noqa: BLE001 whatever it is, the seed is told with it
-            error = e
-        world.end()
-        sim = world.sim
-        return Outcome(seed, sim.digest, sim.events, error, sim.lines or [])
+    error: BaseException | None = None
+    with small_world(random.Random(-seed - 1)):
+        world = World(seed, keep_trace)
+        with _listening(world):
+            try:
+                world.run()
+                verify(world)
+            except Exception as e:  # noqa: BLE001 whatever it is, the seed is told with it
+                error = e
+            world.end()
+    sim = world.sim
+    del world
+    if seed % 50 == 0:
+        gc.collect()
+    return Outcome(seed, sim.digest, sim.events, error, sim.lines or [])
 
 
 def complaint(outcome: Outcome) -> str:

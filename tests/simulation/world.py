@@ -2,55 +2,121 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from imray.core.blocks import Declined, Granted, Report
+from imray.core.columns import Rows
+from imray.core.errors import CorruptError, ImrayError
+from imray.core.replies import Refusal, Refused
+from imray.settings import Settings
+from imray.shard.partition_writer import PartitionWriter
+from imray.shard.shard_writer import ShardWriter
 from tests.checker.events import Conversation
 from tests.checker.invariants import judge
 from tests.simulation.clients import Client, Gateway, message
-from tests.simulation.disk import CONVS, Disk, Msg
-from tests.simulation.home import SimHome
 from tests.simulation.kernel import LOST, MS, LivenessError, Process, Simulation, Weather
-from tests.simulation.owner import BugError, WriteLoop
-from tests.simulation.subtopic import PartitionWriter
+from tests.simulation.messages import CONVS, SEED, Files, Msg
+from tests.simulation.store import Disk, SimStore
+from tests.simulation.threads import runtime_of
 
-HEAL_US = 20_000 * MS
+HEAL_US = 30_000 * MS
 """After all faults are over, everything is settled within this."""
 HOME = 0
+_CALL_US = 20 * MS
+_PUT_TIMEOUT_S = 0.1
+"""Shorter than the slowest puts: a process ends, and its put lands later."""
 
 
-@dataclass
-class Parts:
-    """The actors of a run; tests of mutations put others in their place."""
+class BugError(AssertionError):
+    """Code under test raised what it never should."""
 
-    home: type[SimHome] = SimHome
-    topic: type[PartitionWriter] = PartitionWriter
+
+class Listener(logging.Handler):
+    """What writers log of errors that nobody expects: a bug must not look like a fault that was survived."""
+
+    def __init__(self, sim: Simulation) -> None:
+        super().__init__(logging.WARNING)
+        self._sim = sim
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Of logging."""
+        self._sim.trace("log", record.getMessage().split("\n")[0][:200])
+        errors = [a for a in record.args or () if isinstance(a, BaseException)]
+        if record.exc_info and isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
+            errors.append(record.exc_info[1])
+        for error in errors:
+            if isinstance(error, CorruptError) or not isinstance(error, ImrayError):
+                self._sim.bugs.append(error)
+
+
+class Link:
+    """From a partition to its home shard: `imray.shard.partition_writer.HomeLink` over simulated calls."""
+
+    def __init__(self, world: World, process: Process, slot: int) -> None:
+        self._world = world
+        self._process = process
+        self._slot = slot
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        home = self._world.home_of(self._slot)
+        answer = await self._world.sim.call(self._process, home, method, *args, timeout_us=_CALL_US)
+        return Refusal(Refused.UNAVAILABLE, "the home shard does not answer") if answer == LOST else answer
+
+    async def register(self, slot: int, epoch: int, segment: int) -> bool | Refusal:
+        """As `HomeLink.register`."""
+        known: bool | Refusal = await self._call("register", slot, epoch, segment)
+        return known
+
+    async def ask(
+        self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
+    ) -> Granted | Declined | Refusal:
+        """As `HomeLink.ask`."""
+        answer: Granted | Declined | Refusal = await self._call("ask", slot, epoch, ask, rows, reports)
+        return answer
+
+    async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
+        """As `HomeLink.report`."""
+        refusal: Refusal | None = await self._call("report", slot, epoch, reports)
+        return refusal
 
 
 class World:
     """A home shard, its partitions, gateways and clients."""
 
-    def __init__(self, seed: int, parts: Parts, keep_trace: bool = False) -> None:
+    def __init__(self, seed: int, keep_trace: bool = False) -> None:
         self.sim = Simulation(seed, keep_trace)
-        rng, self.parts = self.sim.rng, parts
+        rng = self.sim.rng
         self.disk = Disk(self.sim)
+        self.files = Files(self.disk)
         self.directory: dict[int, Process] = {}
         """Who a call to the home shard (0) or to a partition reaches: the newest incarnation."""
-        self.owners: list[WriteLoop] = []
-        self._ahead = rng.choice([1, 2, 1000])
-        self._ids_max = rng.choice([3, 6, 1000])
+        self.writers: list[tuple[int, Process]] = []
+        self.settings = Settings(
+            puts_in_flight_max=rng.choice([1, 1, 1]),
+            rows_to_plan_ahead=rng.choice([1, 2, 1000]),
+            checkpoint_ids_max=rng.choice([3, 6, 1000]),
+            checkpoint_segments_max=rng.choice([4, 1000]),
+            reopen_delay_s_max=0.1,
+            grant_timeout_s=0.06,
+            call_timeout_s=0.08,
+            put_timeout_s=_PUT_TIMEOUT_S,
+        )
         self.seen: dict[str, Conversation] = {}
         self.gateways: list[Process] = []
         self._stale: dict[int, Process] = {}
         self.healed = False
+        self.fences = 0
+        """How often a home shard fenced a partition whose grant was not settled in time."""
         self.calm = rng.random() < 0.15
         """Nothing breaks and nothing is lost: calls are only repeated and reordered."""
         self._known: list[Msg] = []
         self._processes: list[Process] = []
         for _ in range(2):
             self._new_gateway()
-        self.new_owner(HOME)
+        self.new_writer(HOME)
         self.clients = [Client(self._process(f"client{n}"), f"c{n}", self.seen) for n in range(rng.randint(2, 3))]
 
     def _process(self, name: str) -> Process:
@@ -65,31 +131,46 @@ class World:
 
     def _new_gateway(self, at: int | None = None) -> None:
         process = self._process("gateway")
-        Gateway(process, self.disk, self.directory)
+        Gateway(process, self.files, self.directory)
         if at is None:
             self.gateways.append(process)
         else:
             self.gateways[at] = process
 
-    def new_owner(self, slot: int) -> None:
+    def new_writer(self, slot: int) -> None:
         """A new process of the home shard or a partition; an old one is left as it is."""
-        process = self._process("home" if slot == HOME else f"topic{slot}")
+        process = self._process("home" if slot == HOME else f"partition{slot}")
         if slot == HOME and HOME in self.directory:
             self._stale_handles(self.directory[HOME])
         self.directory[slot] = process
+        self.writers.append((slot, process))
+        store = SimStore(self.disk, process)
+        runtime = runtime_of(process)
 
         def on_fenced() -> None:
+            self.sim.trace("ends", process.name)
             self.sim.after(10 * MS, lambda: self._exit(slot, process))
 
-        owner: WriteLoop
-        if slot == HOME:
-            owner = self.parts.home(self.disk, process, self._ahead, self._ids_max, on_fenced, self._start_partitions)
-        else:
-            owner = self.parts.topic(self.disk, process, slot, lambda: self._home_of(slot), self._ahead, on_fenced)
-        owner.slot, owner.replaced = slot, lambda: self.directory.get(slot) is not process
-        self.owners.append(owner)
+        async def begin() -> None:
+            writer: ShardWriter | PartitionWriter
+            if slot == HOME:
+                writer = ShardWriter(store, 0, SEED, self.settings, runtime, on_fenced, self._start_partitions)
+            else:
+                link = Link(self, process, slot)
+                writer = PartitionWriter(store, 0, slot, SEED, self.settings, link, runtime, on_fenced)
+            process.serves = writer
+            await writer.start()
+            self.sim.trace("serving", process.name)
+
         self.sim.trace("start", process.name)
-        owner.start()
+        process.post(lambda: self._begin(process, begin()))
+
+    def _begin(self, process: Process, work: Any) -> None:
+        def begun(task: Any) -> None:
+            if not task.cancelled() and task.exception() is not None:
+                self.sim.failed(process, "start", task.exception())
+
+        process.spawn(work).add_done_callback(begun)
 
     def _stale_handles(self, old: Process) -> None:
         """Some partitions go on calling the home shard's old process for a while."""
@@ -101,19 +182,20 @@ class World:
     def _forget(self, slot: int) -> None:
         self._stale.pop(slot, None)
 
-    def _home_of(self, slot: int) -> Process:
+    def home_of(self, slot: int) -> Process:
+        """Whom a partition asks."""
         return self._stale.get(slot) or self.directory[HOME]
 
     def _exit(self, slot: int, process: Process) -> None:
         """A fenced process ends; Ray restarts it if it is still the one that Ray knows."""
         process.kill()
         if self.directory.get(slot) is process:
-            self.new_owner(slot)
+            self.new_writer(slot)
 
-    def _start_partitions(self, partitions: int) -> None:
+    async def _start_partitions(self, partitions: int) -> None:
         for slot in range(1, partitions + 1):
             if slot not in self.directory:
-                self.new_owner(slot)
+                self.new_writer(slot)
 
     # what happens
 
@@ -136,7 +218,8 @@ class World:
         for pause_us, conv, partitions in orders:
             await process.sleep(pause_us)
             self.sim.trace("order", conv, partitions)
-            method, args = ("heat", (conv, partitions)) if partitions else ("cool", (conv,))
+            method = "make_hot"
+            args = conv, partitions
             for _ in range(3):
                 answer = await self.sim.call(process, self.directory.get(HOME), method, *args, timeout_us=150 * MS)
                 if answer is None:
@@ -175,7 +258,7 @@ class World:
             sim.after(lasts, process.resume)
         elif how == "replace":
             process.stop()
-            sim.after(int(lasts * rng.random()), lambda: None if self.healed else self.new_owner(slot))
+            sim.after(int(lasts * rng.random()), lambda: None if self.healed else self.new_writer(slot))
             sim.after(lasts, process.resume)
         elif how == "cut":
             sim.trace("cut", process.name)
@@ -214,92 +297,83 @@ class World:
         operator = self._process("operator")
         orders = operator.spawn(self._operate(operator, self._orders()))
         tasks = [*lives, orders]
-        sim.run(400 * MS, lambda: all(t.done.done for t in tasks))
+        sim.run(400 * MS, lambda: all(t.done() for t in tasks))
         self._heal()
-        if not sim.run(sim.now + HEAL_US, lambda: self._bugs() or all(t.done.done for t in tasks)):
+        if not sim.run(sim.now + HEAL_US, lambda: self._bugs() or all(t.done() for t in tasks)):
             raise LivenessError("a send has no answer")
         for task in tasks:
-            if task.done.error is not None:
-                raise task.done.error
-        if self.calm and self.stuck():
+            task.result()
+        if self.calm and self.fences:
             raise LivenessError("a healthy partition was fenced by its home shard")
         self._reap()
         # a home shard that another one fenced finds out when it writes
-        self.ask(self.clients[0].deliver(self.gateways, (Msg(2, len({k.id for k in self._known})),)))
+        last = Msg(2, len({k.id for k in self._known}))
+        self.ask(self.clients[0]._process, self.clients[0].deliver(self.gateways, (last,)))
         if not sim.run(sim.now + HEAL_US, lambda: self._bugs() or self._quiet()):
             report = judge(self.seen)
             also = "" if report.ok else f"; and\n{report.to_text()}"
-            raise LivenessError(f"not settled: {self._unsettled()}{also}")
+            raise LivenessError(f"not settled: {self.unsettled()}{also}")
 
     def _heal(self) -> None:
         self.sim.trace("healed")
         self.healed = True
         self.sim.weather = Weather()
         self.sim.cut.clear()
-        for owner in self.owners:
-            owner.process.resume()
+        for _, process in self.writers:
+            process.resume()
         for slot, process in list(self.directory.items()):
             if not process.alive:
-                self.new_owner(slot)
+                self.new_writer(slot)
 
     def _reap(self) -> None:
         """Those that were replaced have their last say, then they are ended."""
-        old = [o for o in self.owners if o.process.alive and self.directory.get(o.slot) is not o.process]
+        old = [p for slot, p in self.writers if p.alive and self.directory.get(slot) is not p]
         if old:
             self.sim.run(self.sim.now + 100 * MS, lambda: False)
-        for owner in old:
-            owner.process.kill()
-
-    def stuck(self) -> int:
-        """How often a home shard fenced a partition whose grant was not settled in time."""
-        return sum(owner.stuck for owner in self.owners if isinstance(owner, SimHome))
+        for process in old:
+            process.kill()
 
     def _bugs(self) -> bool:
         for bug in self.sim.bugs:
-            raise BugError(f"a call failed: {bug!r}") from bug
-        for owner in self.owners:
-            if owner.bug is not None:
-                raise BugError(f"{owner.process.name}: {owner.bug!r}") from owner.bug
+            raise BugError(f"unexpected: {bug!r}") from bug
         return False
 
     @property
-    def home(self) -> SimHome:
+    def home(self) -> ShardWriter:
         """The newest."""
         found = self.directory[HOME].serves
-        assert isinstance(found, SimHome)
+        assert isinstance(found, ShardWriter)
         return found
 
     def _quiet(self) -> bool:
-        return not self._unsettled()
+        return not self.unsettled()
 
-    def _unsettled(self) -> str:
-        home, committer = self.home, self.home.committer
-        if home.refusal is not None or committer is None or home.grants is None:
-            return "the home shard does not serve"
+    def unsettled(self) -> str:
+        """What is not at rest yet; "" when all is."""
+        if self.directory[HOME].serves is None:
+            return "the home shard has not begun"
+        home = self.home
+        current = home.current
+        if home.loop.refusal is not None or current is None:
+            return f"the home shard does not serve: {home.loop.refusal}"
+        state = current.committer.state
         for slot, process in self.directory.items():
-            owner = process.serves
-            if owner.refusal is not None and (slot == HOME or slot in committer.state.partitions):
-                return f"slot {slot} does not serve"
-        if home.grants.blocks.outstanding:
+            writer = process.serves
+            if slot in state.partitions and (writer is None or writer.loop.refusal is not None):
+                return f"partition {slot} does not serve: {None if writer is None else writer.loop.refusal}"
+        if current.hot.grants.blocks.outstanding:
             return "grants are outstanding"
-        if (
-            committer.state.log.segment != len(self.disk.logs[HOME])
-            or home._queue
-            or home._commit_in_flight
-            or home._checkpointing
-        ):
+        if home.loop.queued_rows or home.loop._flights or home.loop.is_planning or current.upkeep.at_work:
             return "the home shard is at work"
-        n, conversations = committer.state.conversations.count, committer.state.conversations
-        if (conversations.heads[:n] != conversations.stable[:n]).any():
+        n = state.conversations.count
+        if (state.conversations.heads[:n] != state.conversations.stable[:n]).any():
             return "stable_seq is below the head"
         return ""
 
-    def ask(self, coroutine: Any) -> Any:
+    def ask(self, process: Process, coroutine: Any) -> Any:
         """Do something when all is healed, and wait for it."""
-        task = self._process("reader").spawn(coroutine)
-        if not self.sim.run(self.sim.now + HEAL_US, lambda: self._bugs() or task.done.done):
+        task = process.spawn(coroutine)
+        if not self.sim.run(self.sim.now + HEAL_US, lambda: self._bugs() or task.done()):
             raise LivenessError("a call has no answer")
-        if task.done.error is not None:
-            raise task.done.error
-        assert task.done.value != LOST
-        return task.done.value
+        assert task.result() != LOST
+        return task.result()
