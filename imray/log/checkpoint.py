@@ -96,7 +96,7 @@ class Snapshot:
 
 
 def snapshot(state: ShardState, shard: int) -> Snapshot:
-    """Snapshot of a state whose ids were just frozen (`imray.core.sequencer.freeze`)."""
+    """Snapshot of a state whose ids were just frozen (`imray.core.fold.freeze`)."""
     assert state.frozen is not None, "freeze first"
     log = state.log
     text, ends, heads = state.conversations.copy_columns()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
+from source_files import ROOT, name_of, python_files, source_files, tree_of
 
-_ROOT = Path(__file__).parents[2]
 _FILE_LINES_MAX = 330
 _FUNCTION_LINES_MAX = 60
 
@@ -58,28 +56,6 @@ _FORBIDDEN_TEXT = {
 _MAY_SAY = {(".ci/run", "the shared folder")}  # the one place that knows where the test data lies
 
 
-@cache
-def _files() -> list[Path]:
-    """Tracked and new files, as git sees them."""
-    command = ["git", "-C", str(_ROOT), "ls-files", "-co", "--exclude-standard", "-z"]
-    names = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split("\0")
-    return [path for name in sorted(set(filter(None, names))) if (path := _ROOT / name).is_file()]
-
-
-@cache
-def _python() -> list[Path]:
-    return [path for path in _files() if path.suffix == ".py"]
-
-
-@cache
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(), filename=str(path))
-
-
-def _name(path: Path) -> str:
-    return path.relative_to(_ROOT).as_posix()
-
-
 def _part(module: str) -> str | None:
     """The part of the house a module (or a file's dotted path) belongs to."""
     packages = [p for p in _ARROWS if module == p or module.startswith(p + ".")]
@@ -101,12 +77,12 @@ def _imports(tree: ast.Module, package: str = "") -> Iterator[tuple[int, str]]:
 
 def _house() -> Iterator[tuple[Path, str, list[tuple[int, str]]]]:
     """(file, part, imports) of the files of the house itself: no tests, no benchmarks."""
-    for path in _python():
-        module = ".".join(path.relative_to(_ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in python_files():
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         part = _part(module)
         if part is not None:
             package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-            yield path, part, list(_imports(_tree(path), package))
+            yield path, part, list(_imports(tree_of(path), package))
 
 
 def _wrong_arrow(part: str, module: str) -> bool:
@@ -141,25 +117,29 @@ def test_there_are_files() -> None:
 
 
 def test_files_are_short() -> None:
-    sizes = {_name(path): len(path.read_text().splitlines()) for path in _python()}
+    sizes = {name_of(path): len(path.read_text().splitlines()) for path in python_files()}
     assert {name: n for name, n in sizes.items() if n > _FILE_LINES_MAX} == {}
 
 
 def test_functions_are_short() -> None:
-    found = [f"{_name(p)}:{line} {name}: {n} lines" for p in _python() for line, name, n in _long_functions(_tree(p))]
+    found = [
+        f"{name_of(p)}:{line} {name}: {n} lines"
+        for p in python_files()
+        for line, name, n in _long_functions(tree_of(p))
+    ]
     assert found == []
 
 
 def test_core_is_pure() -> None:
     impure = [
-        f"{_name(path)}:{line} imports {module}"
+        f"{name_of(path)}:{line} imports {module}"
         for path, part, imports in _house()
         if part in _PURE
         for line, module in imports
         if module.split(".")[0] not in _PURE[part]
     ]
     impure += [
-        f"{_name(path)}: {found[0]}"
+        f"{name_of(path)}: {found[0]}"
         for path, part, _ in _house()
         if part in _PURE
         for found in _IMPURE.finditer(path.read_text())
@@ -169,7 +149,7 @@ def test_core_is_pure() -> None:
 
 def test_arrows_run_one_way() -> None:
     wrong = [
-        f"{_name(path)}:{line} imports {module}"
+        f"{name_of(path)}:{line} imports {module}"
         for path, part, imports in _house()
         for line, module in imports
         if _wrong_arrow(part, module)
@@ -180,7 +160,7 @@ def test_arrows_run_one_way() -> None:
 @pytest.mark.parametrize("package", sorted(_ONLY_IN))
 def test_one_folder_touches(package: str) -> None:
     wrong = [
-        f"{_name(path)}:{line} imports {module}"
+        f"{name_of(path)}:{line} imports {module}"
         for path, part, imports in _house()
         if part not in _ONLY_IN[package]
         for line, module in imports
@@ -190,13 +170,13 @@ def test_one_folder_touches(package: str) -> None:
 
 
 def test_nothing_swallows_every_error() -> None:
-    assert [f"{_name(p)}:{line}" for p in _python() for line in _swallowed(_tree(p))] == []
+    assert [f"{name_of(p)}:{line}" for p in python_files() for line in _swallowed(tree_of(p))] == []
 
 
 @pytest.mark.parametrize("what", sorted(_FORBIDDEN_TEXT))
 def test_no_file_mentions(what: str) -> None:
     text = _FORBIDDEN_TEXT[what].encode()
-    found = [_name(p) for p in _files() if (_name(p), what) not in _MAY_SAY and text in p.read_bytes()]
+    found = [name_of(p) for p in source_files() if (name_of(p), what) not in _MAY_SAY and text in p.read_bytes()]
     assert found == []
 
 
