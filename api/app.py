@@ -1,4 +1,4 @@
-"""The ASGI app: routes, errors, OpenAPI. Runs in a gateway actor, or alone in any process that is joined to Ray."""
+"""The ASGI app: routes, errors, OpenAPI. Does not own the server that it runs in (`api.server`)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from api.auth import Authenticator, Caller
 from api.door import Door, Strays
 from api.limits import CALLING, Limits
 from api.problems import ProblemError, on_problem, on_unexpected
+from api.server import GatewayConfig
 from imray import __version__
-from imray.deploy.gateway import GatewayConfig
 from imray.engine.engine import Engine
 
 
 def create_app(engine: Engine, config: GatewayConfig) -> Door:
-    """The gateway over a backend. InvalidError where the config has no way to check tokens."""
+    """The gateway over an engine. InvalidError where the config has no way to check tokens."""
     auth = _Identifying(config.auth, engine.settings)
     app = FastAPI(
         title="imray",

@@ -13,6 +13,7 @@ from api.docs import problems
 from api.problems import ProblemError, without_files
 from api.schemas import LiveResponse, ReadyResponse, StatusResponse, VersionResponse
 from imray import __version__
+from imray.core.status import ServingState, ShardStatus
 from imray.engine.engine import Engine
 
 _ASK_TIMEOUT_S = 6.0
@@ -24,14 +25,14 @@ class States:
     and not while nobody does. Belongs to one event loop."""
 
     def __init__(self, engine: Engine) -> None:
-        self._backend = engine
+        self._engine = engine
         self._known: dict[str, str] = {}
         self._known_s: float | None = None
         self._asking: asyncio.Task[None] | None = None
 
     async def get(self) -> dict[str, str]:
-        """State by shard, as anybody may know it."""
-        interval_s = self._backend.settings.ready_interval_s
+        """Each shard's state or why it does not serve, as anybody may know it."""
+        interval_s = self._engine.settings.ready_interval_s
         if self._known_s is not None and time.monotonic() - self._known_s < interval_s:
             return self._known
         if self._asking is None:
@@ -43,21 +44,21 @@ class States:
     async def _ask(self) -> None:
         try:
             async with asyncio.timeout(_ASK_TIMEOUT_S):
-                shards = await self._backend.status()
-            self._known = {str(s["shard"]): _plain(str(s["state"])) for s in shards}
+                shards = await self._engine.status()
+            self._known = {str(shard.shard): _plain(shard) for shard in shards}
         except TimeoutError:
-            numbers = range(self._backend.manifest.shards)
+            numbers = range(self._engine.manifest.shards)
             self._known = dict.fromkeys(map(str, numbers), "no answer in time")
         finally:
             self._known_s = time.monotonic()
             self._asking = None
 
 
-def _plain(state: str) -> str:
-    """A state without names of files: nobody has shown a token."""
-    if state.startswith("corrupt"):
+def _plain(shard: ShardStatus) -> str:
+    """Whether a shard serves or why not, without names of files: nobody has shown a token."""
+    if shard.state is ServingState.CORRUPT:
         return "stored data does not verify: an operator must look"
-    return without_files(state)
+    return without_files(shard.detail) or shard.state
 
 
 def routes(engine: Engine, auth: Authenticator) -> APIRouter:
@@ -78,7 +79,7 @@ def routes(engine: Engine, auth: Authenticator) -> APIRouter:
     )
     async def readyz() -> Response:
         """200 when every shard serves; 503 with the reasons otherwise. As of a second ago at most."""
-        waiting = {shard: state for shard, state in (await states.get()).items() if state != "serving"}
+        waiting = {shard: why for shard, why in (await states.get()).items() if why != ServingState.SERVING}
         content = {"ready": not waiting, "shards": waiting}
         return Response(orjson.dumps(content), 503 if waiting else 200, media_type="application/json")
 
@@ -110,6 +111,7 @@ def routes(engine: Engine, auth: Authenticator) -> APIRouter:
         """For operators: state, epoch, segment, ids and bytes of each shard. Needs a token with the role `service`."""
         if not auth.caller(request.headers.get("authorization")).service:
             raise ProblemError(403, "forbidden", "only a token with the role `service` may see the shards' figures")
-        return Response(orjson.dumps({"shards": await engine.status()}), media_type="application/json")
+        shards = [shard.to_json() for shard in await engine.status()]
+        return Response(orjson.dumps({"shards": shards}), media_type="application/json")
 
     return router

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import orjson
+import pyarrow as pa
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect
@@ -22,12 +23,12 @@ from api.problems import refused
 from api.schemas import HeadResponse, HistoryResponse, PathConvId, text_schema
 from api.turns import Pulls
 from imray.core.errors import InvalidError
+from imray.core.pages import SEQ_MAX, Page, PageAsk
 from imray.core.replies import Located, Refusal
 from imray.core.routing import check_conv_id, check_text
 from imray.engine.engine import Engine
 from imray.settings import Settings
 
-_SEQ_MAX = 2**63 - 1
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 _NUMBER_LENGTH_MAX = 40
 _ORDERS = ("asc", "desc")
@@ -35,7 +36,7 @@ _ORDERS = ("asc", "desc")
 
 def _parameters(settings: Settings) -> list[dict[str, Any]]:
     """What the OpenAPI document says of the query, which is read by hand."""
-    whole = {"type": "integer", "format": "int64", "maximum": _SEQ_MAX}
+    whole = {"type": "integer", "format": "int64", "maximum": SEQ_MAX}
     limits = {"minimum": 1, "maximum": settings.history_limit_max, "default": settings.history_limit_default}
     known: list[tuple[str, dict[str, Any], str]] = [
         ("after", {**whole, "minimum": 0, "default": 0}, "Only numbers above it."),
@@ -78,8 +79,7 @@ def routes(engine: Engine, auth: Authenticator) -> APIRouter:
         query = request.query_params
         if unknown := set(query) - set(known):
             raise invalid(f"unknown parameters {sorted(unknown)}: known are {', '.join(known)}")
-        after, before, limit, descending = _window(query, settings)
-        return await pages.pull(request, caller, limit, (conv_id, after, before, limit, descending, _topic(query)))
+        return await pages.pull(request, caller, _ask(conv_id, query, settings))
 
     @router.get(
         "/v1/conversations/{conv_id}",
@@ -110,34 +110,33 @@ class _Pages:
     """Pulls pages, each in its turn, and sends them."""
 
     def __init__(self, engine: Engine) -> None:
-        self._backend = engine
+        self._engine = engine
         self._pulls = Pulls(engine.manifest.shards, engine.settings)
         self._encoders = ThreadPoolExecutor(1, "pages")
         """Beside the event loop, which answers others meanwhile."""
 
-    async def pull(self, request: Request, caller: Caller, limit: int, asked: tuple[Any, ...]) -> Response:
-        """One page; `asked` is what `Engine.history` takes."""
-        conv_id = asked[0]
-        async with self._pulls.turn(self._backend.shard_of(conv_id), caller.sender, limit):
+    async def pull(self, request: Request, caller: Caller, ask: PageAsk) -> Response:
+        """One page."""
+        async with self._pulls.turn(self._engine.shard_of(ask.conv_id), caller.sender, ask.limit):
             if await request.is_disconnected():
                 raise ClientDisconnect  # while it waited
-            found = await self._backend.history(*asked)
+            found = await self._engine.history(ask)
             if isinstance(found, Refusal):
                 raise refused(found, caller.service)
             located, page = found
             # before the next turn is given
             size = page.messages.nbytes
             large = self._pulls.arrived(caller.sender, size)
-        ends = _around(conv_id, located, page)
+        ends = _around(ask.conv_id, located, page)
         if not large:
             return Response(ends[0] + encode(page.messages) + ends[1], media_type="application/json")
         done = partial(self._pulls.taken, caller.sender, size)
-        settings = self._backend.settings
+        settings = self._engine.settings
         timeout_s = settings.history_send_timeout_s + size / settings.write_bytes_per_s_min
         return PageResponse(request, page.messages, ends, self._encoders, timeout_s, done)
 
 
-def _around(conv_id: str, located: Located, page: Any) -> tuple[bytes, bytes]:
+def _around(conv_id: str, located: Located, page: Page[pa.Table]) -> tuple[bytes, bytes]:
     """What stands before and after the messages in `api.schemas.HistoryResponse`."""
     after = {
         "holes": [{"from": low, "to": high, "reason": reason} for low, high, reason in page.holes],
@@ -155,14 +154,14 @@ def _check(conv_id: str) -> None:
         raise invalid(str(e)) from e
 
 
-def _window(query: QueryParams, settings: Settings) -> tuple[int, int | None, int, bool]:
+def _ask(conv_id: str, query: QueryParams, settings: Settings) -> PageAsk:
     order = query.get("order", _ORDERS[0])
     if order not in _ORDERS:
         raise invalid(f"order={order!r}: asc or desc")
-    before = _integer(query["before"], "before", 1, _SEQ_MAX) if "before" in query else None
-    after = _integer(query.get("after", "0"), "after", 0, _SEQ_MAX)
+    before = _integer(query["before"], "before", 1, SEQ_MAX) if "before" in query else None
+    after = _integer(query.get("after", "0"), "after", 0, SEQ_MAX)
     limit = _integer(query.get("limit", str(settings.history_limit_default)), "limit", 1, settings.history_limit_max)
-    return after, before, limit, order == "desc"
+    return PageAsk(conv_id, after, before, limit, order == "desc", _topic(query))
 
 
 def _topic(query: QueryParams) -> str | None:

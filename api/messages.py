@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
 from fastapi import APIRouter, Request, Response
@@ -21,7 +22,7 @@ from api.schemas import BatchRequest, BatchResponse, PathConvId, SendRequest, Se
 from imray.core.ids import format_client_msg_id
 from imray.core.replies import WAITS, Refusal, Refused
 from imray.core.routing import offset_of
-from imray.engine.batcher import Outcome, Send
+from imray.engine.batcher import Send, SendAnswer
 from imray.engine.engine import Engine
 
 log = logging.getLogger("imray.messages")
@@ -96,10 +97,12 @@ async def _send_columns(engine: Engine, batch: pa.RecordBatch, caller: Caller) -
     conv = batch.column("conv_id")
     of_name = engine.ways(batch)
     used = np.unique(of_name)
-    where: dict[int, np.ndarray | slice] = {}
+    where: dict[int, npt.NDArray[np.intp] | slice] = {}
     batches: dict[int, pa.RecordBatch] = {}
     if len(used) == 1:
-        where[int(used[0])], batches[int(used[0])] = slice(None), batch
+        log_number = int(used[0])
+        where[log_number] = slice(None)
+        batches[log_number] = batch
     else:
         of_row = of_name[conv.indices.to_numpy()]
         for log in used.tolist():
@@ -109,17 +112,15 @@ async def _send_columns(engine: Engine, batch: pa.RecordBatch, caller: Caller) -
     return Outcomes.of(batch.num_rows, await engine.send_batches(batches), where, caller.service)
 
 
-def _one(send: Send, outcome: Outcome, shard: int, caller: Caller) -> Response:
-    answer, i = outcome
+def _one(send: Send, sent: SendAnswer, shard: int, caller: Caller) -> Response:
+    answer, i = sent
     if isinstance(answer, Refusal):
         raise refused(answer, caller.service)
-    status, epoch, log_position, server_ts, row = (
-        CREATED,
-        answer.epoch,
-        answer.log_position,
-        answer.server_ts,
-        answer.row + i,
-    )
+    status = CREATED
+    epoch = answer.epoch
+    log_position = answer.log_position
+    server_ts = answer.server_ts
+    row = answer.row + i
     seq = answer.seq + i if isinstance(answer.seq, int) else int(answer.seq[i])
     stable = answer.stable if isinstance(answer.stable, int) else int(answer.stable[i])
     firsts = answer.firsts
@@ -132,8 +133,10 @@ def _one(send: Send, outcome: Outcome, shard: int, caller: Caller) -> Response:
             if firsts.unreadable[before]:
                 raise refused(Refusal(Refused.CORRUPT, firsts.why), caller.service)
             status = CONFLICT if firsts.conflict[before] else DUPLICATE
-            epoch, log_position = int(firsts.epoch[before]), int(firsts.log_position[before])
-            server_ts, row = int(firsts.server_ts[before]), int(firsts.row[before])
+            epoch = int(firsts.epoch[before])
+            log_position = int(firsts.log_position[before])
+            server_ts = int(firsts.server_ts[before])
+            row = int(firsts.row[before])
     if status == CONFLICT:
         detail = "the client_msg_id was used with another payload: make a new id for a new message"
         raise ProblemError(409, "conflict", detail, conv_id=send.conv_id, conv_seq=seq)

@@ -70,7 +70,7 @@ def server(app: App, settings: Settings) -> uvicorn.Server:
 
 
 def allow_descriptors() -> None:
-    """Take as many open files as the system allows this process: the usual 1,024 is less than the connections' bound."""
+    """Take as many open files as the system allows: the usual 1,024 is less than the connections' bound."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         with contextlib.suppress(ValueError, OSError):  # some systems take less than they say

@@ -13,11 +13,19 @@ from typing import Any
 
 import ray
 
-from benchmarks.engine import BATCH_ROWS, WARMUP_S, Engine, check_ack, cluster, engine, producers, saturate
+from benchmarks.engine import (
+    BATCH_ROWS,
+    WARMUP_S,
+    Engine,
+    check_ack,
+    cluster,
+    engine,
+    producers,
+    saturate,
+    shard_client,
+)
 from benchmarks.harness import Figure, Options, Sample, child, column, differences, in_turns, percentile, say
 from benchmarks.workload import Batches, conversation_names
-from imray.engine.clients import ShardClient
-from imray.settings import Settings
 
 QUESTION = "ack latency at half the saturating rate, and of single messages, beside the bare fsync of the same bytes"
 PACED_ROWS = (1_000, 5_000)
@@ -90,7 +98,7 @@ def paced(options: Options, senders: Sequence[Any], rows: int, rate: float, shap
     begin = int(WARMUP_S / interval_s)
     count = begin + int(options.seconds / interval_s)
     with engine(options) as started:
-        before = started.figures()["segment"]
+        before = started.figures().segment
         first = time.monotonic() + _START_DELAY_S
         runs = [
             sender.pace.remote(started.namespace, first + i * interval_s / len(senders), interval_s, count, begin)
@@ -98,7 +106,7 @@ def paced(options: Options, senders: Sequence[Any], rows: int, rate: float, shap
         ]
         answers = ray.get(runs, timeout=WARMUP_S + options.seconds + _ACK_TIMEOUT_S)
         elapsed = time.monotonic() - first
-        commits = started.figures()["segment"] - before
+        commits = started.figures().segment - before
         shapes[f"paced {rows}"] = segment_bytes(started), elapsed / commits
     latencies = [x for found, _ in answers for x in found]
     return {
@@ -121,7 +129,7 @@ def single(options: Options, shapes: Shapes) -> Sample:
 async def _one_by_one(started: Engine, seconds: float) -> list[float]:
     import pyarrow as pa
 
-    client = ShardClient(started.namespace, 0, Settings())
+    client = shard_client(started.namespace)
     batches = Batches(1, conversation_names(1), seed=time.time_ns())
     latencies = []
     warm, end = time.monotonic() + WARMUP_S, time.monotonic() + WARMUP_S + seconds

@@ -18,9 +18,12 @@ import ray
 from benchmarks.harness import Options
 from benchmarks.workload import Batches, conversation_names
 from imray.core.replies import Appended
+from imray.core.status import LogFigures, ServingState, ShardStatus
 from imray.deploy import actors, system
+from imray.deploy.directory import RayDirectory
 from imray.deploy.process import tune_process
 from imray.engine.clients import ShardClient
+from imray.rpc import tls
 from imray.settings import Settings
 
 BATCH_ROWS = 20_000
@@ -57,9 +60,22 @@ class Engine:
     actor: Any
     data: Path
 
-    def figures(self) -> dict[str, Any]:
-        """The shard's own figures."""
-        return ray.get(self.actor.ping.remote(), timeout=_START_TIMEOUT_S)
+    def status(self) -> ShardStatus:
+        """The shard's own."""
+        found: ShardStatus = ray.get(self.actor.ping.remote(), timeout=_START_TIMEOUT_S)
+        return found
+
+    def figures(self) -> LogFigures:
+        """Those of its log; RuntimeError where it does not serve."""
+        status = self.status()
+        if status.state is not ServingState.SERVING or status.log is None:
+            raise RuntimeError(f"the shard does not serve: {status.detail}")
+        return status.log
+
+
+def shard_client(namespace: str) -> ShardClient:
+    """A client of the one shard, as gateways have it."""
+    return ShardClient(RayDirectory(namespace), 0, Settings(), tls.client_context())
 
 
 @contextlib.contextmanager
@@ -70,8 +86,7 @@ def engine(options: Options, settings: Settings | None = None) -> Iterator[Engin
         actor = actors.create(namespace, str(data), 0, secrets.randbits(64), settings or Settings())
         try:
             started = Engine(namespace, actor, data)
-            if (state := started.figures()["state"]) != "serving":
-                raise RuntimeError(f"the shard does not serve: {state}")
+            started.figures()
             yield started
         finally:
             ray.kill(actor, no_restart=True)
@@ -89,7 +104,7 @@ class Producer:
 
     async def saturate(self, namespace: str, begin: float, end: float, window: int) -> tuple[int, int]:
         """Keep `window` batches in flight until `end` (time.monotonic): rows acked since `begin`, and in all."""
-        client = ShardClient(namespace, 0, Settings())
+        client = shard_client(namespace)
         counted = total = 0
 
         async def line() -> None:
@@ -110,7 +125,7 @@ class Producer:
 
         Latencies (s) of the batches from number `begin` on, from the moment when each was due; and the largest
         delay with which one was sent."""
-        client = ShardClient(namespace, 0, Settings())
+        client = shard_client(namespace)
 
         async def one(when: float, stream: pa.Buffer) -> float:
             check_ack(await client.append(stream, when + _GRACE_S), self._batches.rows)
@@ -153,23 +168,23 @@ def producers(count: int, rows: int, conversations: int) -> Iterator[list[Any]]:
 def saturate(options: Options, senders: Sequence[Any], settings: Settings | None = None) -> Load:
     """The highest rate that the senders get acks at, over a fresh shard: warm up, then count."""
     with engine(options, settings) as started:
-        before = started.figures()["segment"]
+        before = started.figures().segment
         begin = time.monotonic() + WARMUP_S
         end = begin + options.seconds
         runs = [p.saturate.remote(started.namespace, begin, end, options.window) for p in senders]
         counts = ray.get(runs, timeout=options.seconds + _GRACE_S)
         rows = sum(total for _, total in counts)
-        segments = _await_remembered(started, rows)["segment"] - before
+        segments = _await_remembered(started, rows).segment - before
         return Load(sum(n for n, _ in counts) / options.seconds, rows / segments, rows, segments)
 
 
-def _await_remembered(started: Engine, rows: int) -> dict[str, Any]:
+def _await_remembered(started: Engine, rows: int) -> LogFigures:
     """The shard's figures once it remembers just so many ids; RuntimeError where it does not.
 
     At the end of a checkpoint it counts some ids twice for a moment."""
     for _ in range(20):
         figures = started.figures()
-        if figures["recent_ids"] + figures["sealed_ids"] == rows:
+        if figures.recent_ids + figures.sealed_ids == rows:
             return figures
         time.sleep(0.1)
     raise RuntimeError(f"{rows} messages acked, but the shard says {figures}")

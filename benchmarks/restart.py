@@ -10,11 +10,9 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from benchmarks.engine import Engine, check_ack, cluster, engine
+from benchmarks.engine import Engine, check_ack, cluster, engine, shard_client
 from benchmarks.harness import Figure, Options, Sample, column, in_turns
 from benchmarks.workload import Batches, conversation_names
-from imray.engine.clients import ShardClient
-from imray.settings import Settings
 
 QUESTION = "kill -9 of a shard's process to its next ack, for a client that retries"
 SEGMENTS = 950
@@ -30,7 +28,7 @@ def run(options: Options) -> list[Figure]:
         asyncio.run(_write(empty, 1))
         turns = in_turns({"empty": _side(empty), "long": _side(long)}, options.repeat)
         segments = long.figures()
-    if segments["checkpoint_segment"]:
+    if segments.checkpoint_segment:
         raise RuntimeError("there was a checkpoint: the log was not as long as it should be")
     return [
         Figure("empty log", "s", column(turns["empty"], "seconds")),
@@ -44,22 +42,22 @@ def _side(started: Engine) -> Callable[[], Sample]:
 
 async def _kill(started: Engine) -> float:
     """Seconds from the kill to the first ack of a send that started right after it."""
-    client = ShardClient(started.namespace, 0, Settings())
+    client = shard_client(started.namespace)
     batches = Batches(1, conversation_names(1), seed=time.time_ns(), templates=1)
-    pid = (await client.ping(_DEADLINE_S))["pid"]
+    pid = (await client.status(_DEADLINE_S)).pid
     assert isinstance(pid, int), "a serving shard says its process"
     os.kill(pid, signal.SIGKILL)
     killed = time.monotonic()
     check_ack(await client.append(_buffer(batches), killed + _DEADLINE_S), 1)
     elapsed = time.monotonic() - killed
-    now = (await client.ping(_DEADLINE_S))["pid"]
+    now = (await client.status(_DEADLINE_S)).pid
     if now == pid:
         raise RuntimeError("the ack came from the process that was killed")
     return elapsed
 
 
 async def _write(started: Engine, segments: int) -> None:
-    client = ShardClient(started.namespace, 0, Settings())
+    client = shard_client(started.namespace)
     batches = Batches(_SEGMENT_ROWS, conversation_names(1), seed=time.time_ns())
     for _ in range(segments):
         check_ack(await client.append(_buffer(batches), time.monotonic() + _DEADLINE_S), _SEGMENT_ROWS)

@@ -15,12 +15,17 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from benchmarks.engine import WARMUP_S, Engine, check_ack, engine
+from benchmarks.engine import WARMUP_S, Engine, check_ack, engine, shard_client
 from benchmarks.harness import Options, Sample, percentile
 from benchmarks.workload import Batches, conversation_names
+from imray.core.replies import Refusal
+from imray.core.routing import log_of
+from imray.core.status import PartitionStatus, ServingState, ShardStatus
 from imray.deploy import names
+from imray.deploy.directory import RayDirectory
 from imray.deploy.process import tune_process
-from imray.engine.clients import ActorClient
+from imray.engine.clients import LogClient
+from imray.rpc import tls
 from imray.settings import Settings
 
 _TIMEOUT_S = 60.0
@@ -39,10 +44,12 @@ class Spreader:
         """The batches are made."""
 
     async def run(
-        self, namespace: str, targets: Sequence[str], begin: float, end: float, window: int
+        self, namespace: str, targets: Sequence[int], begin: float, end: float, window: int
     ) -> tuple[int, list[float]]:
         """Keep `window` batches in flight until `end` (time.monotonic): rows and latencies (s) acked since `begin`."""
-        turns = itertools.cycle([ActorClient(namespace, name, Settings()) for name in targets])
+        directory = RayDirectory(namespace)
+        context = tls.client_context()
+        turns = itertools.cycle([LogClient(directory, log, f"log {log}", Settings(), context) for log in targets])
         latencies: list[float] = []
 
         async def line() -> None:
@@ -78,11 +85,11 @@ class Group:
     partitions: list[Any]
 
     @property
-    def targets(self) -> list[str]:
-        """The actors that take sends."""
-        return [names.partition(0, k + 1) for k in range(len(self.partitions))] or [names.shard(0)]
+    def targets(self) -> list[int]:
+        """The logs that take sends."""
+        return [log_of(0, k + 1) for k in range(len(self.partitions))] or [0]
 
-    def figures(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def status(self) -> tuple[ShardStatus, list[PartitionStatus]]:
         """Of the home shard and of each partition."""
         refs = [self.home.actor.ping.remote(), *(t.ping.remote() for t in self.partitions)]
         first, *rest = ray.get(refs, timeout=_TIMEOUT_S)
@@ -96,13 +103,13 @@ def group(options: Options, partitions: int, settings: Settings) -> Iterator[Gro
         found: list[Any] = []
         try:
             if partitions:
-                refusal = ray.get(home.actor.make_hot.remote(CONV, partitions), timeout=_TIMEOUT_S)
+                refusal = asyncio.run(_make_hot(home, partitions))
                 if refusal is not None:
                     raise RuntimeError(refusal.detail)
                 found = [ray.get_actor(names.partition(0, k + 1), home.namespace) for k in range(partitions)]
             started = Group(home, found)
             deadline = time.monotonic() + _TIMEOUT_S
-            while not all(t["state"] == "serving" for t in started.figures()[1]):
+            while not all(t.state is ServingState.SERVING for t in started.status()[1]):
                 if time.monotonic() > deadline:
                     raise RuntimeError("the partitions do not serve")
                 time.sleep(0.05)  # between two looks
@@ -115,20 +122,29 @@ def group(options: Options, partitions: int, settings: Settings) -> Iterator[Gro
 def saturate(options: Options, senders: Sequence[Any], partitions: int, settings: Settings, window: int) -> Sample:
     """The highest rate that the senders get acks at: messages a second, latencies, and who used the CPU for it."""
     with group(options, partitions, settings) as spread:
-        home, rest = spread.figures()
-        pids = [home["pid"], *(t["pid"] for t in rest)]
+        home, rest = spread.status()
+        pids = [home.pid, *(t.pid for t in rest)]
         begin = time.monotonic() + WARMUP_S
         end = begin + options.seconds
         runs = [p.run.remote(spread.home.namespace, spread.targets, begin, end, window) for p in senders]
         time.sleep(max(0.0, begin - time.monotonic()))
-        (at_begin, t_begin), used_begin = spread.figures(), [_cpu_s(p) for p in pids]
+        home_begin, rest_begin = spread.status()
+        used_begin = [_cpu_s(p) for p in pids]
         time.sleep(max(0.0, end - time.monotonic()))
-        (at_end, t_end), used_end = spread.figures(), [_cpu_s(p) for p in pids]
+        home_end, rest_end = spread.status()
+        used_end = [_cpu_s(p) for p in pids]
         answers = ray.get(runs, timeout=options.seconds + _TIMEOUT_S)
     rows = sum(r for r, _ in answers)
     latencies = [x for _, found in answers for x in found]
     used = [b - a for a, b in zip(used_begin, used_end, strict=True)]
-    segments = sum(b["segment"] - a["segment"] for a, b in zip(t_begin or [at_begin], t_end or [at_end], strict=True))
+    assert home_begin.log is not None
+    assert home_begin.hot is not None
+    assert home_end.log is not None
+    assert home_end.hot is not None
+    if rest:
+        segments = sum(b.segment - a.segment for a, b in zip(rest_begin, rest_end, strict=True))
+    else:
+        segments = home_end.log.segment - home_begin.log.segment
     return {
         "per_second": rows / options.seconds,
         "p50_ms": percentile(latencies, 0.5) * 1000,
@@ -137,12 +153,17 @@ def saturate(options: Options, senders: Sequence[Any], partitions: int, settings
         "topics_cpu_s": sum(used[1:]) / rows * 1e6,
         "rows": rows,
         "blocks": segments,
-        "asks": at_end["asks"] - at_begin["asks"],
-        "asks_cpu_s": at_end["asks_cpu_s"] - at_begin["asks_cpu_s"],
+        "asks": home_end.hot.asks - home_begin.hot.asks,
+        "asks_cpu_s": home_end.hot.asks_cpu_s - home_begin.hot.asks_cpu_s,
     }
 
 
-def _cpu_s(pid: int) -> float:
+async def _make_hot(home: Engine, partitions: int) -> Refusal | None:
+    return await shard_client(home.namespace).make_hot(CONV, partitions, time.monotonic() + _TIMEOUT_S)
+
+
+def _cpu_s(pid: int | None) -> float:
     """User and system time of a process."""
+    assert pid is not None, "who serves says its process"
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) * _TICK_S

@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from benchmarks.engine import cluster, engine
+from benchmarks.engine import Engine, cluster, engine, shard_client
 from benchmarks.harness import Options
 from benchmarks.peers.daemons import Daemon, listens
 from benchmarks.peers.http import Connection
@@ -28,9 +27,9 @@ from benchmarks.requests import ARROW_TYPE
 from benchmarks.servers import free_port
 from imray.core.errors import UnavailableError
 from imray.core.replies import Appended
+from imray.core.status import ServingState
 from imray.deploy import system
 from imray.engine.clients import ShardClient
-from imray.settings import Settings
 
 _ACK = "in a Parquet segment, file and folder fsynced, under a name of its own"
 RAY = Row("imray-ray", "imray, Arrow batches from the Ray cluster", _ACK, Shape(5_000, 1), durable=True, ours=True)
@@ -83,15 +82,15 @@ def _command() -> Path:
 class _RayServer:
     """A shard on a local Ray cluster; senders join the cluster."""
 
-    def __init__(self, started: Any) -> None:
+    def __init__(self, started: Engine) -> None:
         self._engine = started
         gcs = ray.get_runtime_context().gcs_address
         self.address: Address = {"gcs": gcs, "namespace": started.namespace}
-        self._killed = 0
+        self._killed: int | None = None
 
     def kill(self) -> None:
         """The shard's process. Not Ray: it would take the senders along, which are programs on the cluster."""
-        self._killed = self._engine.figures()["pid"]
+        self._killed = self._engine.status().pid
         os.kill(self._killed, signal.SIGKILL)
 
     def restart(self) -> None:
@@ -99,8 +98,8 @@ class _RayServer:
         deadline = time.monotonic() + _BACK_TIMEOUT_S
         while time.monotonic() < deadline:
             with contextlib.suppress(ray.exceptions.RayError):
-                figures = self._engine.figures()
-                if figures["state"] == "serving" and figures["pid"] != self._killed:
+                status = self._engine.status()
+                if status.state is ServingState.SERVING and status.pid != self._killed:
                     return
             time.sleep(0.05)  # between two looks
         raise RuntimeError("the shard did not come back")
@@ -182,7 +181,7 @@ class _Imray:
         if row is RAY:
             if not ray.is_initialized():
                 system.connect(address["gcs"])
-            return _RayClient(ShardClient(address["namespace"], 0, Settings()))
+            return _RayClient(shard_client(address["namespace"]))
         connection = await Connection.open(address["port"], address["token"])
         return _ArrowClient(connection) if row is HTTP else _SingleClient(connection)
 

@@ -53,6 +53,10 @@ def status(
     else:
         shards = answer["shards"]
         typer.echo(table(_COLUMNS, [[shard.get(name) for name in _COLUMNS] for shard in shards]))
+        away = [f"  shard {shard['shard']}: {shard['detail']}" for shard in shards if shard.get("detail")]
+        if away:
+            typer.echo("\nnot serving:")
+            typer.echo("\n".join(away))
         hot = [group for shard in shards for group in shard.get("hot", ())]
         if hot:
             typer.echo("\nhot groups:")

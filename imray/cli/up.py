@@ -138,8 +138,8 @@ def _forget(data: Path) -> None:
 
 
 def _start(data: Path, port: int, host: str, shards: int | None, address: str | None, as_json: bool) -> dict[str, Any]:
+    from api.server import GatewayConfig, free_port
     from imray.deploy import system
-    from imray.deploy.gateway import GatewayConfig, free_port
     from imray.log.manifest import create_or_open
     from imray.log.store import LocalStore
     from imray.settings import Settings
@@ -198,8 +198,6 @@ def _say(info: dict[str, Any]) -> None:
 
 def _wait_and_stop(data: Path) -> None:
     """Run until SIGINT or SIGTERM, then end in good order."""
-    import ray
-
     from imray.deploy import system
     from imray.log.manifest import read
     from imray.log.store import LocalStore
@@ -213,7 +211,7 @@ def _wait_and_stop(data: Path) -> None:
     manifest = read(LocalStore(data))
     assert manifest is not None
     system.down(manifest)
-    ray.shutdown()
+    system.disconnect()
     _forget(data)
 
 
@@ -243,8 +241,6 @@ def _spawn(data: Path, port: int, host: str, shards: int | None, as_json: bool) 
 
 
 def _down_on_cluster(data: Path, address: str) -> None:
-    import ray
-
     from imray.deploy import system
     from imray.log.manifest import read
     from imray.log.store import LocalStore
@@ -256,7 +252,7 @@ def _down_on_cluster(data: Path, address: str) -> None:
     try:
         system.down(manifest)
     finally:
-        ray.shutdown()
+        system.disconnect()
 
 
 def _refuse_second(data: Path) -> None:

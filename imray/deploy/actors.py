@@ -1,149 +1,127 @@
-"""Shards and partitions as Ray actors: thin shells around their owners."""
+"""Shards and partitions as Ray actors: thin shells that start a writer and say where its process takes calls.
+
+Owns the life of the process. Does not own what the writers do (`imray.shard`), nor how they are called (`imray.rpc`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from imray.core.blocks import Report
 from imray.core.errors import UnavailableError
-from imray.core.replies import Appended, Located, Refusal, Refused
+from imray.core.routing import log_of
+from imray.core.status import PartitionStatus, ShardStatus
 from imray.deploy import names
+from imray.deploy.directory import RayDirectory
+from imray.deploy.options import lasting
 from imray.deploy.process import tune_process
-from imray.engine.clients import RayHome
 from imray.log.store import LocalStore
-from imray.rpc.appends import AppendServer
-from imray.rpc.asks import Door
+from imray.rpc import tls
+from imray.rpc.endpoint import Endpoint
+from imray.rpc.server import RpcServer
 from imray.settings import Settings
+from imray.shard.home_link import RpcHomeLink
 from imray.shard.partition_writer import PartitionWriter
+from imray.shard.service import Handlers, partition_handlers, partition_status, shard_handlers, shard_status
 from imray.shard.shard_writer import ShardWriter
-from imray.shard.write_loop import WriteLoop
-
-WriteLoopT = TypeVar("WriteLoopT", bound=WriteLoop)
 
 _EXIT_DELAY_S = 0.5
 """A fenced actor answers its callers, then ends; Ray restarts it if it is still the one Ray knows."""
+_RECOVERY_WAIT_S = 5.0
+"""Who asks where a process listens waits so long for its recovery, which mostly takes less; after that callers are
+told to retry."""
 _PARTITIONS_START_TIMEOUT_S = 20.0
 """A worker process starts in 2 s; more means that the cluster has no room."""
+_CALLS_AT_ONCE_MAX = 1000
+_CALLS_PENDING_MAX = 2000
 
 
-class WriterActor(Generic[WriteLoopT]):
-    """An owner in a process. Calls may fail with Ray's errors: then the outcome is unknown, and the same ids are sent
-    again."""
+class WriterActor:
+    """A writer in a process of its own. An actor's constructor has no event loop yet: the first call starts it."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._owner: WriteLoopT | None = None
+    def __init__(self, log: int, settings: Settings) -> None:
+        self._log = log
+        self._writer: ShardWriter | PartitionWriter | None = None
         self._starting: asyncio.Task[None] | None = None
-        self._appends = AppendServer(self.append, settings.shard_queue_bytes_max)
-        self._listening: asyncio.Task[Door] | None = None
+        self._server = RpcServer(settings.shard_queue_bytes_max, tls.server_context())
+        self._opening: asyncio.Task[Endpoint] | None = None
 
-    def _make(self) -> WriteLoopT:
+    def _make(self) -> tuple[ShardWriter | PartitionWriter, Handlers]:
         raise NotImplementedError
-
-    async def _started(self) -> WriteLoopT:
-        # an actor's constructor has no event loop yet, so the first call starts the owner; later ones wait a moment,
-        # then they are told to retry
-        await self.alive()
-        assert self._starting is not None
-        assert self._owner is not None
-        if not self._starting.done():
-            await asyncio.wait([self._starting], timeout=5)
-        return self._owner
-
-    async def ping(self) -> dict[str, object]:
-        """Wait for the first attempt at recovery; figures for operators, `state` is "serving" or the reason why not."""
-        owner: Any = await self._started()
-        return {**await owner.status(), "pid": os.getpid()}
 
     async def alive(self) -> int:
         """The process runs, and begins to recover; its id."""
-        if self._owner is None:
-            self._owner = self._make()
+        if self._writer is None:
+            self._writer, handlers = self._make()
+            self._server.serve(self._log, handlers)
             tune_process()
-            self._starting = asyncio.create_task(self._owner.start())
+            self._starting = asyncio.create_task(self._writer.start())
         return os.getpid()
 
-    async def append(self, data: object) -> Appended | Refusal:
-        """As `WriteLoop.append`: Appended means durable."""
-        return await (await self._started()).append(data)
+    async def endpoint(self) -> Endpoint:
+        """Where this process takes calls, once its writer has recovered, or not in `_RECOVERY_WAIT_S`."""
+        await self._recovered()
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._server.open(ray.util.get_node_ip_address()))
+        return await self._opening
 
-    async def append_door(self) -> Door:
-        """Where this process takes the same without Ray (`imray.rpc.appends`)."""
+    async def ping(self) -> ShardStatus | PartitionStatus:
+        """As `endpoint`; the writer's state and figures."""
+        await self._recovered()
+        assert self._writer is not None
+        if isinstance(self._writer, ShardWriter):
+            return await shard_status(self._writer)
+        return await partition_status(self._writer)
+
+    async def _recovered(self) -> None:
         await self.alive()
-        if self._listening is None:
-            self._listening = asyncio.create_task(self._appends.open(ray.util.get_node_ip_address()))
-        return await self._listening
+        assert self._starting is not None
+        await asyncio.wait([self._starting], timeout=_RECOVERY_WAIT_S)
 
     async def stop(self) -> None:
-        """End in good order; the actor answers nothing but refusals afterwards."""
-        if self._owner is not None:
-            await self._owner.stop()
-        self._appends.close()
+        """End in good order; calls that come afterwards get no answer."""
+        if self._writer is not None:
+            await self._writer.stop()
+        await self._server.close()
 
     def _end(self) -> None:
         asyncio.get_running_loop().call_later(_EXIT_DELAY_S, os._exit, 1)
 
 
-class Shard(WriterActor[ShardWriter]):
+class ShardActor(WriterActor):
     """One shard."""
 
     def __init__(self, namespace: str, data: str, shard: int, seed: int, settings: Settings) -> None:
-        super().__init__(settings)
-        self._args = namespace, data, shard, seed, settings
+        super().__init__(shard, settings)
+        self._namespace = namespace
+        self._data = data
+        self._shard = shard
+        self._seed = seed
+        self._settings = settings
 
-    def _make(self) -> ShardWriter:
-        _, data, shard, seed, settings = self._args
-        store = LocalStore(data, settings.store_put_delay_s)
-        return ShardWriter(
-            store,
-            shard,
-            seed,
-            settings,
+    def _make(self) -> tuple[ShardWriter, Handlers]:
+        writer = ShardWriter(
+            LocalStore(self._data, self._settings.store_put_delay_s),
+            self._shard,
+            self._seed,
+            self._settings,
             on_fenced=self._end,
             start_partitions=self._start_partitions,
-            host=ray.util.get_node_ip_address(),
         )
-
-    async def locate(self, conv_id: str, low: int, high: int) -> Located | Refusal:
-        """As `ShardWriter.locate`."""
-        return await (await self._started()).locate(conv_id, low, high)
-
-    async def mend(self, file: str) -> Refusal | None:
-        """As `ShardWriter.mend`."""
-        return await (await self._started()).mend(file)
-
-    async def make_hot(self, conv_id: str, partitions: int) -> Refusal | None:
-        """Turn a conversation hot (0 partitions: cold). None: done, and durable."""
-        owner = await self._started()
-        if owner.hot is None:
-            return _not_ready(owner)
-        return await (owner.hot.make_hot(conv_id, partitions) if partitions else owner.hot.make_cold(conv_id))
-
-    async def register(self, slot: int, epoch: int, segment: int) -> bool | Refusal:
-        """As `HotGroups.register`."""
-        owner = await self._started()
-        return _not_ready(owner) if owner.hot is None else await owner.hot.register(slot, epoch, segment)
-
-    async def door(self) -> Door | Refusal:
-        """Where this incarnation takes asks."""
-        owner = await self._started()
-        return _not_ready(owner) if owner.hot is None else owner.hot.door
-
-    async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
-        """As `HotGroups.report`."""
-        owner = await self._started()
-        return _not_ready(owner) if owner.hot is None else await owner.hot.report(slot, epoch, reports)
+        return writer, shard_handlers(writer)
 
     async def _start_partitions(self, partitions: int) -> None:
-        namespace, data, shard, seed, settings = self._args
-        actors = [create_partition(namespace, data, shard, slot, seed, settings) for slot in range(1, partitions + 1)]
+        settings = self._settings
+        made = [
+            create_partition(self._namespace, self._data, self._shard, slot, self._seed, settings)
+            for slot in range(1, partitions + 1)
+        ]
         try:
-            await asyncio.wait_for(asyncio.gather(*(a.alive.remote() for a in actors)), _PARTITIONS_START_TIMEOUT_S)
+            await asyncio.wait_for(asyncio.gather(*(a.alive.remote() for a in made)), _PARTITIONS_START_TIMEOUT_S)
         except TimeoutError:
             raise UnavailableError(
                 f"{partitions} partitions found no room: each needs {settings.partition_num_cpus} CPUs free in Ray"
@@ -152,28 +130,30 @@ class Shard(WriterActor[ShardWriter]):
             raise UnavailableError(f"a partition did not start: {str(e).splitlines()[0]}") from e
 
 
-class PartitionActor(WriterActor[PartitionWriter]):
+class PartitionActor(WriterActor):
     """One partition of a home shard."""
 
     def __init__(self, namespace: str, data: str, home: int, slot: int, seed: int, settings: Settings) -> None:
-        super().__init__(settings)
-        self._args = namespace, data, home, slot, seed, settings
+        super().__init__(log_of(home, slot), settings)
+        self._namespace = namespace
+        self._data = data
+        self._home = home
+        self._slot = slot
+        self._seed = seed
+        self._settings = settings
 
-    def _make(self) -> PartitionWriter:
-        namespace, data, home, slot, seed, settings = self._args
-        link = RayHome(namespace, home, settings)
-        store = LocalStore(data, settings.store_put_delay_s)
-        return PartitionWriter(store, home, slot, seed, settings, link, on_fenced=self._end)
-
-
-def _not_ready(owner: WriteLoop) -> Refusal:
-    return Refusal(Refused.UNAVAILABLE, f"{owner.label} is recovering")
+    def _make(self) -> tuple[PartitionWriter, Handlers]:
+        settings = self._settings
+        link = RpcHomeLink(RayDirectory(self._namespace), self._home, settings, tls.client_context())
+        store = LocalStore(self._data, settings.store_put_delay_s)
+        writer = PartitionWriter(store, self._home, self._slot, self._seed, settings, link, on_fenced=self._end)
+        return writer, partition_handlers(writer)
 
 
 def create(namespace: str, data: str, shard: int, seed: int, settings: Settings) -> ray.actor.ActorHandle:
-    """The shard's actor, made if it is not there: detached, restarted without limit, its tasks never by Ray itself."""
+    """The shard's actor, made if it is not there."""
     options = _options(namespace, names.shard(shard), settings.shard_num_cpus)
-    return ray.remote(Shard).options(**options).remote(namespace, data, shard, seed, settings)
+    return ray.remote(ShardActor).options(**options).remote(namespace, data, shard, seed, settings)
 
 
 def create_partition(
@@ -181,22 +161,13 @@ def create_partition(
 ) -> ray.actor.ActorHandle:
     """A partition's actor, made if it is not there, away from the others where there are nodes."""
     options = _options(namespace, names.partition(home, slot), settings.partition_num_cpus)
-    return (
-        ray.remote(PartitionActor)
-        .options(scheduling_strategy="SPREAD", **options)
-        .remote(namespace, data, home, slot, seed, settings)
-    )  # fmt: skip
+    options["scheduling_strategy"] = "SPREAD"
+    return ray.remote(PartitionActor).options(**options).remote(namespace, data, home, slot, seed, settings)
 
 
 def _options(namespace: str, name: str, num_cpus: float) -> dict[str, Any]:
     return {
-        "name": name,
-        "namespace": namespace,
-        "lifetime": "detached",
-        "get_if_exists": True,
-        "max_restarts": -1,
-        "max_task_retries": 0,
-        "num_cpus": num_cpus,
-        "max_concurrency": 1000,
-        "max_pending_calls": 2000,
+        **lasting(namespace, name, num_cpus),
+        "max_concurrency": _CALLS_AT_ONCE_MAX,
+        "max_pending_calls": _CALLS_PENDING_MAX,
     }

@@ -3,75 +3,84 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
+import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
+import pyarrow as pa
 import ray
 
-from imray.core.replies import Located
+from analytics.history import HistoryReader
+from imray.core.errors import CorruptError, DerivedError, ImrayError
+from imray.core.pages import NoPage, Page, PageCall, PageFault
+from imray.deploy import names
+from imray.deploy.options import lasting
 from imray.deploy.process import tune_process
+from imray.engine.pages import decode_call, encode_answer
+from imray.rpc import tls
+from imray.rpc.directory import HISTORY
+from imray.rpc.endpoint import Endpoint, Parts
+from imray.rpc.methods import Method
+from imray.rpc.server import Caller, RpcServer
 from imray.settings import Settings
 
-_PULLS_AT_ONCE_MAX = 64
-"""What may wait here; the gateway's own deadline ends a wait."""
+_CALL_BYTES_MAX = 16 * 1024 * 1024
+"""A call names the intervals and spans that may hold the page: some hundred bytes each."""
 
 
 class History:
-    """Reads pages of history. `factory` ("module:function", called with data and settings) makes the real reader:
-    the folder that knows DuckDB stands beside this one, not below it."""
+    """Reads pages of history, one after the other, for gateways that call over RPC."""
 
-    def __init__(self, factory: str, data: str, settings: Settings) -> None:
-        module, function = factory.split(":")
-        self._reader = getattr(importlib.import_module(module), function)(data, settings)
+    def __init__(self, data: str, settings: Settings) -> None:
+        self._reader = HistoryReader(data, settings)
         self._thread = ThreadPoolExecutor(1, "history")
+        self._server = RpcServer(_CALL_BYTES_MAX, tls.server_context())
+        self._opening: asyncio.Task[Endpoint] | None = None
         tune_process()
 
-    async def ping(self) -> None:
-        """Ready."""
+    async def alive(self) -> int:
+        """The process runs; its id."""
+        return os.getpid()
 
-    async def read(
-        self,
-        shard: int,
-        conv_id: str,
-        located: Located,
-        after: int,
-        before: int | None,
-        limit: int,
-        descending: bool,
-        topic: str | None = None,
-    ) -> Any:
-        """One page (`analytics.history.HistoryPage`)."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread,
-            lambda: self._reader.read(
-                shard,
-                conv_id,
-                located.stable,
-                located.intervals,
-                located.spans,
-                after=after,
-                before=before,
-                limit=limit,
-                descending=descending,
-                topic=topic,
-            ),
+    async def endpoint(self) -> Endpoint:
+        """Where this process takes calls."""
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+        return await self._opening
+
+    async def _open(self) -> Endpoint:
+        self._server.serve(HISTORY, {Method.READ_HISTORY: self._answer})
+        return await self._server.open(ray.util.get_node_ip_address())
+
+    async def _answer(self, content: memoryview, _caller: Caller) -> Parts:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._read, content)
+
+    def _read(self, content: memoryview) -> Parts:
+        try:
+            return encode_answer(self._page(decode_call(content)))
+        except CorruptError as e:
+            return encode_answer(NoPage(PageFault.CORRUPT, str(e)))
+        except DerivedError as e:
+            return encode_answer(NoPage(PageFault.DERIVED, str(e), e.file))
+        except ImrayError as e:
+            return encode_answer(NoPage(PageFault.UNAVAILABLE, str(e)))
+
+    def _page(self, call: PageCall) -> Page[pa.Table]:
+        ask = call.ask
+        return self._reader.read(
+            call.shard,
+            ask.conv_id,
+            call.stable,
+            call.intervals,
+            call.spans,
+            after=ask.after,
+            before=ask.before,
+            limit=ask.limit,
+            descending=ask.descending,
+            topic=ask.topic,
         )
 
 
-def create(namespace: str, factory: str, data: str, settings: Settings) -> ray.actor.ActorHandle:
+def create(namespace: str, data: str, settings: Settings) -> ray.actor.ActorHandle:
     """The reader's actor, made if it is not there."""
-    return (
-        ray.remote(History)
-        .options(
-            name="history",
-            namespace=namespace,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_task_retries=0,
-            num_cpus=settings.history_num_cpus,
-            max_concurrency=_PULLS_AT_ONCE_MAX,
-        )
-        .remote(factory, data, settings)
-    )
+    options = lasting(namespace, names.history(), settings.history_num_cpus)
+    return ray.remote(History).options(**options).remote(data, settings)

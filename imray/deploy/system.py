@@ -19,16 +19,16 @@ import ray
 from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError, RayError
 
+from api.server import GatewayConfig
 from imray.core.errors import UnavailableError
+from imray.core.status import ServingState, ShardStatus
 from imray.deploy import actors, history, local_ray
 from imray.deploy import gateway as gateways
-from imray.deploy.gateway import GatewayConfig
+from imray.deploy.gateway import Listening
 from imray.log.manifest import Manifest, create_or_open
 from imray.log.store import LocalStore
 from imray.settings import Settings
 
-APP_FACTORY = "api.app:create_app"
-HISTORY_FACTORY = "analytics.history:HistoryReader"
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 15.0
 
@@ -71,6 +71,11 @@ def connect(address: str | None, num_cpus: int | None = None, token_file: Path |
         ray.init(address=address, log_to_driver=False, configure_logging=False)
 
 
+def disconnect() -> None:
+    """Leave the cluster; a local one ends."""
+    ray.shutdown()
+
+
 def namespace_of(manifest: Manifest) -> str:
     """The Ray namespace of a data folder's deployment: two deployments on one cluster do not meet."""
     return f"imray-{manifest.cluster_id}"
@@ -84,41 +89,41 @@ def up(data: Path, shards: int | None, settings: Settings, config: GatewayConfig
     namespace = namespace_of(manifest)
     # gateways first: each is bound to its node, shards find room anywhere
     yield "starting the gateway"
-    reader = history.create(namespace, HISTORY_FACTORY, str(data), settings)
+    reader = history.create(namespace, str(data), settings)
     # one gateway a machine: two raylets on one (tests do that) would want the same port
     nodes = list({n["NodeManagerAddress"]: n["NodeID"] for n in ray.nodes() if n["Alive"]}.values())
     names = [f"gateway-{node[:12]}" for node in nodes]
     servers = [
-        gateways.create(namespace, name, APP_FACTORY, manifest, settings, config, node)
+        gateways.create(namespace, name, manifest, settings, config, node)
         for name, node in zip(names, nodes, strict=True)
     ]
     try:
-        ray.get(reader.ping.remote(), timeout=_START_TIMEOUT_S)
-        ports = ray.get([s.ping.remote() for s in servers], timeout=_START_TIMEOUT_S)
+        ray.get(reader.alive.remote(), timeout=_START_TIMEOUT_S)
+        listening: list[Listening] = ray.get([s.ping.remote() for s in servers], timeout=_START_TIMEOUT_S)
     except GetTimeoutError as e:
         reserved = f"{settings.gateway_num_cpus} and {settings.history_num_cpus}"
         raise UnavailableError(f"the gateway found no room: a node needs {reserved} CPUs free in Ray") from e
     except RayError as e:
         raise UnavailableError(f"the gateway did not start: {_reason(e)}") from e
     yield f"starting {manifest.shards} shards"
-    actors = [actors.create(namespace, str(data), i, manifest.seed, settings) for i in range(manifest.shards)]
+    started = [actors.create(namespace, str(data), i, manifest.seed, settings) for i in range(manifest.shards)]
     deadline = time.monotonic() + _START_TIMEOUT_S
-    for i, actor in enumerate(actors):
+    for i, actor in enumerate(started):
         yield f"recovering shard {i}"
         _await_serving(actor, deadline)
-    return Deployment(namespace, manifest, names, ports[0]["port"])
+    return Deployment(namespace, manifest, names, listening[0].port)
 
 
 def _await_serving(actor: Any, deadline: float) -> None:
     while True:
         try:
-            figures = ray.get(actor.ping.remote(), timeout=max(1.0, deadline - time.monotonic()))
+            shard: ShardStatus = ray.get(actor.ping.remote(), timeout=max(1.0, deadline - time.monotonic()))
         except RayError as e:
             raise UnavailableError(f"a shard did not start: {_reason(e)}") from e
-        if figures["state"] == "serving":
+        if shard.state is ServingState.SERVING:
             return
-        if time.monotonic() > deadline or "corrupt" in str(figures["state"]):
-            raise UnavailableError(str(figures["state"]))
+        if time.monotonic() > deadline or shard.state is ServingState.CORRUPT:
+            raise UnavailableError(shard.detail)
 
 
 def _reason(error: RayError) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from imray.core.replies import Appended, Refusal, Refused
-from imray.engine.clients import ActorClient
+from imray.engine.clients import LogClient
 from imray.log.schema import BATCH_SCHEMA, MS, encode_text, to_ipc
 from imray.settings import Settings
 
@@ -51,7 +51,7 @@ def record_batch(sends: list[Send]) -> pa.RecordBatch:
     )
 
 
-class Outcome(NamedTuple):
+class SendAnswer(NamedTuple):
     """The answer that a send's batch got, and the send's row in it."""
 
     answer: Appended | Refusal
@@ -59,27 +59,33 @@ class Outcome(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Waiting:
+class QueuedSend:
+    """What waits in a batcher for its call: one send, or a request's batch."""
+
     what: Send | pa.RecordBatch
     rows: int
     bytes: int
-    answer: asyncio.Future[Outcome]
+    answer: asyncio.Future[SendAnswer]
 
 
 class Batcher:
     """Gathers sends and batches for one shard while calls are in flight; an idle one sends at once."""
 
-    def __init__(self, client: ActorClient, settings: Settings, deadline_s: float | None = None) -> None:
-        self._client, self._settings = client, settings
+    def __init__(self, client: LogClient, settings: Settings, deadline_s: float | None = None) -> None:
+        """`deadline_s`: how long a call is retried; None: as long as a sender waits."""
+        self._client = client
+        self._settings = settings
         self._deadline_s = settings.send_deadline_s if deadline_s is None else deadline_s
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[QueuedSend] = deque()
         self._waiting_rows = 0
-        self._rows = self._bytes = 0
-        """Waiting and in flight."""
+        self._rows = 0
+        self._bytes = 0
+        """Waiting and in flight, as the rows are."""
         self._calls = 0
+        """In flight."""
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def send(self, send: Send) -> Outcome:
+    async def send(self, send: Send) -> SendAnswer:
         """One message, in the next call."""
         return await self._add(send, 1, len(send.body) + _ROW_BYTES)
 
@@ -88,12 +94,12 @@ class Batcher:
         answer, row = await self._add(batch, batch.num_rows, batch.nbytes)
         return answer if isinstance(answer, Refusal) else answer.slice(row, batch.num_rows)
 
-    async def _add(self, what: Send | pa.RecordBatch, rows: int, size: int) -> Outcome:
+    async def _add(self, what: Send | pa.RecordBatch, rows: int, size: int) -> SendAnswer:
         settings = self._settings
         if self._rows + rows > settings.gateway_queue_rows_max or self._bytes + size > settings.gateway_queue_bytes_max:
             detail = f"the gateway's queue for {self._client.name} is full: retry later"
-            return Outcome(Refusal(Refused.BUSY, detail), 0)
-        waiting = _Waiting(what, rows, size, asyncio.get_running_loop().create_future())
+            return SendAnswer(Refusal(Refused.BUSY, detail), 0)
+        waiting = QueuedSend(what, rows, size, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._waiting_rows += rows
         self._rows += rows
@@ -115,9 +121,10 @@ class Batcher:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _take(self) -> list[_Waiting]:
-        taken: list[_Waiting] = []
-        rows = size = 0
+    def _take(self) -> list[QueuedSend]:
+        taken: list[QueuedSend] = []
+        rows = 0
+        size = 0
         while self._waiting:
             following = self._waiting[0]
             rows += following.rows
@@ -128,7 +135,7 @@ class Batcher:
             self._waiting_rows -= following.rows
         return taken
 
-    async def _call(self, taken: list[_Waiting]) -> None:
+    async def _call(self, taken: list[QueuedSend]) -> None:
         answer: Appended | Refusal = Refusal(Refused.UNAVAILABLE, "the gateway is stopping", unknown=True)
         try:
             deadline = time.monotonic() + self._deadline_s
@@ -140,7 +147,7 @@ class Batcher:
                 self._rows -= waiting.rows
                 self._bytes -= waiting.bytes
                 if not waiting.answer.done():
-                    waiting.answer.set_result(Outcome(answer, row))
+                    waiting.answer.set_result(SendAnswer(answer, row))
                 row += waiting.rows
             self._flush()
 

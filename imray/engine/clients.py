@@ -1,63 +1,65 @@
-"""The one door to shards and partitions: deadlines, retries with the same ids, Ray's errors made plain."""
+"""Calls to shards and partitions: deadlines, retries with the same ids, answers of older incarnations refused.
+
+Owns what a caller may conclude from an answer, or from none. Does not own connections (`imray.rpc.channel`), nor where
+a log's writer runs (a `Directory`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import pyarrow as pa
-import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from imray.core.blocks import Declined, Granted, Report
-from imray.core.columns import Rows
+from imray.core.errors import InvalidError
 from imray.core.replies import Appended, Located, Refusal, Refused
-from imray.deploy import names
-from imray.rpc.appends import AppendClient
-from imray.rpc.asks import AskClient, Door, NoAnswerError
+from imray.core.routing import log_of
+from imray.core.status import PartitionStatus, ShardStatus, no_partition_answer, no_shard_answer
+from imray.rpc import messages
+from imray.rpc.channel import Channel
+from imray.rpc.directory import Directory
+from imray.rpc.endpoint import NoAnswerError, Parts
+from imray.rpc.methods import Method
 from imray.settings import Settings
 
-log = logging.getLogger("imray.links")
+log = logging.getLogger("imray.clients")
+
+_TRY_S_MIN = 0.05
+"""A try gets so long even where the deadline has all but passed."""
+
+AnswerT = TypeVar("AnswerT")
 
 
-class ActorClient:
-    """Calls to one actor by its name. Safe for one event loop."""
+class LogClient:
+    """Calls to the writer of one log, whichever process that is. Belongs to one event loop."""
 
-    def __init__(self, namespace: str, name: str, settings: Settings) -> None:
-        self._namespace, self.name, self._settings = namespace, name, settings
-        self._handle: ray.actor.ActorHandle | None = None
-        self._appends: AppendClient | None = None
-        self._connecting = asyncio.Lock()
+    def __init__(
+        self, directory: Directory, number: int, name: str, settings: Settings, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """`number` is the log's, `name` what its writer is called in error texts."""
+        self._directory = directory
+        self._number = number
+        self.name = name
+        self._settings = settings
+        self._tls = tls
+        self._channel = Channel(directory, number, name, tls)
 
     async def append(self, stream: pa.Buffer, deadline: float) -> Appended | Refusal:
         """Send a batch until it has an answer or `deadline` (time.monotonic) has passed.
 
         Each try carries the same ids, so a try that was executed without an answer does no harm."""
-        data = memoryview(stream)
-        return await self._retry(lambda timeout_s: self._append(data, timeout_s), deadline)
+        content = (memoryview(stream),)
 
-    async def _append(self, data: memoryview, timeout_s: float) -> Appended | Refusal:
-        try:
-            if self._appends is None or not self._appends.open:
-                async with self._connecting:
-                    if self._appends is None or not self._appends.open:
-                        door = await self._call("append_door", (), timeout_s)
-                        if isinstance(door, Refusal):
-                            return door
-                        self._appends = await AppendClient.connect(door, timeout_s)
-            return await self._appends.append(data, timeout_s)
-        except NoAnswerError as e:
-            return self._unavailable(str(e))
+        async def append_once(timeout_s: float) -> Appended | Refusal:
+            return await self._call(Method.APPEND, content, messages.decode_append_answer, timeout_s)
 
-    async def ping(self, timeout_s: float) -> dict[str, Any]:
-        """Its figures; UNAVAILABLE is told in `state`."""
-        answer = await self._call("ping", (), timeout_s)
-        return {"state": answer.detail} if isinstance(answer, Refusal) else answer
+        return await self._retry(append_once, deadline)
 
-    async def _retry(self, call: Callable[[float], Awaitable[Any]], deadline: float) -> Any:
+    async def _retry(self, call: Callable[[float], Awaitable[AnswerT | Refusal]], deadline: float) -> AnswerT | Refusal:
         """Call with a time-out in seconds, until there is an answer or the deadline has passed.
 
         Once a try's outcome is unknown it stays so: BUSY is no answer any more, and no refusal says that nothing was
@@ -66,7 +68,7 @@ class ActorClient:
         unknown = False
         while True:
             left_s = deadline - time.monotonic()
-            answer = await call(max(0.05, min(left_s, self._settings.call_timeout_s)))
+            answer = await call(max(_TRY_S_MIN, min(left_s, self._settings.call_timeout_s)))
             if not isinstance(answer, Refusal):
                 return answer
             unknown = unknown or answer.why is Refused.UNAVAILABLE
@@ -78,37 +80,57 @@ class ActorClient:
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, self._settings.retry_delay_s_max)
 
-    async def _call(self, method: str, args: tuple, timeout_s: float) -> Any:
+    async def _call(
+        self, method: Method, content: Parts, decode: Callable[[memoryview], AnswerT], timeout_s: float
+    ) -> AnswerT | Refusal:
+        """One try. UNAVAILABLE where there is no answer: whether it was executed is unknown."""
         try:
-            if self._handle is None:
-                self._handle = ray.get_actor(self.name, self._namespace)
-            ref = getattr(self._handle, method).remote(*args)
-            return await asyncio.wait_for(ref, timeout_s)
-        except (TimeoutError, GetTimeoutError):
-            return self._unavailable(f"no answer within {timeout_s:.1f} s")
-        except RayTaskError as e:
-            log.error("%s, %s: %s", self.name, method, e)
-            return self._unavailable(f"{type(e.cause).__name__}: {e.cause}")
-        except (RayActorError, RayError, ValueError) as e:
-            # ValueError: get_actor finds no such name (yet). A dead handle may stand for an actor made anew.
-            self._handle = None
-            return self._unavailable(f"{type(e).__name__}: {str(e).splitlines()[0]}")
+            return decode(await self._channel.call(method, content, timeout_s))
+        except NoAnswerError as e:
+            return Refusal(Refused.UNAVAILABLE, str(e))
+        except InvalidError as e:
+            log.error("%s, %s: %s", self.name, method.name, e)
+            return Refusal(Refused.UNAVAILABLE, f"{self.name}: its answer cannot be read: {e}")
 
-    def _unavailable(self, reason: str) -> Refusal:
-        return Refusal(Refused.UNAVAILABLE, f"{self.name}: {reason}")
+    def _reconnect(self) -> None:
+        """Leave who answered, and look anew for the log's writer. Calls that wait there get no answer, and are made
+        again with the same ids."""
+        self._channel.close()
+        self._directory.forget(self._number)
+        self._channel = Channel(self._directory, self._number, self.name, self._tls)
+
+    def close(self) -> None:
+        """Close the connection: calls that wait get no answer."""
+        self._channel.close()
 
 
-class ShardClient(ActorClient):
-    """A shard, for gateways."""
+class PartitionClient(LogClient):
+    """A partition of a home shard."""
 
-    def __init__(self, namespace: str, shard: int, settings: Settings) -> None:
-        super().__init__(namespace, names.shard(shard), settings)
+    def __init__(
+        self, directory: Directory, home: int, slot: int, settings: Settings, tls: ssl.SSLContext | None = None
+    ) -> None:
+        super().__init__(directory, log_of(home, slot), f"partition {slot} of shard {home}", settings, tls)
+        self.home = home
+        self.slot = slot
+
+    async def status(self, timeout_s: float) -> PartitionStatus:
+        """Its figures; UNREACHABLE where it gives no answer."""
+        answer = await self._call(Method.STATUS, (), messages.decode_partition_status, timeout_s)
+        return no_partition_answer(self.home, self.slot, answer.detail) if isinstance(answer, Refusal) else answer
+
+
+class ShardClient(LogClient):
+    """A shard."""
+
+    def __init__(self, directory: Directory, shard: int, settings: Settings, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(directory, shard, f"shard {shard}", settings, tls)
         self.shard = shard
         self._epoch = 0
         """The newest incarnation's that has answered."""
 
     async def append(self, stream: pa.Buffer, deadline: float) -> Appended | Refusal:
-        """As `ActorClient.append`. An older incarnation's answer is used, too: what is durable stays so."""
+        """As `LogClient.append`. An older incarnation's answer is used, too: what is durable stays so."""
         answer = await super().append(stream, deadline)
         if isinstance(answer, Appended):
             self._epoch = max(self._epoch, answer.epoch)
@@ -116,66 +138,40 @@ class ShardClient(ActorClient):
 
     async def locate(self, conv_id: str, low: int, high: int, deadline: float) -> Located | Refusal:
         """Where numbers low..high of a conversation are; never what an incarnation knows that has a successor."""
-        return await self._retry(lambda timeout_s: self._locate(conv_id, low, high, timeout_s), deadline)
+        content = messages.encode_locate(conv_id, low, high)
 
-    async def _locate(self, conv_id: str, low: int, high: int, timeout_s: float) -> Located | Refusal:
-        answer = await self._call("locate", (conv_id, low, high), timeout_s)
-        if not isinstance(answer, Located):
+        async def locate_once(timeout_s: float) -> Located | Refusal:
+            return self._newest(await self._call(Method.LOCATE, content, messages.decode_locate_answer, timeout_s))
+
+        return await self._retry(locate_once, deadline)
+
+    def _newest(self, answer: Located | Refusal) -> Located | Refusal:
+        """The answer, where no newer incarnation is known."""
+        if isinstance(answer, Refusal):
             return answer
         if answer.epoch < self._epoch:
-            # its stable_seq may be lower than what its successor has told already; the name leads to the successor
-            self._handle = None
-            return self._unavailable(f"an older incarnation answered, of epoch {answer.epoch}, not {self._epoch}")
+            # its stable_seq may be lower than what its successor has told already; the directory leads to the successor
+            self._reconnect()
+            detail = f"{self.name}: an older incarnation answered, of epoch {answer.epoch}, not {self._epoch}"
+            return Refusal(Refused.UNAVAILABLE, detail)
         self._epoch = answer.epoch
         return answer
 
     async def mend(self, file: str) -> None:
         """Have a derived file looked at, and made anew if it is damaged. Whether that worked shows when it is read."""
-        await self._call("mend", (file,), self._settings.call_timeout_s)
+        content = messages.encode_mend(file)
+        await self._call(Method.MEND, content, messages.decode_done, self._settings.call_timeout_s)
 
     async def make_hot(self, conv_id: str, partitions: int, deadline: float) -> Refusal | None:
-        """Turn a conversation hot; 0: cold."""
-        return await self._retry(lambda timeout_s: self._call("heat", (conv_id, partitions), timeout_s), deadline)
+        """Spread a conversation over partitions; 0: its home shard alone writes it. None: done, and durable."""
+        content = messages.encode_make_hot(conv_id, partitions)
 
-    async def ping(self, timeout_s: float) -> dict[str, Any]:
-        return {"shard": self.shard, **await super().ping(timeout_s)}
+        async def make_hot_once(timeout_s: float) -> Refusal | None:
+            return await self._call(Method.MAKE_HOT, content, messages.decode_done, timeout_s)
 
+        return await self._retry(make_hot_once, deadline)
 
-class RayHome(ActorClient):
-    """A home shard, for one of its partitions: `imray.shard.partition_writer.HomeLink`."""
-
-    def __init__(self, namespace: str, shard: int, settings: Settings) -> None:
-        super().__init__(namespace, names.shard(shard), settings)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._asks: AskClient | None = None
-
-    async def register(self, slot: int, epoch: int, segment: int) -> bool | Refusal:
-        """As `HotGroups.register`."""
-        self._loop = asyncio.get_running_loop()
-        return await self._call("register", (slot, epoch, segment), self._settings.call_timeout_s)
-
-    def ask(
-        self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
-    ) -> Granted | Declined | Refusal:
-        """As `HotGroups.ask`, over a connection of its own."""
-        timeout_s = self._settings.partition_deadline_s
-        try:
-            if self._asks is None:
-                self._asks = AskClient(self._door(timeout_s))
-            return self._asks.ask(timeout_s, slot, epoch, ask, rows, reports)
-        except NoAnswerError as e:
-            self._asks = None
-            return self._unavailable(str(e))
-
-    def _door(self, timeout_s: float) -> Door:
-        assert self._loop is not None, "register first"
-        call = asyncio.run_coroutine_threadsafe(self._call("door", (), timeout_s), self._loop)
-        found = call.result(2 * timeout_s)
-        if isinstance(found, Refusal):
-            raise NoAnswerError(found.detail)
-        assert isinstance(found, Door)
-        return found
-
-    async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
-        """As `HotGroups.report`."""
-        return await self._call("report", (slot, epoch, reports), self._settings.call_timeout_s)
+    async def status(self, timeout_s: float) -> ShardStatus:
+        """Its figures; UNREACHABLE where it gives no answer."""
+        answer = await self._call(Method.STATUS, (), messages.decode_shard_status, timeout_s)
+        return no_shard_answer(self.shard, answer.detail) if isinstance(answer, Refusal) else answer

@@ -1,56 +1,65 @@
-"""What a gateway stands on: every shard behind one object. Owns routing; knows nothing of HTTP."""
+"""The gateway's API to all shards: sends, heads, pages of history and figures behind one object.
+
+Owns which way a call takes. Knows nothing of HTTP, nor of where shards run.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
-from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
-import ray
-from ray.exceptions import RayError, RayTaskError
 
-from imray.core.errors import CorruptError, DerivedError
+from imray.core.pages import SEQ_MAX, NoPage, Page, PageAsk, PageCall, PageFault
 from imray.core.replies import Appended, Located, Refusal, Refused
-from imray.core.routing import home_of, shard_of
-from imray.deploy import names
-from imray.engine.batcher import Batcher, Outcome, Send
-from imray.engine.clients import ActorClient, ShardClient
+from imray.core.routing import home_of, log_of, shard_of
+from imray.core.status import PartitionStatus, ShardStatus
+from imray.engine.batcher import Batcher, Send, SendAnswer
+from imray.engine.clients import ShardClient
+from imray.engine.history_client import HistoryClient
 from imray.engine.hot_routes import HotRoutes
 from imray.log.manifest import Manifest
+from imray.rpc.directory import Directory
 from imray.settings import Settings
 
-_SEQ_MAX = 2**63 - 1
-_READY_TIMEOUT_S = 2.0
+_STATUS_TIMEOUT_S = 2.0
+_READ_S_MIN = 0.05
+"""A page gets so long even where the deadline has all but passed."""
 
 
 class Engine:
-    """The engine as a gateway sees it. Belongs to one event loop."""
+    """The gateway's API to all shards. Belongs to one event loop."""
 
-    def __init__(self, namespace: str, manifest: Manifest, settings: Settings) -> None:
-        self.manifest, self.settings, self._namespace = manifest, settings, namespace
-        self._clients = [ShardClient(namespace, i, settings) for i in range(manifest.shards)]
+    def __init__(
+        self, directory: Directory, manifest: Manifest, settings: Settings, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.manifest = manifest
+        self.settings = settings
+        self._clients = [ShardClient(directory, i, settings, tls) for i in range(manifest.shards)]
         self._batchers = [Batcher(client, settings) for client in self._clients]
-        self._hot_routes = HotRoutes(namespace, settings)
+        self._hot_routes = HotRoutes(directory, settings, tls)
+        self._history = HistoryClient(directory, tls)
 
     def shard_of(self, conv_id: str) -> int:
         """The shard that owns a conversation."""
         return shard_of(conv_id, self.manifest.shards)
 
-    async def send(self, send: Send) -> Outcome:
+    async def send(self, send: Send) -> SendAnswer:
         """One message; gathered with others that take the same way."""
         home = self.shard_of(send.conv_id)
         log = self._hot_routes.log_for(home, send.conv_id, send.topic or send.sender)
         unknown = False
         if log != home:
-            outcome = await self._hot_routes.topic(log).send(send)
-            if self._hot_routes.is_final(log, outcome.answer, [send.conv_id]):
-                return outcome
-            unknown = _maybe_written(outcome.answer)
+            sent = await self._hot_routes.batcher(log).send(send)
+            if self._hot_routes.is_final(log, sent.answer, [send.conv_id]):
+                return sent
+            unknown = _maybe_written(sent.answer)
         answer, row = await self._batchers[home].send(send)
         self._hot_routes.update(answer, [send.conv_id])
-        return Outcome(_after(unknown, answer), row)
+        return SendAnswer(_after(unknown, answer), row)
 
     def ways(self, batch: pa.RecordBatch) -> np.ndarray:
         """For each conversation in a batch's dictionary the log that its messages should go to: all of them one way, so
@@ -74,7 +83,7 @@ class Engine:
         home, slot = home_of(log)
         unknown = False
         if slot:
-            answer = await self._hot_routes.topic(log).send_batch(batch)
+            answer = await self._hot_routes.batcher(log).send_batch(batch)
             if self._hot_routes.is_final(log, answer, batch.column("conv_id").dictionary.to_pylist()):
                 return answer
             unknown = _maybe_written(answer)
@@ -91,52 +100,52 @@ class Engine:
         """Where a conversation stands."""
         return await self._client(conv_id).locate(conv_id, 1, 0, self._deadline())
 
-    async def history(
-        self, conv_id: str, after: int, before: int | None, limit: int, descending: bool, topic: str | None = None
-    ) -> tuple[Located, Any] | Refusal:
-        """One page (`analytics.history.HistoryPage`) of the numbers between `after` and `before`, of one topic's
-        messages where `topic` is given."""
+    async def history(self, ask: PageAsk) -> tuple[Located, Page[pa.Table]] | Refusal:
+        """One page, and where the conversation stood when it was read."""
         deadline = self._deadline()
-        high = _SEQ_MAX if before is None else before - 1
+        high = SEQ_MAX if ask.before is None else ask.before - 1
+        client = self._client(ask.conv_id)
         while True:
-            located = await self._client(conv_id).locate(conv_id, after + 1, high, deadline)
+            located = await client.locate(ask.conv_id, ask.after + 1, high, deadline)
             if isinstance(located, Refusal):
                 return located
-            try:
-                actor = ray.get_actor("history", self._namespace)
-                ref = actor.read.remote(
-                    self.shard_of(conv_id), conv_id, located, after, before, limit, descending, topic
-                )  # fmt: skip
-                return located, await asyncio.wait_for(ref, max(0.05, deadline - time.monotonic()))
-            except TimeoutError:
-                return Refusal(Refused.UNAVAILABLE, "the history reader gave no answer in time: ask again")
-            except (RayError, ValueError) as e:
-                cause = e.cause if isinstance(e, RayTaskError) else e
-                if isinstance(cause, CorruptError):
-                    return Refusal(Refused.CORRUPT, str(cause))
-                if isinstance(cause, DerivedError):
-                    await self._client(conv_id).mend(cause.file)
-                # the reader restarts, or files were merged or made anew since `locate`: ask the shard again
-                if time.monotonic() + self.settings.retry_delay_s_max > deadline:
-                    return Refusal(Refused.UNAVAILABLE, f"history: {str(cause).splitlines()[0]}")
-                await asyncio.sleep(self.settings.retry_delay_s_min)
+            call = PageCall(client.shard, ask, located.stable, located.intervals, located.spans)
+            page = await self._history.read(call, max(_READ_S_MIN, deadline - time.monotonic()))
+            if not isinstance(page, NoPage):
+                return located, page
+            if page.fault is PageFault.CORRUPT:
+                return Refusal(Refused.CORRUPT, page.detail)
+            if page.fault is PageFault.DERIVED:
+                await client.mend(page.file)
+            # the reader restarts, or files were merged or made anew since `locate`: ask the shard again
+            if time.monotonic() + self.settings.retry_delay_s_max > deadline:
+                return Refusal(Refused.UNAVAILABLE, f"history: {page.detail}")
+            await asyncio.sleep(self.settings.retry_delay_s_min)
 
-    async def status(self) -> list[dict[str, Any]]:
-        """Each shard's figures; one that does not answer has the reason as its `state`. One with hot groups has those
-        of its partitions under `topics`."""
-        shards = list(await asyncio.gather(*(c.ping(_READY_TIMEOUT_S) for c in self._clients)))
-        for home, figures in enumerate(shards):
-            slots = range(1, 1 + max((group["topics"] for group in figures.get("hot", ())), default=0))
-            if slots:
-                clients = [ActorClient(self._namespace, names.partition(home, slot), self.settings) for slot in slots]
-                figures["topics"] = list(await asyncio.gather(*(c.ping(_READY_TIMEOUT_S) for c in clients)))
-        return shards
+    async def status(self) -> list[ShardStatus]:
+        """Each shard's figures, with those of its hot groups' partitions; UNREACHABLE where one gives no answer."""
+        return list(await asyncio.gather(*(self._status(client) for client in self._clients)))
+
+    async def _status(self, client: ShardClient) -> ShardStatus:
+        shard = await client.status(_STATUS_TIMEOUT_S)
+        groups = [] if shard.hot is None else shard.hot.groups
+        slots = range(1, 1 + max((group.partitions for group in groups), default=0))
+        asking = [self._hot_routes.client(log_of(client.shard, slot)).status(_STATUS_TIMEOUT_S) for slot in slots]
+        partitions: list[PartitionStatus] = list(await asyncio.gather(*asking))
+        return msgspec.structs.replace(shard, partitions=partitions)
 
     def _client(self, conv_id: str) -> ShardClient:
         return self._clients[self.shard_of(conv_id)]
 
     def _deadline(self) -> float:
         return time.monotonic() + self.settings.send_deadline_s
+
+    def close(self) -> None:
+        """Close all connections: what waits gets no answer, so its outcome is unknown."""
+        for client in self._clients:
+            client.close()
+        self._hot_routes.close()
+        self._history.close()
 
 
 def _maybe_written(answer: Appended | Refusal) -> bool:

@@ -6,14 +6,15 @@ everything and the same ids go with each try. Does not own numbers or order.
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Sequence
 
 from imray.core.replies import Appended, Refusal, Refused
 from imray.core.routing import home_of, log_of, slot_for
-from imray.deploy import names
 from imray.engine.batcher import Batcher
-from imray.engine.clients import ActorClient
+from imray.engine.clients import PartitionClient
+from imray.rpc.directory import Directory
 from imray.settings import Settings
 
 _HOT_MAX = 100_000
@@ -23,11 +24,14 @@ _HOT_MAX = 100_000
 class HotRoutes:
     """The partitions as a gateway sees them. Belongs to one event loop."""
 
-    def __init__(self, namespace: str, settings: Settings) -> None:
-        self._namespace, self._settings = namespace, settings
+    def __init__(self, directory: Directory, settings: Settings, tls: ssl.SSLContext | None) -> None:
+        self._directory = directory
+        self._settings = settings
+        self._tls = tls
         self.hot: dict[str, int] = {}
         """How many partitions each hot conversation has, as was last heard."""
-        self._partitions: dict[int, Batcher] = {}
+        self._clients: dict[int, PartitionClient] = {}
+        self._batchers: dict[int, Batcher] = {}
         self._paused: dict[int, float] = {}
         """Logs whose partition gave no answer or refuses to serve, and until when they are left out."""
 
@@ -44,16 +48,25 @@ class HotRoutes:
             del self._paused[log]
         return log
 
-    def topic(self, log: int) -> Batcher:
-        """The queue of a partition."""
-        found = self._partitions.get(log)
+    def client(self, log: int) -> PartitionClient:
+        """The client of a partition."""
+        found = self._clients.get(log)
         if found is None:
-            client = ActorClient(self._namespace, names.partition(*home_of(log)), self._settings)
-            found = self._partitions[log] = Batcher(client, self._settings, self._settings.partition_deadline_s)
+            home, slot = home_of(log)
+            found = PartitionClient(self._directory, home, slot, self._settings, self._tls)
+            self._clients[log] = found
+        return found
+
+    def batcher(self, log: int) -> Batcher:
+        """The queue of a partition."""
+        found = self._batchers.get(log)
+        if found is None:
+            found = Batcher(self.client(log), self._settings, self._settings.partition_deadline_s)
+            self._batchers[log] = found
         return found
 
     def is_final(self, log: int, answer: Appended | Refusal, conv_ids: Sequence[str]) -> bool:
-        """Whether a partition's answer is one; else the home shard must be asked."""
+        """Whether a partition's answer goes to the sender; if not, the home shard must be asked."""
         if isinstance(answer, Appended):
             self.update(answer, conv_ids)
             return True
@@ -77,3 +90,8 @@ class HotRoutes:
                 self.hot.pop(conv_id, None)
             elif conv_id in self.hot or len(self.hot) < _HOT_MAX:
                 self.hot[conv_id] = hot[conv_id]
+
+    def close(self) -> None:
+        """Close the connections to the partitions."""
+        for client in self._clients.values():
+            client.close()

@@ -1,61 +1,76 @@
 """How a page of history travels from the process that reads it to the gateway that asked for it.
 
-Owns the two messages of `Method.READ_HISTORY`: msgpack, with the page's messages in it as an Arrow IPC stream. Does not
-own pages (`imray.core.pages`) or connections (`imray.rpc`).
+Owns the two messages of `Method.READ_HISTORY`; a page's messages are in its answer as an Arrow IPC stream, which is
+read where it lies. Does not own pages (`imray.core.pages`) or connections (`imray.rpc`).
 """
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import msgspec
+import numpy as np
 import pyarrow as pa
 
-from imray.core.pages import NoPage, Page, PageCall
-
-_OnTheWay = Page[memoryview]
-
-
-class _Answer(msgspec.Struct, frozen=True):
-    """One of the two is there."""
-
-    page: _OnTheWay | None = None
-    problem: NoPage | None = None
+from imray.core.errors import InvalidError
+from imray.core.pages import NoPage, Page, PageCall, PageFault
+from imray.rpc.endpoint import Parts
+from imray.rpc.messages import decode_struct, encode_struct
+from imray.rpc.packing import pack, unpack
 
 
-_CALLS = msgspec.msgpack.Decoder(PageCall)
-_ANSWERS = msgspec.msgpack.Decoder(_Answer)
+class _PageHead(msgspec.Struct, frozen=True, tag="page"):
+    """Of an answer with one column: the messages."""
+
+    holes: list[tuple[int, int, str]]
+    low: int
+    high: int
+    next: int | None
 
 
-def encode_call(call: PageCall) -> bytes:
+class _NoPageHead(msgspec.Struct, frozen=True, tag="no page"):
+    """Of an answer without columns."""
+
+    fault: PageFault
+    detail: str
+    file: str
+
+
+_Head: TypeAlias = _PageHead | _NoPageHead
+
+
+def encode_call(call: PageCall) -> Parts:
     """A call, as the history reader takes it."""
-    return msgspec.msgpack.encode(call)
+    return encode_struct(call)
 
 
 def decode_call(content: memoryview) -> PageCall:
-    """The inverse of `encode_call`. msgspec.DecodeError: it is no call."""
-    return _CALLS.decode(content)
+    """The inverse of `encode_call`. InvalidError: it is no call."""
+    return decode_struct(content, PageCall)
 
 
-def encode_answer(answer: Page[pa.Table] | NoPage) -> bytes:
+def encode_answer(answer: Page[pa.Table] | NoPage) -> Parts:
     """An answer, as the gateway takes it."""
     if isinstance(answer, NoPage):
-        return msgspec.msgpack.encode(_Answer(problem=answer))
+        return pack(_NoPageHead(answer.fault, answer.detail, answer.file))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, answer.messages.schema) as stream:
         stream.write_table(answer.messages)
-    messages = memoryview(sink.getvalue())
-    page = _OnTheWay(messages, answer.holes, answer.low, answer.high, answer.next)
-    return msgspec.msgpack.encode(_Answer(page=page))
+    messages = np.frombuffer(sink.getvalue(), np.uint8)
+    return pack(_PageHead(answer.holes, answer.low, answer.high, answer.next), [(messages, np.uint8)])
 
 
 def decode_answer(content: memoryview) -> Page[pa.Table] | NoPage:
-    """The inverse of `encode_answer`; the page keeps `content` alive. msgspec.DecodeError, pa.ArrowInvalid: it is no
-    answer."""
-    answer = _ANSWERS.decode(content)
-    if answer.problem is not None:
-        return answer.problem
-    page = answer.page
-    if page is None:
-        raise msgspec.DecodeError("neither a page nor why there is none")
-    with pa.ipc.open_stream(pa.py_buffer(page.messages)) as stream:
-        messages = stream.read_all()
-    return Page(messages, page.holes, page.low, page.high, page.next)
+    """The inverse of `encode_answer`; a page keeps `content` alive. InvalidError: it is no answer."""
+    head, arrays = unpack(content, _Head)
+    if isinstance(head, _NoPageHead):
+        arrays.end()
+        return NoPage(head.fault, head.detail, head.file)
+    messages = arrays.take(np.uint8, None, "messages")
+    arrays.end()
+    try:
+        with pa.ipc.open_stream(pa.py_buffer(messages)) as stream:
+            table = stream.read_all()
+    except pa.ArrowException as e:
+        raise InvalidError(f"a page's messages are no Arrow IPC stream: {e}") from e
+    return Page(table, head.holes, head.low, head.high, head.next)

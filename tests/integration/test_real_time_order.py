@@ -16,11 +16,11 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from api.server import GatewayConfig
 from imray.cli.up import read_info
 from imray.client import Client
 from imray.deploy import gateway as gateways
 from imray.deploy import system
-from imray.deploy.gateway import GatewayConfig
 from imray.log.manifest import read
 from imray.log.store import LocalStore
 from imray.settings import Settings
@@ -52,11 +52,8 @@ def _more_gateways(cluster: Cluster, data: Path, count: int) -> list[str]:
     assert manifest is not None
     config = GatewayConfig("127.0.0.1", 0, {"key_file": str(data / "run" / "jwt.key")})
     namespace = system.namespace_of(manifest)
-    made = [
-        gateways.create(namespace, f"gateway-more-{i}", system.APP_FACTORY, manifest, Settings(), config, None)
-        for i in range(count)
-    ]
-    return [f"http://127.0.0.1:{p['port']}" for p in ray.get([m.ping.remote() for m in made], timeout=60)]
+    made = [gateways.create(namespace, f"gateway-more-{i}", manifest, Settings(), config, None) for i in range(count)]
+    return [f"http://127.0.0.1:{p.port}" for p in ray.get([m.ping.remote() for m in made], timeout=60)]
 
 
 class Sender(threading.Thread):

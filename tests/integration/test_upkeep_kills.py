@@ -34,7 +34,12 @@ _MERGE_WAIT_S = 2.0
 _AFTER_MERGE_S_MAX = 0.3
 _WIDE = 8 * _CHECKPOINT_SEGMENTS
 """An interval over so many segments was merged, or is the rare one of a checkpoint that came late."""
-_KINDS = {"shard": "ray::Shard", "topic": "ray::Topic", "gateway": "ray::Gateway", "history": "ray::History"}
+_KINDS = {
+    "shard": "ray::ShardActor",
+    "topic": "ray::PartitionActor",
+    "gateway": "ray::Gateway",
+    "history": "ray::History",
+}
 """Who is killed, and how Ray titles its process."""
 _KILLS_MIN = 3
 _CHECKPOINTS_MIN = 10

@@ -1,4 +1,4 @@
-"""The app over a backend that answers as a test says, without Ray: what the tests of the API's bounds share."""
+"""The app over an engine that answers as a test says, without Ray: what the tests of the API's bounds share."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import httpx
 import numpy as np
 import pyarrow as pa
 
-from analytics.history import MESSAGES_SCHEMA, HistoryPage
+from analytics.history import MESSAGES_SCHEMA
 from api.app import create_app
 from api.auth import make_token
+from api.server import GatewayConfig
+from imray.core.pages import Page, PageAsk
 from imray.core.replies import Appended, Located, Refusal
 from imray.core.routing import shard_of
-from imray.deploy.gateway import GatewayConfig
-from imray.engine.batcher import Outcome, Send
+from imray.core.status import ServingState, ShardStatus
+from imray.engine.batcher import Send, SendAnswer
 from imray.settings import Settings
 
 KEY = b"k" * 32
@@ -35,7 +37,8 @@ class FakeBackend:
         self.answers = asyncio.Event()
         """Status is not answered before."""
         self.answers.set()
-        self.states = ["serving"]
+        self.states = [(ServingState.SERVING, "")]
+        """Of each shard, and why it does not serve."""
         self.refusal: Refusal | None = None
         self.read: list[str] = []
         """Conversations, as their pages were read."""
@@ -49,33 +52,33 @@ class FakeBackend:
     def ways(self, batch: pa.RecordBatch) -> np.ndarray:
         return np.zeros(len(batch.column("conv_id").dictionary), np.int64)
 
-    async def send(self, send: Send) -> Outcome:
+    async def send(self, send: Send) -> SendAnswer:
         if self.fault is not None:
             raise self.fault
-        return Outcome(self.refusal or appended(1), 0)
+        return SendAnswer(self.refusal or appended(1), 0)
 
     async def send_batches(self, batches: dict[int, pa.RecordBatch]) -> dict[int, Appended | Refusal]:
         return {log: self.refusal or appended(b.num_rows) for log, b in batches.items()}
 
-    async def status(self) -> list[dict[str, Any]]:
+    async def status(self) -> list[ShardStatus]:
         self.asked += 1
         self.was_asked.set()
         await self.answers.wait()
-        return [{"shard": i, "state": state, "pid": 7} for i, state in enumerate(self.states)]
+        return [ShardStatus(i, state, why, 0, [], pid=7) for i, (state, why) in enumerate(self.states)]
 
     async def head(self, conv_id: str) -> Located | Refusal:
         if self.fault is not None:
             raise self.fault
         return self.refusal or located()
 
-    async def history(self, conv_id: str, *window: Any) -> tuple[Located, HistoryPage] | Refusal:
+    async def history(self, ask: PageAsk) -> tuple[Located, Page[pa.Table]] | Refusal:
         async with self._reader:
             await asyncio.sleep(0)
-            self.read.append(conv_id)
+            self.read.append(ask.conv_id)
             self.was_read.set()
         if self.refusal is not None:
             return self.refusal
-        return located(), HistoryPage(self.page, [], 1, self.page.num_rows, None)
+        return located(), Page(self.page, [], 1, self.page.num_rows, None)
 
 
 def appended(rows: int) -> Appended:

@@ -17,6 +17,7 @@ from starlette.types import Message
 from api.pages import PART_BYTES, encode, slices
 from api.problems import without_files
 from imray.core.replies import Refusal, Refused
+from imray.core.status import ServingState
 from imray.settings import Settings
 
 _WAIT_S = 20.0
@@ -73,7 +74,11 @@ async def test_readiness_is_as_of_a_moment_ago(tmp_path: Path) -> None:
     engine = FakeBackend(Settings(ready_interval_s=0.02))
     async with client_of(app_over(engine, tmp_path)) as http:
         assert (await http.get("/readyz")).status_code == 200
-        engine.states = ["serving", _CORRUPT.detail, _FULL.detail]
+        engine.states = [
+            (ServingState.SERVING, ""),
+            (ServingState.CORRUPT, _CORRUPT.detail),
+            (ServingState.UNWRITABLE, _FULL.detail),
+        ]
         async with asyncio.timeout(_WAIT_S):
             while (answer := await http.get("/readyz")).status_code == 200:
                 pass

@@ -12,7 +12,7 @@ from api_system import FakeBackend, app_over, bearer, client_of
 
 from imray.core.replies import Appended, Firsts, Refusal
 from imray.core.sequencer import DUPLICATE, UNREADABLE, WAITING
-from imray.engine.batcher import Outcome, Send
+from imray.engine.batcher import Send, SendAnswer
 from imray.settings import Settings
 
 _MESSAGE = {"body": "x", "client_msg_id": "0" * 32}
@@ -51,8 +51,8 @@ class Damaged(FakeBackend):
         firsts = Firsts(one, np.array([status], np.uint8), one * 5, one * 0, one, one)
         self.answer = Appended(3, 1, 9, 1, 0, np.array([1, 0, 2]), 2, firsts)
 
-    async def send(self, send: Send) -> Outcome:
-        return Outcome(self.answer, 1)
+    async def send(self, send: Send) -> SendAnswer:
+        return SendAnswer(self.answer, 1)
 
     async def send_batches(self, batches: dict[int, pa.RecordBatch]) -> dict[int, Appended | Refusal]:
         return dict.fromkeys(batches, self.answer)

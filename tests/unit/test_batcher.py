@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 
 from imray.core.replies import Appended, Firsts, Refusal, Refused
-from imray.engine.batcher import Batcher, Outcome, Send, record_batch
+from imray.engine.batcher import Batcher, Send, SendAnswer, record_batch
 from imray.log.schema import from_ipc
 from imray.settings import Settings
 
 
 class Shard:
-    """Stands where Ray would: answers a call when told to."""
+    """Stands where a shard's client would: answers a call when told to."""
 
     name = "shard-0000"
 
@@ -52,9 +52,9 @@ def batcher(shard: Shard, **settings: int) -> Batcher:
     return Batcher(shard, Settings(**settings))  # type: ignore[arg-type]
 
 
-def number(outcome: Outcome) -> int:
-    assert isinstance(outcome.answer, Appended)
-    return int(outcome.answer.seqs()[outcome.row])
+def number(sent: SendAnswer) -> int:
+    assert isinstance(sent.answer, Appended)
+    return int(sent.answer.seqs()[sent.row])
 
 
 async def test_what_waits_goes_in_one_call() -> None:

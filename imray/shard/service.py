@@ -1,0 +1,113 @@
+"""What a process answers over RPC for its writer: each method decoded, called, and its answer encoded.
+
+Owns the tables from methods to writers. Does not own the bytes (`imray.rpc.messages`), nor what a call means.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import msgspec
+
+from imray.core.status import HotFigures, LogFigures, PartitionStatus, ServingState, ShardStatus
+from imray.rpc import messages
+from imray.rpc.endpoint import Parts
+from imray.rpc.methods import Method
+from imray.rpc.server import Caller, Handler
+from imray.shard.partition_writer import PartitionWriter
+from imray.shard.shard_writer import ShardWriter
+
+Handlers = Mapping[Method, Handler]
+
+
+async def shard_status(writer: ShardWriter) -> ShardStatus:
+    """A shard's figures, and this process's id."""
+    found = await writer.status()
+    if isinstance(found, dict):  # until ShardWriter.status() is typed
+        return _shard_of(found)
+    return msgspec.structs.replace(found, pid=os.getpid())
+
+
+async def partition_status(writer: PartitionWriter) -> PartitionStatus:
+    """A partition's figures, and this process's id."""
+    found = await writer.status()
+    if isinstance(found, dict):  # until PartitionWriter.status() is typed
+        return _partition_of(found)
+    return msgspec.structs.replace(found, pid=os.getpid())
+
+
+def shard_handlers(writer: ShardWriter) -> Handlers:
+    """What gateways, operators and partitions ask of a shard."""
+
+    async def append(content: memoryview, _caller: Caller) -> Parts:
+        return messages.encode_append_answer(await writer.append(content))
+
+    async def locate(content: memoryview, _caller: Caller) -> Parts:
+        return messages.encode_locate_answer(await writer.locate(*messages.decode_locate(content)))
+
+    async def mend(content: memoryview, _caller: Caller) -> Parts:
+        return messages.encode_done(await writer.mend(messages.decode_mend(content)))
+
+    async def make_hot(content: memoryview, _caller: Caller) -> Parts:
+        return messages.encode_done(await writer.make_hot(*messages.decode_make_hot(content)))
+
+    async def register(content: memoryview, _caller: Caller) -> Parts:
+        return messages.encode_register_answer(await writer.register(*messages.decode_register(content)))
+
+    async def ask(content: memoryview, _caller: Caller) -> Parts:
+        return messages.encode_ask_answer(await writer.ask(*messages.decode_ask(content)))
+
+    async def report(content: memoryview, _caller: Caller) -> Parts:
+        return messages.encode_done(await writer.report(*messages.decode_report(content)))
+
+    async def status(_content: memoryview, _caller: Caller) -> Parts:
+        return messages.encode_struct(await shard_status(writer))
+
+    return {
+        Method.APPEND: append,
+        Method.LOCATE: locate,
+        Method.MEND: mend,
+        Method.MAKE_HOT: make_hot,
+        Method.REGISTER: register,
+        Method.ASK: ask,
+        Method.REPORT: report,
+        Method.STATUS: status,
+    }
+
+
+def partition_handlers(writer: PartitionWriter) -> Handlers:
+    """What gateways ask of a partition."""
+
+    async def append(content: memoryview, _caller: Caller) -> Parts:
+        return messages.encode_append_answer(await writer.append(content))
+
+    async def status(_content: memoryview, _caller: Caller) -> Parts:
+        return messages.encode_struct(await partition_status(writer))
+
+    return {Method.APPEND: append, Method.STATUS: status}
+
+
+def _state_of(text: str) -> tuple[ServingState, str]:
+    if text == "serving":
+        return ServingState.SERVING, ""
+    states = {
+        "corrupt": ServingState.CORRUPT,
+        "cannot write": ServingState.UNWRITABLE,
+        "stopping": ServingState.STOPPING,
+    }
+    return next((s for word, s in states.items() if word in text), ServingState.RECOVERING), text
+
+
+def _shard_of(found: dict[str, object]) -> ShardStatus:
+    state, detail = _state_of(str(found["state"]))
+    log = msgspec.convert(found, LogFigures) if "epoch" in found else None
+    hot = None
+    if "hot" in found:
+        hot = msgspec.convert({**found, "groups": found["hot"]}, HotFigures)
+    return ShardStatus(found["shard"], state, detail, found["queued_rows"], found["notes"], log, hot, [], os.getpid())
+
+
+def _partition_of(found: dict[str, object]) -> PartitionStatus:
+    state, detail = _state_of(str(found["state"]))
+    return PartitionStatus(found["shard"], found["slot"], state, detail, found["segment"], os.getpid())
