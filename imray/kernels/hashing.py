@@ -12,8 +12,8 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 
-from imray.kernels.arrays import I32, U8, U64
-from imray.kernels.arrays import I64 as I64  # tests/simulation imports it from here
+from imray.kernels.arrays import I32, U64
+from imray.kernels.arrays import U8 as U8  # benchmarks import it from here
 from imray.kernels.compiler import jit, word_intrinsic
 
 # XXH64's primes, https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
