@@ -1,0 +1,75 @@
+"""Every message of the RPC: `encode_x` gives the content of a frame, `decode_x` the value, or InvalidError.
+
+What they are called with stands in `imray.rpc.arguments`, answers in `imray.rpc.replies`, asks and grants in
+`imray.rpc.grants`; how a message is laid out in `imray.rpc.packing`.
+"""
+
+from imray.rpc.arguments import (
+    LocateArgs,
+    MakeHotArgs,
+    RegisterArgs,
+    ReportArgs,
+    decode_locate,
+    decode_make_hot,
+    decode_mend,
+    decode_partition_status,
+    decode_register,
+    decode_report,
+    decode_shard_status,
+    decode_struct,
+    encode_locate,
+    encode_make_hot,
+    encode_mend,
+    encode_register,
+    encode_report,
+    encode_struct,
+)
+from imray.rpc.grants import Ask, decode_ask, decode_ask_answer, encode_ask, encode_ask_answer
+from imray.rpc.replies import (
+    decode_append_answer,
+    decode_done,
+    decode_locate_answer,
+    decode_register_answer,
+    decode_struct_answer,
+    encode_append_answer,
+    encode_done,
+    encode_locate_answer,
+    encode_register_answer,
+    encode_struct_answer,
+)
+
+__all__ = [
+    "Ask",
+    "LocateArgs",
+    "MakeHotArgs",
+    "RegisterArgs",
+    "ReportArgs",
+    "decode_append_answer",
+    "decode_ask",
+    "decode_ask_answer",
+    "decode_done",
+    "decode_locate",
+    "decode_locate_answer",
+    "decode_make_hot",
+    "decode_mend",
+    "decode_partition_status",
+    "decode_register",
+    "decode_register_answer",
+    "decode_report",
+    "decode_shard_status",
+    "decode_struct",
+    "decode_struct_answer",
+    "encode_append_answer",
+    "encode_ask",
+    "encode_ask_answer",
+    "encode_done",
+    "encode_locate",
+    "encode_locate_answer",
+    "encode_make_hot",
+    "encode_mend",
+    "encode_register",
+    "encode_register_answer",
+    "encode_report",
+    "encode_struct",
+    "encode_struct_answer",
+]
