@@ -30,9 +30,6 @@ class Settings:
     rows_to_plan_ahead: int = 4000
     """While a put is in flight the next commit is planned and encoded only if so many messages wait: fewer are better
     off in one larger commit."""
-    puts_in_flight_max: int = 1
-    """Commits of one log that are on their way to the store at once, acked in order: one on a local disk, where a second
-    would only share the disk with it; more pay where a put takes 20 to 200 ms."""
     shard_queue_rows_max: int = 400_000
     shard_queue_bytes_max: int = 128 * 1024 * 1024
     """What waits in a shard for its commit; beyond it senders are told to come back."""

@@ -19,6 +19,7 @@ from imray.core.grants import Declined as Declined
 from imray.core.grants import DeclineReason as DeclineReason
 from imray.core.grants import Granted as Granted
 from imray.core.grants import Report as Report
+from imray.core.log_progress import Fence
 from imray.core.routing import log_position_of
 from imray.core.sequencer import commit_of, plan
 from imray.core.state import HotGroup, ShardState
@@ -197,7 +198,7 @@ class Blocks:
         )
         mark_durable(state, done, report.digest, frozen)
 
-    def follow(self, slot: int, epoch: int, sequencer: int, found: Report) -> None:
+    def follow(self, slot: int, epoch: int, sequencer: int, found: Report, fence: Fence | None = None) -> None:
         """One more segment of a partition's log, read: it uses a grant, or is a fence where `found.grant` is 0.
 
         FencedError: a newer incarnation of the home shard has been there, this one is over. InvalidError: it uses a
@@ -208,7 +209,7 @@ class Blocks:
             )
         progress = self._state.partitions[slot]
         if not found.grant:
-            progress.advance(found.segment, epoch, found.digest)
+            progress.advance(found.segment, epoch, found.digest, fence)
             progress.sequencer = max(progress.sequencer, sequencer)
             return
         if sequencer == self.sequencer:

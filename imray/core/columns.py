@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from imray.core.dedup import SealedIds
+from imray.core.log_progress import Fence
 from imray.kernels.arrays import I32, I64, U8, U32, U64
 
 
@@ -127,3 +128,5 @@ class Commit:
     controls: tuple[Control, ...] = ()
     sequencer: int = 0
     """A partition's segment: the epoch of the home shard that granted its numbers."""
+    fence: Fence | None = None
+    """What it says of how the log goes on, where it is a fence."""

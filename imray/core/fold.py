@@ -14,9 +14,10 @@ import numpy as np
 from imray.core.columns import Commit, Control, Rows
 from imray.core.dedup import IdTable, SealedIds
 from imray.core.errors import FencedError, InvalidError
+from imray.core.log_progress import LogProgress
 from imray.core.postings import Postings
 from imray.core.routing import segment_of, slot_of
-from imray.core.state import HotGroup, LogProgress, ShardState
+from imray.core.state import HotGroup, ShardState
 from imray.kernels.arrays import I32, I64, U32, Bools
 from imray.kernels.numbering import assign_new, number
 
@@ -178,7 +179,7 @@ def mark_durable(state: ShardState, commit: Commit, digest: bytes, frozen: bool 
     """The commit is durable: readers may see it. `frozen`: its ids are in the frozen table."""
     slot = slot_of(commit.log_position)
     progress = state.progress(slot)
-    progress.advance(segment_of(commit.log_position), commit.epoch, digest)
+    progress.advance(segment_of(commit.log_position), commit.epoch, digest, commit.fence)
     progress.sequencer = max(progress.sequencer, commit.sequencer)
     if frozen:
         state.frozen_partitions[slot] = progress.copy()
@@ -235,8 +236,7 @@ def _control(state: ShardState, control: Control) -> None:
 def apply(state: ShardState, commit: Commit, digest: bytes) -> None:
     """Advance the state by one segment that is durable: recovery. InvalidError where it does not follow."""
     progress = state.progress(slot_of(commit.log_position))
-    if segment_of(commit.log_position) != progress.segment + 1 or commit.epoch < progress.epoch:
-        progress.copy().advance(segment_of(commit.log_position), commit.epoch, digest)
+    progress.check(segment_of(commit.log_position), commit.epoch)
     reserve(state, commit)
     mark_durable(state, commit, digest)
 

@@ -11,41 +11,9 @@ from dataclasses import dataclass, field
 from imray.core.conversations import Conversations
 from imray.core.dedup import IdTable, SealedIds
 from imray.core.errors import InvalidError
+from imray.core.log_progress import LogProgress
 from imray.core.postings import Postings
 from imray.core.routing import segment_of, slot_of
-
-
-@dataclass
-class LogProgress:
-    """How far a log was folded."""
-
-    segment: int = 0
-    epoch: int = 0
-    digest: bytes = bytes(16)
-    epoch_starts: list[tuple[int, int]] = field(default_factory=list)
-    """(first segment, epoch), ascending."""
-    sequencer: int = 0
-    """A partition's log: the newest epoch of the home shard that it names. It may use no older one's grants."""
-
-    def advance(self, segment: int, epoch: int, digest: bytes) -> None:
-        """One more segment. InvalidError where it does not follow."""
-        if segment != self.segment + 1 or epoch < self.epoch:
-            raise InvalidError(
-                f"segment {segment} of epoch {epoch} cannot follow segment {self.segment} of epoch {self.epoch}"
-            )
-        if epoch != self.epoch:
-            self.epoch_starts.append((segment, epoch))
-        self.segment = segment
-        self.epoch = epoch
-        self.digest = digest
-
-    def epoch_of(self, segment: int) -> int:
-        """The epoch that wrote a segment."""
-        return next((e for first, e in reversed(self.epoch_starts) if first <= segment), 0)
-
-    def copy(self) -> LogProgress:
-        """As it is now."""
-        return LogProgress(self.segment, self.epoch, self.digest, list(self.epoch_starts), self.sequencer)
 
 
 @dataclass

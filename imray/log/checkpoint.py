@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from imray.core.dedup import IdTable
 from imray.core.errors import CorruptError, DerivedError, StorageError
 from imray.core.intervals import Interval, sealed_prefix
+from imray.core.log_progress import LogProgress
 from imray.core.postings import Postings
-from imray.core.state import HotGroup, LogProgress, ShardState
+from imray.core.state import HotGroup, ShardState
 from imray.kernels.arrays import I64, U8
 from imray.log import digest as digests
 from imray.log.reader import read_segment
@@ -32,7 +33,7 @@ _LISTINGS_MAX = 10
 """Every new listing means that a live predecessor made a checkpoint meanwhile: seconds apart."""
 
 
-class PartitionMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PartitionMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How far a partition's log is covered."""
 
     slot: int
@@ -41,6 +42,9 @@ class PartitionMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digest: str
     epoch_starts: list[tuple[int, int]]
     sequencer: int
+    window: int = 1
+    following: int = 0
+    """As in `LogProgress`; 0: the next number."""
 
 
 class HotMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,6 +68,9 @@ class CheckpointMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     intervals: list[Interval]
     partitions: list[PartitionMeta] = msgspec.field(default_factory=list, name="topics")
     hot: list[HotMeta] = []
+    window: int = 1
+    following: int = 0
+    """As in `LogProgress`, of the shard's own log; 0: the next number."""
 
 
 @dataclass
@@ -85,6 +92,9 @@ class Snapshot:
     """Goes on while grants of the frozen ids are settled: complete when none is in flight."""
     covered: dict[int, int] = field(default_factory=dict)
     """The last segment of each log, by slot, that intervals covered before."""
+    window: int = 1
+    following: int = 0
+    """Of the shard's own log, as in `LogProgress`."""
     made: SealedInterval | None = None
     """The interval of the frozen ids, once its files are written: a checkpoint that is tried again names the same."""
 
@@ -114,6 +124,8 @@ def snapshot(state: ShardState, shard: int) -> Snapshot:
         hot=[HotMeta(row, g.partitions, g.ceiling, g.by_rate) for row, g in state.hot.items()],
         partitions=state.frozen_partitions,
         covered=dict(state.covered),
+        window=log.window,
+        following=log.following,
     )
 
 
@@ -138,10 +150,14 @@ def write(store: Store, snap: Snapshot, before: Sequence[SealedInterval]) -> lis
                 digest=p.digest.hex(),
                 epoch_starts=p.epoch_starts,
                 sequencer=p.sequencer,
+                window=p.window,
+                following=_jump(p.segment, p.following),
             )
             for slot, p in snap.partitions.items()
         ],
         hot=snap.hot,
+        window=snap.window,
+        following=_jump(snap.segment, snap.following),
     )
     table = pa.table({"conv_id": snap.names.cast(pa.string()), "head": snap.heads})
     data = encode_parquet(table, META_KEY, msgspec.json.encode(meta), "lz4")
@@ -217,7 +233,14 @@ def _restored(store: Store, shard: int, seed: int, name: str, notes: list[str], 
         state.conversations.add(*parts, np.arange(len(offsets) - 1, dtype=np.int32))
         state.conversations.heads[: meta.conversations] = table.column("head").to_numpy()
         state.conversations.stable[: meta.conversations] = state.conversations.heads[: meta.conversations]
-    state.log = LogProgress(meta.segment, meta.epoch, bytes.fromhex(meta.digest), list(meta.epoch_starts))
+    state.log = LogProgress(
+        segment=meta.segment,
+        epoch=meta.epoch,
+        digest=bytes.fromhex(meta.digest),
+        epoch_starts=list(meta.epoch_starts),
+        window=meta.window,
+        following=meta.following,
+    )
     state.partitions = {t.slot: _progress(t) for t in meta.partitions}
     state.covered = {0: meta.segment} | {t.slot: t.segment for t in meta.partitions}
     # nothing that was granted before a checkpoint is in flight when it is written
@@ -261,10 +284,21 @@ def checkpoints(store: Store, shard: int) -> list[str]:
     return store.list(checkpoint_prefix(shard))
 
 
-def _progress(topic: PartitionMeta) -> LogProgress:
+def _progress(partition: PartitionMeta) -> LogProgress:
     return LogProgress(
-        topic.segment, topic.epoch, bytes.fromhex(topic.digest), list(topic.epoch_starts), topic.sequencer
-    )  # fmt: skip
+        segment=partition.segment,
+        epoch=partition.epoch,
+        digest=bytes.fromhex(partition.digest),
+        epoch_starts=list(partition.epoch_starts),
+        sequencer=partition.sequencer,
+        window=partition.window,
+        following=partition.following,
+    )
+
+
+def _jump(segment: int, following: int) -> int:
+    """What is written of the next number: 0 where it is just that."""
+    return 0 if following == segment + 1 else following
 
 
 def partition_progress(store: Store, home: int, slot: int) -> LogProgress:

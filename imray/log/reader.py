@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from imray.core.errors import CorruptError
+from imray.core.log_progress import LogProgress
 from imray.log.segment import Segment, open_segment, segment_name, segment_number, segment_prefix
 from imray.log.store import Store
 
@@ -43,32 +44,40 @@ def last_segment(store: Store, shard: int, after: int = 0) -> int:
 
 
 def read_log(
-    store: Store, shard: int, after: int, digest: bytes, last: int | None = None, at_least: int = 0
+    store: Store, shard: int, progress: LogProgress, last: int | None = None, at_least: int = 0
 ) -> Iterator[Segment]:
-    """The segments after number `after`, whose digest is `digest`, up to `last` (None: the end as it is now).
+    """The segments of a log after those of `progress`, up to number `last` (None: the end as it is now).
 
     The end is found by following names, so a busy writer is caught up with however large the folder is. Following
-    cannot tell a lost segment from the end: `at_least` is a number that is known to be there (`last_segment`).
-    CorruptError at the first one that does not verify or does not follow its predecessor."""
-    must = max(at_least, last or 0)
+    cannot tell a lost segment from the end: `at_least` is a number that is known to be there (`last_segment`). What a
+    fence says of how the log goes on is followed. CorruptError at the first segment that does not verify or does not
+    follow its predecessor."""
     epoch = 0
-    number = after
-    while last is None or number < last:
-        number += 1
+    number = progress.following
+    before = progress.segment
+    digest = progress.digest
+    window = progress.window
+    while last is None or number <= last:
         segment = _read(store, shard, number)
         if segment is None:
-            if number <= must:
+            # a writer puts no name before the one that is a window below it is acked, so that one must be there
+            if last is not None or number == at_least or number + window <= at_least:
                 raise _missing(shard, number)
             return
         if segment.meta.previous != digest.hex():
             raise CorruptError(
                 segment.name,
                 "metadata",
-                f"it follows a segment with digest {segment.meta.previous}, but segment {number - 1} has "
+                f"it follows a segment with digest {segment.meta.previous}, but segment {before} has "
                 f"{digest.hex()}: one of the two was changed or put in another's place",
             )
         if segment.meta.epoch < epoch:
             raise CorruptError(segment.name, "metadata", f"epoch {segment.meta.epoch} after epoch {epoch}")
         digest = segment.digest
         epoch = segment.meta.epoch
+        before = number
+        number += 1
+        if (fence := segment.meta.fence) is not None:
+            number = fence.following
+            window = fence.window
         yield segment

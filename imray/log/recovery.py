@@ -13,8 +13,9 @@ from imray.core.columns import Commit
 from imray.core.dedup import SealedIds
 from imray.core.errors import CorruptError, FencedError, InvalidError, StorageError, UnavailableError
 from imray.core.fold import apply, freeze, sealed, thaw
+from imray.core.log_progress import LogProgress
 from imray.core.routing import log_of
-from imray.core.state import LogProgress, ShardState
+from imray.core.state import ShardState
 from imray.log import checkpoint
 from imray.log.reader import last_segment, read_log
 from imray.log.rows import read_commit
@@ -41,7 +42,7 @@ class Readable:
     def is_current(self, store: Store, shard: int) -> bool:
         """Whether nobody has written since: else more may be stable by now than is known here."""
         slots = [0, *(self.state.partitions if self.partitions_read else ())]
-        ends = [segment_name(log_of(shard, slot), self.state.progress(slot).segment + 1) for slot in slots]
+        ends = [segment_name(log_of(shard, slot), self.state.progress(slot).following) for slot in slots]
         return not any(store.exists(name) for name in ends)
 
 
@@ -53,7 +54,7 @@ def replay(store: Store, shard: int, state: ShardState, slot: int = 0, at_least:
     every checkpoint is lost."""
     progress = state.progress(slot)
     seal_at = ids_max
-    for segment in read_log(store, log_of(shard, slot), progress.segment, progress.digest, at_least=at_least):
+    for segment in read_log(store, log_of(shard, slot), progress, at_least=at_least):
         commit: Commit = read_commit(state, segment)
         try:
             apply(state, commit, segment.digest)
@@ -135,7 +136,7 @@ def _fence_all(store: Store, shard: int, state: ShardState, now_ms: Callable[[],
         except FencedError as e:
             if not writer.is_last():
                 raise  # whoever took over fenced the shard's own log before this one
-            name = segment_name(log_of(shard, slot), state.partitions[slot].segment + 1)
+            name = segment_name(log_of(shard, slot), state.partitions[slot].following)
             raise CorruptError(name, "grants", f"no valid grant: {e}, says this file, but no log of that epoch") from e
     return writer
 
@@ -183,7 +184,7 @@ def become_partition_writer(
     end = last_segment(store, number, progress.segment)
 
     def follow() -> None:
-        for segment in read_log(store, number, progress.segment, progress.digest, at_least=end):
+        for segment in read_log(store, number, progress, at_least=end):
             step(progress, segment)
 
     writer = fence_log(store, number, progress, None, follow, now_ms)
@@ -192,7 +193,7 @@ def become_partition_writer(
 
 def step(progress: LogProgress, segment: Segment) -> None:
     """One more verified segment of a log that is not folded."""
-    progress.advance(segment.meta.segment, segment.meta.epoch, segment.digest)
+    progress.advance(segment.meta.segment, segment.meta.epoch, segment.digest, segment.meta.fence)
     progress.sequencer = max(progress.sequencer, segment.meta.sequencer)
 
 
@@ -212,7 +213,7 @@ def fence_log(
     for _ in range(_FENCE_TRIES_MAX):
         read_on()
         named = progress.sequencer if sequencer is None else sequencer
-        writer = Writer(store, log, progress.segment, progress.epoch, progress.digest, named, by_home)
+        writer = Writer(store, log, progress, named, by_home)
         if writer.fence(now_ms()):
             read_on()  # the fence itself, by the one way that everything takes
             if progress.segment == writer.segment:

@@ -5,12 +5,13 @@ Owns the way from segments to the columns of an interval. Does not own its files
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
 
-from imray.core.errors import DerivedError, UnavailableError
+from imray.core.errors import CorruptError, DerivedError, UnavailableError
 from imray.core.fold import ReadBack
 from imray.core.intervals import Interval
 from imray.core.routing import log_of, log_position_of
@@ -60,10 +61,23 @@ def remake(
 
 
 def _read(store: Store, seed: int, home: int, slot: int, first: int, last: int) -> Iterator[tuple[int, ReadBack]]:
-    for number in range(first, last + 1):
-        segment = read_segment(store, log_of(home, slot), number)
+    log = log_of(home, slot)
+    number = _first(store, log, first)
+    while number <= last:
+        segment = read_segment(store, log, number)
         if segment.meta.rows:
             yield log_position_of(slot, number), read_back(segment.table().combine_chunks(), seed)
+        number = segment.meta.fence.following if segment.meta.fence is not None else number + 1
+
+
+def _first(store: Store, log: int, number: int) -> int:
+    """The first segment of a log at or above a number: a fence just before may have left names out."""
+    if number > 1:
+        with contextlib.suppress(CorruptError):  # what it says is not needed, unless it was a fence
+            before = read_segment(store, log, number - 1)
+            if before.meta.fence is not None:
+                return before.meta.fence.following
+    return number
 
 
 def _postings(log_position: int, found: ReadBack) -> pa.Table:

@@ -98,7 +98,9 @@ def read_commit(state: ShardState, segment: Segment) -> Commit:
         if slot:
             grants = _grants(state, segment, slot, table)
             found = replace(found, grants=grants, sequencer=meta.sequencer)
-        return commit_read_back(state, log_position_of(slot, meta.segment), meta.epoch, meta.server_ts, found)
+        log_position = log_position_of(slot, meta.segment)
+        commit = commit_read_back(state, log_position, meta.epoch, meta.server_ts, found)
+        return commit if meta.fence is None else replace(commit, fence=meta.fence)
     except (InvalidError, msgspec.DecodeError) as e:
         raise CorruptError(segment.name, "numbers", str(e)) from e
 

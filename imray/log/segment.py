@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imray.core.errors import CorruptError
+from imray.core.log_progress import Fence
 from imray.log import digest as digests
 from imray.log.digest import Parts
 from imray.log.schema import SCHEMA_VERSION
@@ -68,6 +69,15 @@ class SegmentMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     """A partition's log: where its numbers come from."""
     by_home: bool = False
     """A fence that the home shard put into a partition's log."""
+    window: int = 1
+    """A fence: as `Fence.window`."""
+    following: int = 0
+    """A fence: as `Fence.following`; 0: the next number."""
+
+    @property
+    def fence(self) -> Fence | None:
+        """What it says of how the log goes on, where it is a fence: the only segment without rows."""
+        return None if self.rows else Fence(self.window, self.following or self.segment + 1)
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,19 @@ from typing import Protocol
 from imray.core.errors import StorageError
 from imray.log.posix import write_parts
 
+_PROCESS = f"{os.getpid()}-{secrets.token_hex(4)}"
+
 
 class Store(Protocol):
     """Verbs over immutable files; names are relative paths with '/'.
 
     Every verb raises StorageError where the store fails; after a failed put its outcome is unknown."""
+
+    writer_id: str
+    """The same for all writers of one process, and for no others: writers of one process follow one another."""
+    puts_at_once: int
+    """How many segments of one log may be on their way at once. One where puts share a disk; more pay where each takes
+    20 to 200 ms, however many there are."""
 
     def put_if_absent(self, name: str, parts: Sequence[bytes | memoryview]) -> bool:
         """True: the file is durable under a name that nobody had. False: the name is taken (nothing changed)."""
@@ -64,6 +72,9 @@ class LocalStore:
     link(2) fails with EEXIST where the name is taken, and the file has all its bytes on disk before it has a name:
     a published file is never torn. Needs hard links and an fsync that reaches the disk."""
 
+    writer_id = _PROCESS
+    puts_at_once = 1
+
     def __init__(self, root: Path | str, put_delay_s: float = 0.0) -> None:
         """`put_delay_s` makes every put take longer: to see how a system would do over a slower store."""
         self.root = Path(root)
@@ -71,14 +82,13 @@ class LocalStore:
         self._folders: dict[Path, int] = {}
         """Folders known to be there, with a descriptor to sync each: opening costs a tenth of a small commit."""
         weakref.finalize(self, _close_all, self._folders)
-        self._process = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._puts = itertools.count()
 
     def put_if_absent(self, name: str, parts: Sequence[bytes | memoryview]) -> bool:
         path = self.root / name
         try:
             self._make_folder(path.parent)
-            temporary = self.root / "tmp" / f"{self._process}-{next(self._puts)}"
+            temporary = self.root / "tmp" / f"{_PROCESS}-{id(self):x}-{next(self._puts)}"
             self._make_folder(temporary.parent)
             try:
                 self._write(temporary, parts)

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from imray.core.errors import CorruptError, FencedError, StorageError, UnavailableError
+from imray.core.log_progress import LogProgress
 from imray.log.digest import Parts
 from imray.log.schema import SEGMENT_SCHEMA
 from imray.log.segment import GrantNote, SegmentMeta, encode, open_segment, segment_name
 from imray.log.store import Store
-
-_PROCESS = secrets.token_hex(8)
-"""The writers of one process follow one another: their nonces begin alike."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Encoded:
 
 
 class Writer:
-    """Writes segment after segment: `encode` one while another is in `put`, puts one at a time and in order.
+    """Writes segment after segment: `encode` one while others are in `put`, as many as the store's `puts_at_once`.
 
     After any error it is closed, and every later call raises that error again: a new writer must read the log first."""
 
@@ -39,23 +37,24 @@ class Writer:
         self,
         store: Store,
         shard: int,
-        segment: int,
-        epoch: int,
-        digest: bytes,
+        progress: LogProgress,
         sequencer: int = 0,
         by_home: bool = False,
     ) -> None:
-        """Goes on after `segment`, whose digest is `digest`; `fence` must come first. `shard` is the log's number."""
+        """Goes on after what was read of the log; `fence` must come first. `shard` is the log's number."""
         self._store = store
         self.shard = shard
-        self.segment = segment
+        self.segment = progress.segment
         """The last one that was encoded."""
-        self.landed = segment
-        """The last one that is known to be durable."""
-        self.epoch = epoch
-        self.digest = digest
+        self._following = progress.following
+        """The number of the next one."""
+        self._window_before = progress.window
+        self._look_from = progress.following
+        """Where to look for another writer: after the last one of which all before are known to be durable."""
+        self.epoch = progress.epoch
+        self.digest = progress.digest
         self.sequencer = sequencer
-        self.nonce = _PROCESS + secrets.token_hex(8)
+        self.nonce = f"{store.writer_id}-{secrets.token_hex(8)}"
         self._by_home = by_home
         self._stopped: Exception | None = None
         """Why it writes no more."""
@@ -75,12 +74,18 @@ class Writer:
         """Make a table durable as the next segment: its number and digest. Errors as `put`."""
         encoded = self.encode(table, server_ts)
         self.put(encoded)
+        self.acked(encoded.segment)
         return encoded.segment, encoded.digest
+
+    def acked(self, segment: int) -> None:
+        """All segments up to one are durable; called in their order."""
+        self._look_from = self._following if segment == self.segment else segment + 1
 
     def encode(self, table: pa.Table, server_ts: int, grants: Sequence[GrantNote] = (), sequencer: int = 0) -> Encoded:
         """The next segment's file. Its place in the chain is fixed from now on, so it must be put."""
         self.check()
-        number = self.segment + 1
+        number = self._following
+        is_fence = not table.num_rows
         meta = SegmentMeta(
             shard=self.shard,
             segment=number,
@@ -92,10 +97,14 @@ class Writer:
             sequencer=sequencer or self.sequencer,
             grants=list(grants),
             by_home=self._by_home,
+            window=self._store.puts_at_once if is_fence else 1,
+            following=number + self._window_before if is_fence and self._window_before > 1 else 0,
         )
         parts, digest = encode(table, meta)
         self.segment = number
         self.digest = digest
+        # whoever is fenced off acks nothing above the fence, but may have so many puts on their way
+        self._following = number + (self._window_before if is_fence else 1)
         return Encoded(number, parts, digest)
 
     def put(self, encoded: Encoded) -> None:
@@ -108,7 +117,6 @@ class Writer:
         except Exception as e:
             self._stopped = e
             raise
-        self.landed = encoded.segment
 
     def _put(self, name: str, parts: Parts, digest: bytes) -> None:
         if self._store.put_if_absent(name, parts):
@@ -138,13 +146,14 @@ class Writer:
     def is_last(self, or_own_process: bool = False) -> bool:
         """Whether no other writer has taken a name after this one's segments; with `or_own_process` no other process's.
         A look and no promise: only a put tells for sure."""
-        own = self.nonce[: len(_PROCESS)] if or_own_process else self.nonce
-        number = self.landed + 1
+        own = self._store.writer_id if or_own_process else self.nonce
+        number = self._look_from
         while (data := self._store.get(name := segment_name(self.shard, number))) is not None:
             try:
-                if not open_segment(data, name).meta.nonce.startswith(own):
-                    return False
+                meta = open_segment(data, name).meta
             except CorruptError:
                 return False  # this writer's own segments are whole before they have their name
-            number += 1  # its own, on its way
+            if not meta.nonce.startswith(own):
+                return False
+            number = meta.fence.following if meta.fence is not None else number + 1  # its own, on its way
         return True

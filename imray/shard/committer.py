@@ -167,6 +167,7 @@ class Committer:
         """The job is durable: readers may see it."""
         if job.commit is not None and job.encoded is not None:
             mark_durable(self.state, job.commit, job.encoded.digest)
+            self.writer.acked(job.encoded.segment)
 
     def commit(self, requests: Sequence[Prepared]) -> list[Appended | Refusal]:
         """Plan, put and mark durable: an answer for each request."""

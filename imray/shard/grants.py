@@ -123,7 +123,7 @@ class Grants:
         if self.blocks.slot_epoch(slot) != epoch:
             return  # it was fenced, and its log was read: all is settled
         for report in reports:
-            if report.segment == self.committer.state.partitions[slot].segment + 1:
+            if report.segment == self.committer.state.partitions[slot].following:
                 self.blocks.committed(slot, epoch, report)
 
     def register(self, slot: int, epoch: int, segment: int) -> list[Block] | None:
@@ -154,14 +154,12 @@ class Grants:
 
     def _read_tail(self, slot: int, last: int | None = None) -> None:
         committer, progress = self.committer, self.committer.state.partitions[slot]
-        for segment in read_log(
-            committer.store, log_of(committer.shard, slot), progress.segment, progress.digest, last
-        ):
+        for segment in read_log(committer.store, log_of(committer.shard, slot), progress, last):
             meta = segment.meta
             grant = meta.grants[0].grant if meta.grants else 0
             found = Report(grant, meta.segment, meta.server_ts, segment.digest)
             try:
-                self.blocks.follow(slot, meta.epoch, meta.sequencer, found)
+                self.blocks.follow(slot, meta.epoch, meta.sequencer, found, meta.fence)
             except InvalidError as e:
                 raise CorruptError(segment.name, "grants", str(e)) from e
 

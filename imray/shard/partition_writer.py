@@ -16,10 +16,10 @@ import pyarrow as pa
 from imray.core.blocks import Declined, Granted, Report
 from imray.core.columns import Plan, Rows
 from imray.core.errors import FencedError, InvalidError, UnavailableError
+from imray.core.log_progress import LogProgress
 from imray.core.replies import Appended, Refusal, Refused
 from imray.core.routing import log_of, log_position_of
 from imray.core.sequencer import NEW
-from imray.core.state import LogProgress
 from imray.log.recovery import become_partition_writer
 from imray.log.rows import Prepared, gather
 from imray.log.schema import segment_table
@@ -162,6 +162,8 @@ class PartitionIncarnation:
 
     def apply(self, job: Job) -> None:
         """As `Incarnation.apply`."""
+        if job.encoded is not None:
+            self.writer.acked(job.encoded.segment)
         if job.report is not None:
             self._reports.append(job.report)
             self._flush_in(_REPORT_S)
@@ -231,7 +233,7 @@ class PartitionWriter:
         self.current: PartitionIncarnation | None = None
         """The incarnation that serves, or served last."""
         label = f"partition {slot} of shard {home}"
-        self.loop = WriteLoop(label, seed, settings, runtime, self._open, on_fenced, settings.puts_in_flight_max)
+        self.loop = WriteLoop(label, seed, settings, runtime, self._open, on_fenced, store.puts_at_once)
 
     async def _open(self, _number: int) -> PartitionIncarnation:
         progress, writer = await self._encoding.run(

@@ -53,9 +53,7 @@ class ShardWriter:
         """The incarnation that serves, or served last."""
         self._readable: Readable | None = None
         """What was recovered while the store took no fence, until the shard can write."""
-        self.loop = WriteLoop(
-            f"shard {shard}", seed, settings, runtime, self._open, on_fenced, settings.puts_in_flight_max
-        )
+        self.loop = WriteLoop(f"shard {shard}", seed, settings, runtime, self._open, on_fenced, store.puts_at_once)
         self._around = Surroundings(
             store=store,
             shard=shard,

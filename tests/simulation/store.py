@@ -18,6 +18,7 @@ class Disk:
         self._sim = sim
         self._folders: dict[str, dict[str, bytes]] = {}
         self.put_delay_us_max = 2 * MS
+        self.puts_at_once = 1
 
     def get(self, name: str) -> bytes | None:
         """The file; None where there is none."""
@@ -64,6 +65,7 @@ class SimStore:
         self._process = process
         self._sim = process.sim
         self.writer_id = f"{process.sim.rng.getrandbits(64):016x}"
+        self.puts_at_once = disk.puts_at_once
 
     def _take_time(self) -> None:
         sim = self._sim
@@ -135,6 +137,7 @@ class LookStore:
     """The same files for a judge, who takes no time."""
 
     writer_id = "judge"
+    puts_at_once = 1
 
     def __init__(self, disk: Disk) -> None:
         self.get = disk.get

@@ -90,12 +90,12 @@ class World:
         self.sim = Simulation(seed, keep_trace)
         rng = self.sim.rng
         self.disk = Disk(self.sim)
+        self.disk.puts_at_once = rng.choice([1, 4])
         self.files = Files(self.disk)
         self.directory: dict[int, Process] = {}
         """Who a call to the home shard (0) or to a partition reaches: the newest incarnation."""
         self.writers: list[tuple[int, Process]] = []
         self.settings = Settings(
-            puts_in_flight_max=rng.choice([1, 1, 1]),
             rows_to_plan_ahead=rng.choice([1, 2, 1000]),
             checkpoint_ids_max=rng.choice([3, 6, 1000]),
             checkpoint_segments_max=rng.choice([4, 1000]),
