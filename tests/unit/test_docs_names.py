@@ -14,7 +14,6 @@ from __future__ import annotations
 import ast
 import builtins
 import re
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,9 +21,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from source_files import ROOT, name_of, source_files, tree_of
 from test_tidy import _ARROWS
 
-_ROOT = Path(__file__).parents[2]
 _PAGES = re.compile(r"(docs/.*|benchmarks/.*|k8s/.*|examples/.*|[^/]*)\.md")
 _SOURCES = ("imray", "api", "analytics", "benchmarks", "examples")
 _PACKAGES = (*_SOURCES[:-1], "tests")
@@ -55,10 +54,7 @@ class _Class:
 
 @cache
 def _files() -> frozenset[str]:
-    """Tracked and new files, as git sees them."""
-    command = ["git", "-C", str(_ROOT), "ls-files", "-co", "--exclude-standard", "-z"]
-    names = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split("\0")
-    return frozenset(name for name in names if name and (_ROOT / name).is_file())
+    return frozenset(name_of(path) for path in source_files())
 
 
 @cache
@@ -66,9 +62,8 @@ def _folders() -> frozenset[str]:
     return frozenset(parent.as_posix() for name in _files() for parent in Path(name).parents)
 
 
-@cache
 def _tree(name: str) -> ast.Module:
-    return ast.parse((_ROOT / name).read_text(), filename=name)
+    return tree_of(ROOT / name)
 
 
 def _module_file(module: str) -> str | None:
@@ -145,7 +140,7 @@ def _exists(path: str, folders: Iterable[str]) -> bool:
     wanted = path.rstrip("/")
     for folder in ("", *folders):
         full = f"{folder}/{wanted}".lstrip("/")
-        if full in _files() or full in _folders() or ("*" in full and any(_ROOT.glob(full))):
+        if full in _files() or full in _folders() or ("*" in full and any(ROOT.glob(full))):
             return True
     return False
 
@@ -208,31 +203,31 @@ def _complaints(name: str, texts: Iterable[tuple[int, str]]) -> list[str]:
 def test_pages_name_what_is_there() -> None:
     pages = [name for name in sorted(_files()) if _PAGES.fullmatch(name)]
     assert len(pages) > 5
-    wrong = [bad for name in pages for bad in _complaints(name, [(1, (_ROOT / name).read_text())])]
+    wrong = [bad for name in pages for bad in _complaints(name, [(1, (ROOT / name).read_text())])]
     assert not wrong, "\n".join(wrong)
 
 
 def test_links_lead_somewhere() -> None:
     pages = [name for name in sorted(_files()) if _PAGES.fullmatch(name)]
-    links = [(name, link) for name in pages for link in _LINK.findall((_ROOT / name).read_text())]
+    links = [(name, link) for name in pages for link in _LINK.findall((ROOT / name).read_text())]
     assert len(links) > 10
-    assert [(name, link) for name, link in links if not (_ROOT / name).parent.joinpath(link).exists()] == []
+    assert [(name, link) for name, link in links if not (ROOT / name).parent.joinpath(link).exists()] == []
 
 
 def test_make_commands_are_there() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (_ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {
         command
         for name in sorted(_files())
         if _PAGES.fullmatch(name)
-        for command in re.findall(r"(?:`|^ {4})make ([a-z-]+)", (_ROOT / name).read_text(), re.MULTILINE)
+        for command in re.findall(r"(?:`|^ {4})make ([a-z-]+)", (ROOT / name).read_text(), re.MULTILINE)
     }
     assert len(named) > 5
     assert named - targets == set()
 
 
 def test_the_map_of_the_readme_is_that_of_the_imports() -> None:
-    rows = dict(_MAP_LINE.findall((_ROOT / "README.md").read_text()))
+    rows = dict(_MAP_LINE.findall((ROOT / "README.md").read_text()))
     found = {part: set(re.findall(r"`([\w/]+)`", others)) for part, others in rows.items()}
     wanted = {
         part.replace(".", "/"): {other.replace(".", "/") for other in others}
@@ -243,7 +238,7 @@ def test_the_map_of_the_readme_is_that_of_the_imports() -> None:
 
 
 def test_the_glossary_has_each_word_once() -> None:
-    words = re.findall(r"^\| \*\*(.+?)\*\* \|", (_ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    words = re.findall(r"^\| \*\*(.+?)\*\* \|", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
     assert len(words) > 50
     assert sorted(words) == sorted(set(words))
 
