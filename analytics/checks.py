@@ -8,7 +8,7 @@ from __future__ import annotations
 from imray.core.errors import CorruptError
 from imray.core.intervals import Interval
 from imray.log import digest as digests
-from imray.log.checkpoint import CheckpointMeta
+from imray.log.checkpoint_meta import CheckpointMeta
 from imray.log.segment import FIRST_PREVIOUS, META_KEY, SegmentMeta, open_segment, read_meta, segment_name
 
 

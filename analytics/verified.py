@@ -20,7 +20,7 @@ from analytics.checks import check_chain, check_checkpoint, check_digest, check_
 from imray.core.errors import CorruptError, DerivedError, InvalidError
 from imray.core.intervals import Interval
 from imray.core.routing import PARTITION_LOGS_FROM, home_of, log_of
-from imray.log.checkpoint import CheckpointMeta
+from imray.log.checkpoint_meta import CheckpointMeta
 from imray.log.manifest import Manifest, read
 from imray.log.segment import SegmentMeta, segment_name, segment_number, segment_prefix
 from imray.log.store import LocalStore

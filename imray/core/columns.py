@@ -67,10 +67,6 @@ class KnownIds:
     """For each sealed file with a "maybe": the rows that memory does not know."""
 
 
-Located = KnownIds
-"""The former name, until nobody imports it."""
-
-
 @dataclass(frozen=True)
 class Plan:
     """What a batch becomes. Rows with status NEW are numbered in their order; the others carry the first's number."""

@@ -23,6 +23,7 @@ from imray.core.postings import Postings
 from imray.core.state import HotGroup, ShardState
 from imray.kernels.arrays import I64, U8
 from imray.log import digest as digests
+from imray.log.checkpoint_meta import CheckpointMeta, HotMeta, PartitionMeta
 from imray.log.reader import read_segment
 from imray.log.schema import body_parts
 from imray.log.sealed import SealedInterval, merge, merge_due, open_interval, seal, why
@@ -31,46 +32,6 @@ from imray.log.store import Store
 
 _LISTINGS_MAX = 10
 """Every new listing means that a live predecessor made a checkpoint meanwhile: seconds apart."""
-
-
-class PartitionMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How far a partition's log is covered."""
-
-    slot: int
-    segment: int
-    epoch: int
-    digest: str
-    epoch_starts: list[tuple[int, int]]
-    sequencer: int
-    window: int = 1
-    following: int = 0
-    """As in `LogProgress`; 0: the next number."""
-
-
-class HotMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A conversation (its row in the checkpoint) that is hot."""
-
-    row: int
-    partitions: int = msgspec.field(name="topics")
-    ceiling: int
-    by_rate: bool
-
-
-class CheckpointMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a checkpoint says beside its rows (conv_id, head)."""
-
-    shard: int
-    segment: int
-    epoch: int
-    digest: str
-    conversations: int
-    epoch_starts: list[tuple[int, int]]
-    intervals: list[Interval]
-    partitions: list[PartitionMeta] = msgspec.field(default_factory=list, name="topics")
-    hot: list[HotMeta] = []
-    window: int = 1
-    following: int = 0
-    """As in `LogProgress`, of the shard's own log; 0: the next number."""
 
 
 @dataclass

@@ -1,0 +1,47 @@
+"""What a checkpoint says beside its rows: JSON in the metadata of its file. Who writes it: `imray.log.checkpoint`."""
+
+from __future__ import annotations
+
+import msgspec
+
+from imray.core.intervals import Interval
+
+
+class PartitionMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How far a partition's log is covered."""
+
+    slot: int
+    segment: int
+    epoch: int
+    digest: str
+    epoch_starts: list[tuple[int, int]]
+    sequencer: int
+    window: int = 1
+    following: int = 0
+    """As in `LogProgress`; 0: the next number."""
+
+
+class HotMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A conversation (its row in the checkpoint) that is hot."""
+
+    row: int
+    partitions: int = msgspec.field(name="topics")
+    ceiling: int
+    by_rate: bool
+
+
+class CheckpointMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a checkpoint says beside its rows (conv_id, head)."""
+
+    shard: int
+    segment: int
+    epoch: int
+    digest: str
+    conversations: int
+    epoch_starts: list[tuple[int, int]]
+    intervals: list[Interval]
+    partitions: list[PartitionMeta] = msgspec.field(default_factory=list, name="topics")
+    hot: list[HotMeta] = []
+    window: int = 1
+    following: int = 0
+    """As in `LogProgress`, of the shard's own log; 0: the next number."""
