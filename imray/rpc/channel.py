@@ -89,6 +89,8 @@ class Channel:
         if self._closed:
             raise NoAnswerError("the channel is closed")
         loop = asyncio.get_running_loop()
+        if self._client is not None and not self._client.open and not self._look_up:
+            self._doubt()  # lost between two calls: what the directory remembers leads nowhere, most likely
         try:
             found = await self._directory.find(self.log, deadline - loop.time())
             client = self._client
