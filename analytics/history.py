@@ -135,13 +135,15 @@ class HistoryReader:
         where the bodies would pass `history_bytes_max`, but not before one message. CorruptError: a file does not
         verify, or a number is no message and no void. DerivedError: a sealed file was merged meanwhile, or is damaged:
         have the shard look, ask it where the numbers are, and again."""
-        low, high = after + 1, stable if before is None else min(stable, before - 1)
+        low = after + 1
+        high = stable if before is None else min(stable, before - 1)
         page = _OpenPage(self._settings.history_bytes_max, limit, topic)
         # mirrored, the descending case is the ascending one: from `begin` up to `end`, of numbers with the other sign
         begin, end = mirrored(low, high, descending)
         at = begin
         while at <= end and not page.ended:
-            now, numbers = mirrored(at, end, descending), page.numbers
+            now = mirrored(at, end, descending)
+            numbers = page.numbers
             found, horizon = self._find(shard, conv_id, intervals, spans, now, numbers, descending)
             window = choose(found, now, numbers, horizon, descending)
             reached = self._fill(page, shard, conv_id, window, descending)
@@ -197,7 +199,8 @@ class HistoryReader:
         page.files += len(files)
         if page.topic is not None or window.numbers * self._settings.body_bytes_max > page.room:
             fitting = self._fit(files, conv_id, window, page, descending)
-            page.full, window = fitting != window, fitting
+            page.full = fitting != window
+            window = fitting
         page.looked += window.numbers
         low, high = window.range
         begins = segment_name(*offset_of(shard, window.first))

@@ -23,8 +23,11 @@ from imray.log.private import PrivateFolder
 _TOKEN_DAYS = 30
 _DETACH_TIMEOUT_S = 90.0
 _DOWN_TIMEOUT_S = 40.0
-_INFO, _LOG, _KEY, _RAY_TOKEN = "up.json", "up.log", "jwt.key", "ray.token"
-"""Files of the folder `run/`."""
+# Files of the folder `run/`
+_INFO = "up.json"
+_LOG = "up.log"
+_KEY = "jwt.key"
+_RAY_TOKEN = "ray.token"
 _UMASK = 0o027
 """The log is for its owner to write and for its group to read."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -182,11 +185,11 @@ def _start(data: Path, port: int, host: str, shards: int | None, address: str | 
     if as_json:
         typer.echo(json.dumps(info))
     else:
-        _say(info)
+        _print_info(info)
     return info
 
 
-def _say(info: dict[str, Any]) -> None:
+def _print_info(info: dict[str, Any]) -> None:
     typer.echo(f"imray is up over {info['data']}\n  url    {info['url']}    (API: {info['url']}/docs)")
     if info["token"] and sys.stdout.isatty():
         typer.echo(f"  token  {info['token']}\n         (development, role service, {_TOKEN_DAYS} days)")
@@ -236,7 +239,7 @@ def _spawn(data: Path, port: int, host: str, shards: int | None, as_json: bool) 
     if as_json:
         typer.echo(json.dumps(info))
     else:
-        _say(info)
+        _print_info(info)
         typer.echo(f"`imray down --data {shlex.quote(str(data))}` ends it.")
 
 
