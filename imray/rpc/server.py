@@ -11,7 +11,7 @@ import logging
 import secrets
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeAlias
 
 from imray.core.errors import ImrayError
@@ -92,41 +92,26 @@ class Caller(Connection):
         if handler is None:
             self._no_answer(frame, f"nobody answers method {frame.method} for log {frame.log} in this process")
             return
-        try:
-            answer = asyncio.ensure_future(handler(frame.content, self))
-        except ImrayError as e:
-            self._failed(frame, e)
-            return
-        except Exception as e:  # a bug of one handler must not cost the other calls their answers
-            log.exception("method %d of log %d failed", frame.method, frame.log)
-            self._no_answer(frame, f"{type(e).__name__}: {e}")
-            return
         self._unanswered += 1
-        self._server.running.add(answer)
-        # without its content, or every call would keep that for as long as it runs
-        call = frame._replace(content=memoryview(b""))
-        answer.add_done_callback(lambda done: self._done(call, done))
+        # one task, which sends the answer, too: a callback for that would be one more turn of the event loop
+        self._server.run(self._answer(handler, frame))
 
-    def _done(self, call: Frame, answer: asyncio.Future[Parts]) -> None:
-        self._server.running.discard(answer)
-        self._unanswered -= 1
-        if answer.cancelled():
+    async def _answer(self, handler: Handler, call: Frame) -> None:
+        try:
+            answer = await handler(call.content, self)
+            self.send_frame(Kind.ANSWER, call.method, call.log, call.call, answer)
+        except asyncio.CancelledError:
             self._no_answer(call, "the call was cancelled in the process that had it")
-        elif (error := answer.exception()) is not None:
-            self._failed(call, error)
-        else:
-            try:
-                self.send_frame(Kind.ANSWER, call.method, call.log, call.call, answer.result())
-            except (TypeError, BufferError) as e:
-                self._failed(call, e)
-        self.read_on()
-
-    def _failed(self, call: Frame, error: BaseException) -> None:
-        if isinstance(error, ImrayError):
-            log.warning("method %d of log %d failed: %s", call.method, call.log, error)
-        else:
-            log.error("method %d of log %d failed", call.method, call.log, exc_info=error)
-        self._no_answer(call, f"{type(error).__name__}: {error}")
+            raise
+        except ImrayError as e:
+            log.warning("method %d of log %d failed: %s", call.method, call.log, e)
+            self._no_answer(call, f"{type(e).__name__}: {e}")
+        except Exception as e:  # a bug of one handler must not cost the other calls their answers
+            log.exception("method %d of log %d failed", call.method, call.log)
+            self._no_answer(call, f"{type(e).__name__}: {e}")
+        finally:
+            self._unanswered -= 1
+            self.read_on()
 
     def _no_answer(self, call: Frame, text: str) -> None:
         content = text[:_ERROR_CHARS_MAX].encode(errors="replace")
@@ -156,8 +141,7 @@ class Caller(Connection):
 
 
 Handler: TypeAlias = Callable[[memoryview, Caller], Awaitable[Parts]]
-"""Gets a call's content, whose memory is its own, and returns the answer's. An error: the caller gets NoAnswerError. A
-handler that returns a future costs no task."""
+"""Gets a call's content, whose memory is its own, and returns the answer's. An error: the caller gets NoAnswerError."""
 
 
 class RpcServer:
@@ -187,7 +171,7 @@ class RpcServer:
         """Who has not proved yet that it knows the key, oldest first."""
         self.connections: set[Caller] = set()
         """Who has."""
-        self.running: set[asyncio.Future[Any]] = set()
+        self.running: set[asyncio.Task[None]] = set()
         """Calls that are being executed: asyncio itself holds its tasks by weak references only."""
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
@@ -272,6 +256,12 @@ class RpcServer:
             return False
         self.connections.add(caller)
         return True
+
+    def run(self, call: Coroutine[Any, Any, None]) -> None:
+        """Execute a call, whatever becomes of its connection."""
+        task = asyncio.get_running_loop().create_task(call)
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
 
     def gone(self, caller: Caller) -> None:
         """Its connection is lost."""
