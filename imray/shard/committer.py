@@ -21,6 +21,7 @@ from imray.core.replies import Appended, Located, Refusal
 from imray.core.routing import log_position_of
 from imray.core.sequencer import NEW, commit_of, locate, plan
 from imray.core.state import ShardState
+from imray.core.status import LogFigures
 from imray.log.checkpoint import Snapshot, snapshot
 from imray.log.confirm import Confirmer
 from imray.log.recovery import Readable, become_writer
@@ -68,7 +69,7 @@ class Committer:
         self.notes: deque[str] = deque(maxlen=_NOTES_KEPT)
         """Which derived files were missing or damaged, and what was done: for operators."""
         self.shard, self.store = shard, store
-        self.make_hot = HotDetector(
+        self.hot_detector = HotDetector(
             settings.hot_rate_per_s, settings.cold_rate_per_s or settings.hot_rate_per_s / 4, settings.hot_ticks
         )
         self._snapshot: Snapshot | None = None
@@ -125,7 +126,7 @@ class Committer:
             segment = encoded.segment
             commit = commit_of(planned, rows, log_position_of(0, segment), epoch, now)
             reserve(self.state, commit)
-            self.make_hot.add(planned.touched, planned.touched_last - planned.touched_first + 1)
+            self.hot_detector.add(planned.touched, planned.touched_last - planned.touched_first + 1)
         hot = {self.state.conversations.name(c): self.state.hot[c].partitions for c in self._hot_of(planned)}
         written = Written(epoch, log_position_of(0, segment), now, self._stables(planned), hot)
         return Job(answers_of(requests, planned, written), commit, encoded)
@@ -258,20 +259,20 @@ class Committer:
         replaced, self._replaced = self._replaced, []
         return replaced, self.intervals
 
-    def figures(self) -> dict[str, object]:
+    def figures(self) -> LogFigures:
         """Figures for operators."""
         state = self.state
-        return {
-            "epoch": state.log.epoch,
-            "segment": state.log.segment,
-            "conversations": state.conversations.count,
-            "recent_ids": state.recent.count + (state.frozen.count if state.frozen is not None else 0),
-            "sealed_ids": sum(i.interval.ids for i in self.intervals),
-            "bytes": state.conversations.nbytes
-            + sum(t.nbytes for t in (state.recent, state.frozen, state.spare) if t is not None)
-            + sum(i.bloom.words.nbytes for i in self.intervals if i.bloom is not None),
-            "checkpoint_segment": state.covered.get(0, 0),
-        }
+        tables = [t for t in (state.recent, state.frozen, state.spare) if t is not None]
+        filters = [i.bloom.words for i in self.intervals if i.bloom is not None]
+        return LogFigures(
+            epoch=state.log.epoch,
+            segment=state.log.segment,
+            conversations=state.conversations.count,
+            recent_ids=state.recent.count + (state.frozen.count if state.frozen is not None else 0),
+            sealed_ids=sum(i.interval.ids for i in self.intervals),
+            bytes=state.conversations.nbytes + sum(t.nbytes for t in tables) + sum(f.nbytes for f in filters),
+            checkpoint_segment=state.covered.get(0, 0),
+        )
 
 
 def located(state: ShardState, conv_id: str, low: int, high: int) -> Located:

@@ -94,7 +94,7 @@ class Grants:
         answer = self.blocks.grant(slot, ask, rows, located, old, now_s)
         if isinstance(answer, Granted) and answer.grant:
             commit = self.blocks.outstanding[answer.grant].commit
-            self.committer.make_hot.add(commit.touched, commit.touched_last - commit.touched_first + 1)
+            self.committer.hot_detector.add(commit.touched, commit.touched_last - commit.touched_first + 1)
         for conv in conversations_of(rows, located.conv):
             self._block_max[conv] = max(self._block_max.get(conv, 0), len(rows))
             self._want_ceiling(conv)
@@ -111,7 +111,7 @@ class Grants:
             self.ceilings_wanted.add(conv)
 
     def _next_ceiling(self, group: HotGroup, conv: int, head: int) -> int | None:
-        return next_ceiling(group, head, self._block_max.get(conv, 0), self.committer.make_hot.rates.get(conv, 0.0))
+        return next_ceiling(group, head, self._block_max.get(conv, 0), self.committer.hot_detector.rates.get(conv, 0.0))
 
     def ceilings_logged(self, convs: Collection[int]) -> None:
         """A record of some conversations' ceilings is durable, or will not be: they may be wanted again."""

@@ -15,6 +15,8 @@ from imray.core.columns import Rows
 from imray.core.errors import CorruptError, FencedError, UnavailableError
 from imray.core.replies import Refusal, Refused
 from imray.core.routing import PARTITIONS_MAX
+from imray.core.state import HotGroup
+from imray.core.status import HotFigures, HotGroupStatus
 from imray.settings import Settings
 from imray.shard.grants import Grants
 from imray.shard.jobs import Records
@@ -213,39 +215,35 @@ class HotGroups:
                 return
             await waiting
 
-    def asked(self) -> dict[str, object]:
-        """How many asks were answered, and the CPU that took."""
-        return {"asks": self._asks, "asks_cpu_s": round(self._asks_cpu_s, 6)}
-
-    async def figures(self) -> list[dict[str, object]]:
+    async def figures(self) -> HotFigures:
         """Of each hot group, for operators."""
-        return await self._state.run(self._figures)
+        return HotFigures(await self._state.run(self._groups), self._asks, round(self._asks_cpu_s, 6))
 
-    def _figures(self) -> list[dict[str, object]]:
+    def _groups(self) -> list[HotGroupStatus]:
         committer = self.grants.committer
-        now = self._runtime.monotonic_s()
+        return [self._status_of(conv, group) for conv, group in committer.state.hot.items()]
+
+    def _status_of(self, conv: int, group: HotGroup) -> HotGroupStatus:
+        committer = self.grants.committer
         conversations = committer.state.conversations
-        found: list[dict[str, object]] = []
-        for conv, group in committer.state.hot.items():
-            mine = [b for b in self.grants.blocks.outstanding.values() if (b.commit.touched == conv).any()]
-            oldest = min(mine, key=lambda b: b.asked_at, default=None)
-            head, stable = int(conversations.heads[conv]), int(conversations.stable[conv])
-            found.append(
-                {
-                    "conv_id": conversations.name(conv),
-                    "topics": group.partitions,
-                    "head": head,
-                    "stable_seq": stable,
-                    "lag": head - stable,
-                    "grants": len(mine),
-                    "oldest_grant_age_s": round(now - oldest.asked_at, 3) if oldest else None,
-                    "oldest_grant_slot": oldest.slot if oldest else None,
-                    "rate_per_s": round(committer.make_hot.rates.get(conv, 0.0)),
-                    "voids": self.grants.voids[conversations.name(conv)],
-                    "by_rate": group.by_rate,
-                }
-            )
-        return found
+        mine = [b for b in self.grants.blocks.outstanding.values() if (b.commit.touched == conv).any()]
+        oldest = min(mine, key=lambda b: b.asked_at, default=None)
+        name = conversations.name(conv)
+        head = int(conversations.heads[conv])
+        stable = int(conversations.stable[conv])
+        return HotGroupStatus(
+            conv_id=name,
+            partitions=group.partitions,
+            head=head,
+            stable_seq=stable,
+            lag=head - stable,
+            grants=len(mine),
+            oldest_grant_age_s=round(self._runtime.monotonic_s() - oldest.asked_at, 3) if oldest else None,
+            oldest_grant_slot=oldest.slot if oldest else None,
+            rate_per_s=round(committer.hot_detector.rates.get(conv, 0.0)),
+            voids=self.grants.voids[name],
+            by_rate=group.by_rate,
+        )
 
     async def _restart_partitions(self) -> None:
         """After a restart of the shard: its partitions may have died with the node."""
@@ -291,7 +289,7 @@ class HotGroups:
         state = committer.state
 
         def look() -> tuple[list[str], list[str]]:
-            hot, cold = committer.make_hot.tick(now, set(state.hot))
+            hot, cold = committer.hot_detector.tick(now, set(state.hot))
             name = state.conversations.name
             return [name(c) for c in hot], [name(c) for c in cold if state.hot[c].by_rate]
 

@@ -20,6 +20,7 @@ from imray.core.log_progress import LogProgress
 from imray.core.replies import Appended, Refusal, Refused
 from imray.core.routing import log_of, log_position_of
 from imray.core.sequencer import NEW
+from imray.core.status import PartitionStatus, ServingState
 from imray.log.recovery import become_partition_writer
 from imray.log.rows import Prepared, gather
 from imray.log.schema import segment_table
@@ -274,14 +275,20 @@ class PartitionWriter:
         return await self.loop.append(data)
 
     @property
-    def state(self) -> str:
-        """ "serving", or the reason why not."""
-        return "serving" if self.loop.refusal is None else self.loop.refusal.detail
+    def state(self) -> ServingState:
+        """Whether it takes messages, and why not."""
+        return self.loop.state
 
-    async def status(self) -> dict[str, object]:
+    async def status(self) -> PartitionStatus:
         """Figures for operators."""
-        segment = self.current.writer.segment if self.current is not None else 0
-        return {"shard": self._home, "slot": self.slot, "state": self.state, "segment": segment}
+        refusal = self.loop.refusal
+        return PartitionStatus(
+            shard=self._home,
+            slot=self.slot,
+            state=self.loop.state,
+            detail="" if refusal is None else refusal.detail,
+            segment=self.current.writer.segment if self.current is not None else 0,
+        )
 
 
 def _notes(grant: int, planned: Plan, rows: Rows) -> list[GrantNote]:

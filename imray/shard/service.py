@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from imray.core.status import HotFigures, LogFigures, PartitionStatus, ServingState, ShardStatus
+from imray.core.status import PartitionStatus, ShardStatus
 from imray.rpc import messages
 from imray.rpc.endpoint import Parts
 from imray.rpc.methods import Method
@@ -22,19 +22,13 @@ Handlers = Mapping[Method, Handler]
 
 
 async def shard_status(writer: ShardWriter) -> ShardStatus:
-    """A shard's figures, and this process's id."""
-    found = await writer.status()
-    if isinstance(found, dict):  # until ShardWriter.status() is typed
-        return _shard_of(found)
-    return msgspec.structs.replace(found, pid=os.getpid())
+    """A shard's figures, with this process's id."""
+    return msgspec.structs.replace(await writer.status(), pid=os.getpid())
 
 
 async def partition_status(writer: PartitionWriter) -> PartitionStatus:
-    """A partition's figures, and this process's id."""
-    found = await writer.status()
-    if isinstance(found, dict):  # until PartitionWriter.status() is typed
-        return _partition_of(found)
-    return msgspec.structs.replace(found, pid=os.getpid())
+    """A partition's figures, with this process's id."""
+    return msgspec.structs.replace(await writer.status(), pid=os.getpid())
 
 
 def shard_handlers(writer: ShardWriter) -> Handlers:
@@ -86,28 +80,3 @@ def partition_handlers(writer: PartitionWriter) -> Handlers:
         return messages.encode_struct(await partition_status(writer))
 
     return {Method.APPEND: append, Method.STATUS: status}
-
-
-def _state_of(text: str) -> tuple[ServingState, str]:
-    if text == "serving":
-        return ServingState.SERVING, ""
-    states = {
-        "corrupt": ServingState.CORRUPT,
-        "cannot write": ServingState.UNWRITABLE,
-        "stopping": ServingState.STOPPING,
-    }
-    return next((s for word, s in states.items() if word in text), ServingState.RECOVERING), text
-
-
-def _shard_of(found: dict[str, object]) -> ShardStatus:
-    state, detail = _state_of(str(found["state"]))
-    log = msgspec.convert(found, LogFigures) if "epoch" in found else None
-    hot = None
-    if "hot" in found:
-        hot = msgspec.convert({**found, "groups": found["hot"]}, HotFigures)
-    return ShardStatus(found["shard"], state, detail, found["queued_rows"], found["notes"], log, hot, [], os.getpid())
-
-
-def _partition_of(found: dict[str, object]) -> PartitionStatus:
-    state, detail = _state_of(str(found["state"]))
-    return PartitionStatus(found["shard"], found["slot"], state, detail, found["segment"], os.getpid())

@@ -15,6 +15,7 @@ from imray.core.blocks import Declined, Granted, Report
 from imray.core.columns import Rows
 from imray.core.errors import StorageError
 from imray.core.replies import Appended, Located, Refusal, Refused
+from imray.core.status import ServingState, ShardStatus
 from imray.log.recovery import Readable
 from imray.log.store import Store
 from imray.settings import Settings
@@ -102,9 +103,9 @@ class ShardWriter:
         return self._current
 
     @property
-    def state(self) -> str:
-        """ "serving", or the reason why not."""
-        return "serving" if self.loop.refusal is None else self.loop.refusal.detail
+    def state(self) -> ServingState:
+        """Whether it takes messages, and why not."""
+        return self.loop.state
 
     def _not_ready(self) -> Refusal:
         detail = f"{self.loop.label} is recovering: retry with the same ids"
@@ -159,14 +160,23 @@ class ShardWriter:
             return self._not_ready()
         return await (hot.make_hot(conv_id, partitions) if partitions else hot.make_cold(conv_id))
 
-    async def status(self) -> dict[str, object]:
-        """Figures for operators; `state` is "serving" or the reason why not."""
-        figures: dict[str, object] = {"shard": self.shard, "state": self.state, "queued_rows": self.loop.queued_rows}
-        figures["notes"] = list(self._notes)
+    async def status(self) -> ShardStatus:
+        """Figures for operators."""
+        refusal = self.loop.refusal
+        log = None
+        hot = None
         if self._current is not None:
-            figures |= await self._state.run(self._current.committer.figures)
-            figures |= {"hot": await self._current.hot.figures(), **self._current.hot.asked()}
-        return figures
+            log = await self._state.run(self._current.committer.figures)
+            hot = await self._current.hot.figures()
+        return ShardStatus(
+            shard=self.shard,
+            state=self.loop.state,
+            detail="" if refusal is None else refusal.detail,
+            queued_rows=self.loop.queued_rows,
+            notes=list(self._notes),
+            log=log,
+            hot=hot,
+        )
 
     # Of partitions
 

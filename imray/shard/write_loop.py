@@ -15,8 +15,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from imray.core.errors import CorruptError, FencedError, ImrayError, InvalidError
+from imray.core.errors import CorruptError, FencedError, ImrayError, InvalidError, StorageError
 from imray.core.replies import Appended, Refusal, Refused
+from imray.core.status import ServingState
 from imray.log.rows import Prepared, prepare
 from imray.log.schema import from_ipc
 from imray.settings import Settings
@@ -76,6 +77,7 @@ class WriteLoop:
         """The first try to become the writer has ended."""
         self.replaced = False
         """Another process is the writer now: what this one knows is of the past."""
+        self._unwritable = False
 
     # Life
 
@@ -108,6 +110,19 @@ class WriteLoop:
     def refusal(self) -> Refusal | None:
         """Why nothing is taken now; None: it serves."""
         return self._refusal
+
+    @property
+    def state(self) -> ServingState:
+        """Whether it takes messages, and why not."""
+        if self._refusal is None:
+            return ServingState.SERVING
+        if self.replaced:
+            return ServingState.REPLACED
+        if self._stopping.is_set():
+            return ServingState.STOPPING
+        if self._refusal.why is Refused.CORRUPT:
+            return ServingState.CORRUPT
+        return ServingState.UNWRITABLE if self._unwritable else ServingState.RECOVERING
 
     @property
     def queued_rows(self) -> int:
@@ -207,6 +222,7 @@ class WriteLoop:
     def _cannot_open(self, error: Exception, delay_s: float) -> Refusal:
         known = isinstance(error, ImrayError)
         log.error("%s cannot start: %s; next try in %.1f s", self.label, error, delay_s, exc_info=not known)
+        self._unwritable = isinstance(error, StorageError)
         detail = str(error) if known else f"{type(error).__name__}: {error}"
         if isinstance(error, CorruptError):
             return Refusal(Refused.CORRUPT, detail)

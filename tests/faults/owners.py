@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from imray.core.replies import Appended, Refusal
 from imray.log.segment import SegmentMeta, open_segment
 from imray.log.store import LocalStore
 from imray.settings import Settings
+from imray.shard.runtime import SYSTEM
 from imray.shard.shard_writer import ShardWriter
 from tests.faults.client import Client
 from tests.faults.driver import FaultStore, messages_of, read_all
@@ -38,7 +40,8 @@ async def owner_of(
     store: LocalStore, clock_ms: Callable[[], int] = lambda: 1000, wait: bool = True, **settings: Any
 ) -> AsyncIterator[ShardWriter]:
     """An owner of shard 0 that was started."""
-    owner = ShardWriter(store, 0, SEED, Settings(**({"reopen_delay_s_max": 0.05} | settings)), clock_ms)
+    runtime = replace(SYSTEM, wall_ms=clock_ms)
+    owner = ShardWriter(store, 0, SEED, Settings(**({"reopen_delay_s_max": 0.05} | settings)), runtime)
     starting = asyncio.create_task(owner.start())
     if wait:
         await starting

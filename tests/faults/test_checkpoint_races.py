@@ -81,12 +81,12 @@ async def test_upkeep_survives_every_checkpoint_that_overlaps_a_merge(
             while not store.holding.is_set():
                 assert await send(owner, Msg("c", msg_id(n))) == [("new", n + 1)]
                 n += 1
-            merging = owner._upkeep._merge_task  # type: ignore[union-attr]
+            merging = owner.current.upkeep._merge_task  # type: ignore[union-attr]
             if merging is not None:
                 await asyncio.wait([merging])
             store.gate.set()
-            await until_async(lambda: owner._upkeep._checkpoint_task is None, "it is written")  # type: ignore[union-attr]
-        ranges = [(i.interval.first, i.interval.last) for i in owner._committer.intervals]  # type: ignore[union-attr]
+            await until_async(lambda: owner.current.upkeep._checkpoint_task is None, "it is written")  # type: ignore[union-attr]
+        ranges = [(i.interval.first, i.interval.last) for i in owner.current.committer.intervals]  # type: ignore[union-attr]
         assert all(a[1] + 1 == b[0] for a, b in pairwise(ranges)), ranges
     async with owner_of(LocalStore(tmp_path)) as owner:
         told = await send(owner, *(Msg("c", msg_id(i)) for i in range(n)))
@@ -111,8 +111,8 @@ async def test_a_new_incarnation_does_not_wait_for_a_merge(tmp_path: Path, monke
             while not entered.is_set():
                 await until_async(lambda n=n: send(owner, Msg("c", msg_id(n))), "it serves")
                 n += 1
-            owner.fail(RuntimeError("something beside the loop"))
-            epoch = owner._committer.state.log.epoch  # type: ignore[union-attr]
+            owner.loop.fail(RuntimeError("something beside the loop"))
+            epoch = owner.current.committer.state.log.epoch  # type: ignore[union-attr]
 
             async def again() -> bool:
                 await send(owner, Msg("c", msg_id(0)))

@@ -116,13 +116,13 @@ async def test_a_shard_starts_without_its_derived_files(
     async with owner_of(LocalStore(tmp_path)) as owner:
         await until_async(lambda: _all_known(owner), "every old id has its first number")
         assert await send(owner, _message(_SENT)) == [("new", _SENT // 2 + 1)]
-        for interval in [i.interval for i in owner._committer.intervals]:  # type: ignore[union-attr]
+        for interval in [i.interval for i in owner.current.committer.intervals]:  # type: ignore[union-attr]
             await owner.mend(interval.name("postings"))
         status = await owner.status()
         assert status["state"] == "serving"
         if how != "removed" or kind != "all":  # where nothing is left, nothing is known to be missing
             assert status["notes"], "it is said"
-        for interval in [i.interval for i in owner._committer.intervals]:  # type: ignore[union-attr]
+        for interval in [i.interval for i in owner.current.committer.intervals]:  # type: ignore[union-attr]
             sealed.read_postings(LocalStore(tmp_path), interval)
 
 
@@ -207,7 +207,7 @@ async def test_one_interval_is_made_anew_once_however_many_ask(tmp_path: Path, m
     monkeypatch.setattr("imray.shard.upkeep.remake", counted)
     async with owner_of(LocalStore(tmp_path)) as owner:
         _damage(tmp_path, "postings", "flipped")
-        (first, *_) = [i.interval for i in owner._committer.intervals]  # type: ignore[union-attr]
+        (first, *_) = [i.interval for i in owner.current.committer.intervals]  # type: ignore[union-attr]
         await asyncio.gather(*(owner.mend(first.name("postings")) for _ in range(50)))
         assert made == [first]
         await owner.mend(first.name("postings"))
@@ -234,13 +234,13 @@ async def test_incarnations_that_end_early_do_not_pile_up_work(tmp_path: Path, m
     async with owner_of(LocalStore(tmp_path)) as owner:
         await until_async(lambda: running[0], "it is being made anew")
         for _ in range(5):
-            owner.fail(RuntimeError("a flapping disk"))
-            at = owner._incarnation
-            await until_async(lambda at=at: owner._incarnation > at and owner.state == "serving", "it opens anew")
+            owner.loop.fail(RuntimeError("a flapping disk"))
+            at = owner.loop.number
+            await until_async(lambda at=at: owner.loop.number > at and owner.state == "serving", "it opens anew")
         assert running == [1, 1]
         go_on.set()
         await until_async(lambda: _all_known(owner), "the last one does it")
-        in_use = {name for i in owner._committer.intervals for name in i.interval.names}  # type: ignore[union-attr]
+        in_use = {name for i in owner.current.committer.intervals for name in i.interval.names}  # type: ignore[union-attr]
     store = LocalStore(tmp_path)
     metas = [checkpoint.checkpoint_meta(store, name) for name in checkpoint.checkpoints(store, 0)]
     named = {name for meta in metas for interval in meta.intervals for name in interval.names}

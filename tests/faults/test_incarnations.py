@@ -57,7 +57,7 @@ async def test_no_ack_before_its_own_put_whatever_ends_the_incarnation(tmp_path:
         store.sync.clear()
         first = asyncio.create_task(owner.append(ipc_of([Msg("c", msg_id(2))])))
         await until_async(store.holding.is_set, "the first is in its last fsync")
-        owner.fail(StorageError("a fence of a partition's log failed"))
+        owner.loop.fail(StorageError("a fence of a partition's log failed"))
         await until_async(lambda: owner.state != "serving", "the incarnation is over")
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
@@ -88,12 +88,12 @@ async def test_no_ack_before_its_own_put_whatever_ends_the_incarnation(tmp_path:
 
 async def test_an_error_of_an_incarnation_that_is_over_ends_no_other(tmp_path: Path) -> None:
     async with owner_of(LocalStore(tmp_path)) as owner:
-        late = owner._incarnation
-        owner.fail(StorageError("the store is away"))
-        await until_async(lambda: owner._incarnation > late and owner.state == "serving", "the next one serves")
-        owner.fail(StorageError("told late"), late)
+        late = owner.loop.number
+        owner.loop.fail(StorageError("the store is away"))
+        await until_async(lambda: owner.loop.number > late and owner.state == "serving", "the next one serves")
+        owner.loop.fail(StorageError("told late"), late)
         assert isinstance(await owner.append(ipc_of([Msg("c", msg_id(1))])), Appended)
-        assert owner._failure is None
+        assert owner.loop._failure is None
 
 
 async def test_a_put_that_never_returns_ends_the_process(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ async def test_a_put_that_never_returns_ends_the_process(tmp_path: Path) -> None
     store.write.clear()
     waiting = asyncio.create_task(owner.append(ipc_of([Msg("c", msg_id(1))])))
     await until_async(store.holding.is_set, "the put hangs")
-    owner.fail(StorageError("something beside it"))
+    owner.loop.fail(StorageError("something beside it"))
     await asyncio.wait_for(ended.wait(), 60)
     store.write.set()
     assert isinstance(await asyncio.wait_for(waiting, 60), Refusal)
@@ -133,7 +133,7 @@ async def test_no_error_in_opening_is_the_last_word(
     async with owner_of(LocalStore(tmp_path)) as owner:
         if not first:
             fails[0] = 2
-            owner.fail(StorageError("a put failed"))
+            owner.loop.fail(StorageError("a put failed"))
             await until_async(lambda: fails[0] == 0, "it was tried again")
         await until_async(lambda: owner.state == "serving", "it serves in the end")
         answer = await owner.append(ipc_of([Msg("c", msg_id(1))]))
@@ -147,7 +147,7 @@ async def test_a_broken_write_loop_ends_the_process(tmp_path: Path, monkeypatch:
     await owner.start()
     with monkeypatch.context() as patch:
         patch.setattr(owner, "_end_incarnation", lambda: 1 / 0)
-        owner.fail(StorageError("a put failed"))
+        owner.loop.fail(StorageError("a put failed"))
         await asyncio.wait_for(ended.wait(), 60)
     refused = await owner.append(ipc_of([Msg("c", msg_id(1))]))
     assert isinstance(refused, Refusal)

@@ -132,7 +132,7 @@ async def test_retries_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         async def merged() -> bool:
             rows.append(["ab"[len(rows) % 2], len(rows), "x"])
             await send_until_acked(client, owner, [rows[-1]])  # a checkpoint, and merges after it
-            intervals = [i.interval for i in owner._committer.intervals] if owner._committer else []
+            intervals = [i.interval for i in owner.current.committer.intervals] if owner.current else []
             return any(i.last - i.first > 8 for i in intervals)
 
         await until_async(merged, "intervals are merged")

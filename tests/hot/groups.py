@@ -15,7 +15,6 @@ from imray.log.store import LocalStore
 from imray.settings import Settings
 from imray.shard.partition_writer import PartitionWriter
 from imray.shard.shard_writer import ShardWriter
-from imray.shard.write_loop import WriteLoop
 from tests.unit.batches import SEED, Msg, Row, answers_of, ipc_of
 
 _LOST = Refusal(Refused.UNAVAILABLE, "the call was lost")
@@ -30,13 +29,11 @@ class Link:
         self.lose_answers = 0
 
     async def _call(self, method: str, *args: Any) -> Any:
-        hot = self._group.home.hot
-        if self.cut or hot is None or self._group.home.state != "serving":
+        home = self._group.home
+        if self.cut or self._group.home.state != "serving":
             await asyncio.sleep(0.01)
             return _LOST
-        answer = getattr(hot, method)(*args)
-        if asyncio.iscoroutine(answer):
-            answer = await answer
+        answer = await getattr(home, method)(*args)
         if self.lose_answers:
             self.lose_answers -= 1
             return _LOST
@@ -46,12 +43,11 @@ class Link:
         """As HomeLink."""
         return await self._call("register", slot, epoch, segment)
 
-    def ask(
+    async def ask(
         self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
     ) -> Granted | Declined | Refusal:
         """As HomeLink."""
-        call = self._call("ask", slot, epoch, ask, rows, reports)
-        return asyncio.run_coroutine_threadsafe(call, self._group.loop).result(10)  # type: ignore[no-any-return]
+        return await self._call("ask", slot, epoch, ask, rows, reports)
 
     async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
         """As HomeLink."""
@@ -67,7 +63,7 @@ class Group:
         self.home = self._new_home()
         self.partitions: dict[int, PartitionWriter] = {}
         self.links: dict[int, Link] = {}
-        self._owners: list[WriteLoop] = []
+        self._owners: list[ShardWriter | PartitionWriter] = []
         self.crashes = False
         """The home shard's end is none in good order."""
 
@@ -82,10 +78,10 @@ class Group:
     async def __aexit__(self, *_: object) -> None:
         for owner in reversed(self._owners):
             if self.crashes and isinstance(owner, ShardWriter):
-                owner.hot = None  # nothing is put in order
+                owner._current = None  # nothing is put in order
             await owner.stop()
 
-    async def _start(self, owner: WriteLoop) -> None:
+    async def _start(self, owner: ShardWriter | PartitionWriter) -> None:
         self._owners.append(owner)
         await owner.start()
 
@@ -118,7 +114,7 @@ class Group:
 
     async def try_send(self, slot: int, *messages: Msg) -> list[Row] | Refusal:
         """Once."""
-        owner: WriteLoop = self.partitions[slot] if slot else self.home
+        owner: ShardWriter | PartitionWriter = self.partitions[slot] if slot else self.home
         answer = await owner.append(ipc_of(messages))
         return answers_of(answer) if isinstance(answer, Appended) else answer
 

@@ -21,8 +21,8 @@ from tests.unit.batches import Msg, batch_of, msg_id
 
 
 def _hot_of(group: Group):  # type: ignore[no-untyped-def]
-    assert group.home.hot is not None
-    return group.home.hot
+    assert group.home.current is not None
+    return group.home.current.hot
 
 
 async def test_asks_wait_for_an_overdue_checkpoint_as_home_senders_do(

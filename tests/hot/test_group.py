@@ -21,7 +21,7 @@ def _rows(answer: list[Row] | Refusal) -> list[tuple[str, int]]:
 
 
 async def _hot(group: Group, partitions: int = 2) -> None:
-    assert await group.home.hot.make_hot("room", partitions) is None
+    assert await group.home.current.hot.make_hot("room", partitions) is None
     for slot in range(1, partitions + 1):
         topic = group.partitions[slot]
         await until_async(lambda: topic.state == "serving", "the partition serves")  # noqa: B023
@@ -50,7 +50,7 @@ async def test_one_order_over_all_ways(tmp_path: Path) -> None:
         assert _rows(await group.send(2, _m(3), _m(6))) == [("duplicate", 3), ("duplicate", 6)]
         assert _rows(await group.send(0, _m(5), _m(7, b"other"))) == [("duplicate", 5), ("conflict", 7)]
         assert await _stable(group, 7) == 7
-        assert await group.home.hot.make_cold("room") is None
+        assert await group.home.current.hot.make_cold("room") is None
         refusal = await group.send(1, _m(8))
         assert isinstance(refusal, Refusal)
         assert refusal.why == "moved"
@@ -65,7 +65,7 @@ async def test_a_dead_partition(tmp_path: Path) -> None:
         await _hot(group)
         group.links[1].lose_answers = 10**6
         lost = asyncio.create_task(group.try_send(1, _m(1), _m(2)))
-        blocks = group.home.hot.grants.blocks
+        blocks = group.home.current.hot.grants.blocks
         await until_async(lambda: blocks.outstanding, "a grant is outstanding")
         assert _rows(await group.deliver(_m(3))) == [("new", 3)]
         assert await _stable(group, 3) == 3  # 1 and 2 are void: its log was fenced

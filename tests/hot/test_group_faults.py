@@ -44,7 +44,7 @@ async def test_retries_by_every_way_at_every_time(tmp_path: Path) -> None:
             for slot in range(partitions + 1):
                 await new(slot, 10 * partitions + slot)
             await all_known(range(partitions + 1))
-        assert await group.home.hot.make_cold("room") is None  # type: ignore[union-attr]
+        assert await group.home.current.hot.make_cold("room") is None  # type: ignore[union-attr]
         await new(0, 100)
         await all_known(range(1))
     async with Group(tmp_path) as group:
@@ -55,7 +55,7 @@ async def test_retries_by_every_way_at_every_time(tmp_path: Path) -> None:
 async def test_a_retry_of_an_id_in_flight_waits_for_its_grant(tmp_path: Path) -> None:
     async with Group(tmp_path) as group:
         await _hot(group)
-        blocks = group.home.hot.grants.blocks  # type: ignore[union-attr]
+        blocks = group.home.current.hot.grants.blocks  # type: ignore[union-attr]
         group.links[1].lose_answers = 3
         slow = asyncio.create_task(group.send(1, _m(1)))
         await until_async(lambda: blocks.outstanding, "a grant is outstanding")
@@ -74,8 +74,8 @@ async def test_cut_off_after_the_grant(tmp_path: Path) -> None:
         group.links[1].cut = True  # its report is lost
         assert _rows(await group.send(2, _m(3))) == [("new", 3)]
         assert await _stable(group, 3) == 3
-        state = group.home.hot.grants.committer.state  # type: ignore[union-attr]
-        assert not group.home.hot.grants.voids, "what was written is no void"  # type: ignore[union-attr]
+        state = group.home.current.hot.grants.committer.state  # type: ignore[union-attr]
+        assert not group.home.current.hot.grants.voids, "what was written is no void"  # type: ignore[union-attr]
         assert state.partitions[1].segment >= 2
         group.links[1].cut = False
         assert _rows(await group.send(1, _m(1), _m(4)))[0] == ("duplicate", 1)
@@ -88,7 +88,7 @@ async def test_a_home_shard_killed_with_grants_outstanding(tmp_path: Path) -> No
         for slot in (1, 2, 3):
             group.links[slot].lose_answers = 10**6
         lost = [asyncio.create_task(group.try_send(slot, _m(slot))) for slot in (1, 2, 3)]
-        blocks = group.home.hot.grants.blocks  # type: ignore[union-attr]
+        blocks = group.home.current.hot.grants.blocks  # type: ignore[union-attr]
         await until_async(lambda: len(blocks.outstanding) == 3, "three grants are outstanding")
         assert _rows(await group.send(0, _m(9))) == [("new", 4)]
         await group.new_home()
@@ -128,8 +128,8 @@ async def test_checkpoints_with_grants_in_flight(tmp_path: Path) -> None:
 async def test_turns_by_its_rate(tmp_path: Path) -> None:
     """Hot over the threshold, cold under it; what an operator turned hot stays."""
     async with Group(tmp_path, hot_rate_per_s=20.0, cold_rate_per_s=5.0, hot_ticks=1, hot_partitions=2) as group:
-        state = group.home.hot.grants.committer.state  # type: ignore[union-attr]
-        assert await group.home.hot.make_hot("other", 1) is None  # type: ignore[union-attr]
+        state = group.home.current.hot.grants.committer.state  # type: ignore[union-attr]
+        assert await group.home.current.hot.make_hot("other", 1) is None  # type: ignore[union-attr]
         n = 0
 
         async def busy() -> bool:

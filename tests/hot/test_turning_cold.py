@@ -21,8 +21,8 @@ from tests.unit.batches import rows_of
 
 
 def _of(group: Group) -> HotGroups:
-    assert group.home.hot is not None
-    return group.home.hot
+    assert group.home.current is not None
+    return group.home.current.hot
 
 
 async def test_no_block_above_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,8 +77,8 @@ async def test_the_next_incarnation_logs_nothing_of_the_last(tmp_path: Path) -> 
     async with Group(tmp_path) as group:
         await _hot(group, 1)
         old = _of(group)
-        group.home.fail(StorageError("the disk is away"))
-        await until_async(lambda: group.home.hot is not old and group.home.state == "serving", "it has recovered")
+        group.home.loop.fail(StorageError("the disk is away"))
+        await until_async(lambda: group.home.current is not None and group.home.current.hot is not old and group.home.state == "serving", "it has recovered")
         segment = (await group.home.status())["segment"]
         assert isinstance(await old.make_hot("other", 1), Refusal)
         assert isinstance(await old.make_cold("room"), Refusal)
