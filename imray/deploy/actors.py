@@ -70,11 +70,11 @@ class WriterActor:
         return await self._opening
 
     async def ping(self) -> ShardStatus | PartitionStatus:
-        """As `endpoint`; the writer's state and figures."""
+        """The writer's state and figures, once it has recovered, or not in `_RECOVERY_WAIT_S`."""
         await self._recovered()
-        assert self._writer is not None
         if isinstance(self._writer, ShardWriter):
             return await shard_status(self._writer)
+        assert self._writer is not None
         return await partition_status(self._writer)
 
     async def _recovered(self) -> None:
