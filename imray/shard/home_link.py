@@ -9,9 +9,9 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from imray.core.blocks import Declined, Granted, Report
 from imray.core.columns import Rows
 from imray.core.errors import InvalidError
+from imray.core.grants import Declined, Granted, Report
 from imray.core.replies import Refusal, Refused
 from imray.rpc import messages
 from imray.rpc.channel import Channel

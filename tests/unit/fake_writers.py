@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import pyarrow as pa
 import pytest
@@ -119,25 +119,33 @@ class FakeWriter:
         await self._server.close()
 
 
+class Found(Protocol):
+    """What a directory leads to."""
+
+    async def endpoint(self) -> Endpoint: ...
+
+    async def close(self) -> None: ...
+
+
 class FakeDirectory:
     """Logs and who writes them, as `imray.rpc.directory.Directory` says it."""
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self._queued: dict[int, deque[FakeWriter]] = {}
-        self._known: dict[int, FakeWriter] = {}
-        self._writers: list[FakeWriter] = []
+        self._queued: dict[int, deque[Found]] = {}
+        self._known: dict[int, Found] = {}
+        self._all: list[Found] = []
 
     def writer(self, log: int, *answers: Said) -> FakeWriter:
         """A new one. A log may have several: each is found once, one after the other, and the last one from then on."""
         made = FakeWriter(self.clock, log, answers)
-        self._writers.append(made)
-        self.again(log, made)
+        self.add(log, made)
         return made
 
-    def again(self, log: int, writer: FakeWriter) -> None:
-        """Who is found after those before."""
-        self._queued.setdefault(log, deque()).append(writer)
+    def add(self, log: int, found: Found) -> None:
+        """Who is found after those before; one may be added again."""
+        self._all.append(found)
+        self._queued.setdefault(log, deque()).append(found)
 
     async def find(self, log: int, timeout_s: float) -> Endpoint:
         """The same one until it is forgotten."""
@@ -154,8 +162,8 @@ class FakeDirectory:
         self._known.pop(log, None)
 
     async def close(self) -> None:
-        for writer in self._writers:
-            await writer.close()
+        for found in self._all:
+            await found.close()
 
 
 @asynccontextmanager

@@ -111,7 +111,7 @@ async def test_an_older_incarnation_is_not_believed_where_numbers_are(
 ) -> None:
     new = directory.writer(SHARD, located(2, 20), LOST, located(2, 21))
     old = directory.writer(SHARD, located(1, 10))
-    directory.again(SHARD, new)
+    directory.add(SHARD, new)
     assert await locate(client, directory) == located(2, 20)
     # the connection breaks, and the directory leads to the old one for a moment
     assert await locate(client, directory) == located(2, 21)

@@ -102,7 +102,7 @@ def test_a_token_is_shown_on_a_terminal_and_nowhere_else(
     terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    up._say({"url": "http://127.0.0.1:1", "token": "s3cret", "data": "chat"})
+    up._print_info({"url": "http://127.0.0.1:1", "token": "s3cret", "data": "chat"})
     shown = capsys.readouterr().out
     assert ("s3cret" in shown) is terminal
     assert "token" in shown
