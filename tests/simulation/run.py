@@ -14,10 +14,12 @@ from unittest.mock import patch
 
 from imray.core import blocks
 from imray.log import sealed
+from imray.log.segment import Segment
 from imray.shard import grants
 from tests.simulation.verify import verify
 from tests.simulation.world import Listener, World
 
+_read_table = Segment.table
 _LOG = logging.getLogger("imray")
 
 
@@ -39,12 +41,22 @@ def small_world(rng: random.Random) -> Iterator[None]:
     def token_hex(count: int = 32) -> str:
         return rng.getrandbits(8 * count).to_bytes(count, "big").hex()
 
+    decoded: dict[tuple[bytes, tuple[str, ...]], Any] = {}
+
+    def table(self: Segment, columns: list[str] | None = None) -> Any:
+        # the same verified bytes are read again and again
+        key = self.digest, tuple(columns or ())
+        if key not in decoded:
+            decoded[key] = _read_table(self, columns)
+        return decoded[key]
+
     with (
         patch.object(blocks, "_STEP_MIN", 6),
         patch.object(blocks, "_STEP_BLOCKS", 2),
         patch.object(grants, "_CEILING_MIN", 6),
         patch.object(sealed, "MERGE_FANOUT", 2),
         patch.object(secrets, "token_hex", token_hex),
+        patch.object(Segment, "table", table),
     ):
         yield
 

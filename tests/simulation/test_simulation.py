@@ -11,6 +11,7 @@ from multiprocessing import get_context
 
 import pytest
 
+from tests.simulation import mutations_log
 from tests.simulation.mutations import ALL, broken
 from tests.simulation.run import complaint, run
 
@@ -52,16 +53,16 @@ def test_seeds_differ() -> None:
 
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_a_broken_rule_is_found(name: str) -> None:
-    with broken(name) as mutation:
+    with broken(name) as shows:
         for seed in range(_MUTATION_SEEDS_MAX):
-            outcome = run(seed, mutation.parts)
-            if outcome.error is not None and mutation.shows in complaint(outcome):
+            outcome = run(seed)
+            if outcome.error is not None and shows in complaint(outcome):
                 return
     pytest.fail(f"{_MUTATION_SEEDS_MAX} schedules did not find it")
 
 
 def test_a_complaint_says_how_to_replay() -> None:
-    with broken("stable_is_the_head") as mutation:
-        outcome = next(o for seed in range(100) if (o := run(seed, mutation.parts, keep_trace=True)).error is not None)
+    with broken("stable_is_the_head"):
+        outcome = next(o for seed in range(100) if (o := run(seed, keep_trace=True)).error is not None)
     assert f"python -m tests.simulation --seed {outcome.seed} --trace" in complaint(outcome)
     assert any("granted" in line or "send" in line for line in outcome.lines)

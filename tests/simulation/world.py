@@ -90,7 +90,7 @@ class World:
         self.sim = Simulation(seed, keep_trace)
         rng = self.sim.rng
         self.disk = Disk(self.sim)
-        self.disk.puts_at_once = rng.choice([1, 4])
+        self.disk.puts_at_once = rng.choice([1, 1, 2, 4])
         self.files = Files(self.disk)
         self.directory: dict[int, Process] = {}
         """Who a call to the home shard (0) or to a partition reaches: the newest incarnation."""
@@ -117,7 +117,11 @@ class World:
         for _ in range(2):
             self._new_gateway()
         self.new_writer(HOME)
-        self.clients = [Client(self._process(f"client{n}"), f"c{n}", self.seen) for n in range(rng.randint(2, 3))]
+        self.clients = [Client(self._process(f"client{n}"), f"c{n}", self.seen) for n in range(self._clients_count())]
+
+    def _clients_count(self) -> int:
+        """Enough for a window of puts to be full: each waits for its ack."""
+        return self.sim.rng.randint(2, 3) if self.disk.puts_at_once == 1 else self.sim.rng.randint(3, 7)
 
     def _process(self, name: str) -> Process:
         process = Process(self.sim, f"{name}.{len(self._processes) + 1}")
