@@ -90,8 +90,10 @@ class _RayServer:
 
     def kill(self) -> None:
         """The shard's process. Not Ray: it would take the senders along, which are programs on the cluster."""
-        self._killed = self._engine.status().pid
-        os.kill(self._killed, signal.SIGKILL)
+        pid = self._engine.status().pid
+        assert pid is not None, "a serving shard says its process"
+        self._killed = pid
+        os.kill(pid, signal.SIGKILL)
 
     def restart(self) -> None:
         """Ray does it; wait until the next one serves."""
