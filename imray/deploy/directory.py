@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from imray.deploy import names
 from imray.rpc.endpoint import Endpoint, NoAnswerError
@@ -34,7 +34,8 @@ class RayDirectory:
         except TimeoutError:
             raise NoAnswerError(f"{name} did not say within {timeout_s:.1f} s where it listens") from None
         except (RayError, ValueError) as e:  # ValueError: nobody has the name
-            raise NoAnswerError(f"{name}: {str(e).strip().splitlines()[0]}") from e
+            cause = e.cause if isinstance(e, RayTaskError) else e
+            raise NoAnswerError(f"{name}: {str(cause).strip().splitlines()[0]}") from e
         self._known[log] = found
         return found
 
