@@ -8,9 +8,12 @@ import numpy as np
 
 from imray.core.replies import Appended, Located, Refusal, Refused
 from imray.core.routing import slot_for
+from imray.rpc import messages
+from imray.rpc.methods import Method
 from tests.checker.events import Answer, Conversation, Read, Send
 from tests.simulation.kernel import LOST, MS, Process
 from tests.simulation.messages import CONVS, Files, Msg, Request, ipc_of, page
+from tests.simulation.network import NO_ANSWER, call
 
 
 class Gateway:
@@ -51,14 +54,14 @@ class Gateway:
         return 0 if self._sim.now < self._paused.get(slot, 0) else slot
 
     async def _append(self, slot: int, request: Request, tries: int) -> Appended | Refusal:
-        answer: Any = LOST
+        answer: Appended | Refusal = NO_ANSWER
         for _ in range(tries):
-            callee = self._directory.get(slot)
-            answer = await self._sim.call(self._process, callee, "append", ipc_of(request), timeout_us=60 * MS)
-            if answer != LOST and (isinstance(answer, Appended) or answer.why is not Refused.UNAVAILABLE):
+            found = await call(self._process, self._directory.get(slot), Method.APPEND, [ipc_of(request)], 60 * MS)
+            answer = NO_ANSWER if found is None else messages.decode_append_answer(found)
+            if isinstance(answer, Appended) or answer.why is not Refused.UNAVAILABLE:
                 return answer
             await self._process.sleep(4 * MS)
-        return Refusal(Refused.UNAVAILABLE, "no answer") if answer == LOST else answer
+        return answer
 
     def _learn(self, answer: Appended, request: Request) -> None:
         hot = answer.hot or {}
@@ -72,8 +75,9 @@ class Gateway:
     async def read(self, conv: str, after: int, limit: int) -> Any:
         """A page: messages, holes, up to which number, `stable_seq`."""
         upto = after + limit
-        home = self._directory.get(0)
-        located = await self._sim.call(self._process, home, "locate", conv, after + 1, upto, timeout_us=60 * MS)
+        content = messages.encode_locate(conv, after + 1, upto)
+        answer = await call(self._process, self._directory.get(0), Method.LOCATE, content, 60 * MS)
+        located = None if answer is None else messages.decode_locate_answer(answer)
         if not isinstance(located, Located):
             return LOST
         upto = min(upto, located.stable)

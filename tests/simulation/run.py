@@ -15,7 +15,8 @@ from unittest.mock import patch
 from imray.core import blocks
 from imray.log import sealed
 from imray.log.segment import Segment
-from imray.shard import grants
+from imray.shard import grants, home_link
+from tests.simulation.network import SimChannel
 from tests.simulation.verify import verify
 from tests.simulation.world import Listener, World
 
@@ -57,6 +58,7 @@ def small_world(rng: random.Random) -> Iterator[None]:
         patch.object(sealed, "MERGE_FANOUT", 2),
         patch.object(secrets, "token_hex", token_hex),
         patch.object(Segment, "table", table),
+        patch.object(home_link, "Channel", SimChannel),
     ):
         yield
 

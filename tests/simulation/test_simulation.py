@@ -11,7 +11,6 @@ from multiprocessing import get_context
 
 import pytest
 
-from tests.simulation import mutations_log
 from tests.simulation.mutations import ALL, broken
 from tests.simulation.run import complaint, run
 

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from imray.core.blocks import Declined, Granted, Report
-from imray.core.columns import Rows
 from imray.core.errors import CorruptError, ImrayError
-from imray.core.replies import Refusal, Refused
+from imray.rpc import messages
+from imray.rpc.methods import Method
 from imray.settings import Settings
+from imray.shard.home_link import RpcHomeLink
 from imray.shard.partition_writer import PartitionWriter
+from imray.shard.service import partition_handlers, shard_handlers
 from imray.shard.shard_writer import ShardWriter
 from tests.checker.events import Conversation
 from tests.checker.invariants import judge
 from tests.simulation.clients import Client, Gateway, message
 from tests.simulation.kernel import LOST, MS, LivenessError, Process, Simulation, Weather
 from tests.simulation.messages import CONVS, SEED, Files, Msg
+from tests.simulation.network import Served, SimDirectory, call
 from tests.simulation.store import Disk, SimStore
 from tests.simulation.threads import runtime_of
 
 HEAL_US = 30_000 * MS
 """After all faults are over, everything is settled within this."""
 HOME = 0
-_CALL_US = 20 * MS
 _PUT_TIMEOUT_S = 0.1
 """Shorter than the slowest puts: a process ends, and its put lands later."""
 
@@ -50,37 +50,6 @@ class Listener(logging.Handler):
         for error in errors:
             if isinstance(error, CorruptError) or not isinstance(error, ImrayError):
                 self._sim.bugs.append(error)
-
-
-class Link:
-    """From a partition to its home shard: `imray.shard.partition_writer.HomeLink` over simulated calls."""
-
-    def __init__(self, world: World, process: Process, slot: int) -> None:
-        self._world = world
-        self._process = process
-        self._slot = slot
-
-    async def _call(self, method: str, *args: Any) -> Any:
-        home = self._world.home_of(self._slot)
-        answer = await self._world.sim.call(self._process, home, method, *args, timeout_us=_CALL_US)
-        return Refusal(Refused.UNAVAILABLE, "the home shard does not answer") if answer == LOST else answer
-
-    async def register(self, slot: int, epoch: int, segment: int) -> bool | Refusal:
-        """As `HomeLink.register`."""
-        known: bool | Refusal = await self._call("register", slot, epoch, segment)
-        return known
-
-    async def ask(
-        self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
-    ) -> Granted | Declined | Refusal:
-        """As `HomeLink.ask`."""
-        answer: Granted | Declined | Refusal = await self._call("ask", slot, epoch, ask, rows, reports)
-        return answer
-
-    async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
-        """As `HomeLink.report`."""
-        refusal: Refusal | None = await self._call("report", slot, epoch, reports)
-        return refusal
 
 
 class World:
@@ -159,10 +128,12 @@ class World:
             writer: ShardWriter | PartitionWriter
             if slot == HOME:
                 writer = ShardWriter(store, 0, SEED, self.settings, runtime, on_fenced, self._start_partitions)
+                process.serves = Served(writer, shard_handlers(writer))
             else:
-                link = Link(self, process, slot)
+                directory = SimDirectory(process, lambda: self.home_of(slot))
+                link = RpcHomeLink(directory, 0, self.settings)
                 writer = PartitionWriter(store, 0, slot, SEED, self.settings, link, runtime, on_fenced)
-            process.serves = writer
+                process.serves = Served(writer, partition_handlers(writer))
             await writer.start()
             self.sim.trace("serving", process.name)
 
@@ -222,11 +193,10 @@ class World:
         for pause_us, conv, partitions in orders:
             await process.sleep(pause_us)
             self.sim.trace("order", conv, partitions)
-            method = "make_hot"
-            args = conv, partitions
+            content = messages.encode_make_hot(conv, partitions)
             for _ in range(3):
-                answer = await self.sim.call(process, self.directory.get(HOME), method, *args, timeout_us=150 * MS)
-                if answer is None:
+                answer = await call(process, self.directory.get(HOME), Method.MAKE_HOT, content, 150 * MS)
+                if answer is not None and messages.decode_done(answer) is None:
                     break
                 await process.sleep(5 * MS)
 
@@ -345,7 +315,7 @@ class World:
     @property
     def home(self) -> ShardWriter:
         """The newest."""
-        found = self.directory[HOME].serves
+        found = self.directory[HOME].serves.writer
         assert isinstance(found, ShardWriter)
         return found
 
@@ -362,7 +332,7 @@ class World:
             return f"the home shard does not serve: {home.loop.refusal}"
         state = current.committer.state
         for slot, process in self.directory.items():
-            writer = process.serves
+            writer = None if process.serves is None else process.serves.writer
             if slot in state.partitions and (writer is None or writer.loop.refusal is not None):
                 return f"partition {slot} does not serve: {None if writer is None else writer.loop.refusal}"
         if current.hot.grants.blocks.outstanding:
