@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from imray.core.columns import Plan
+from imray.core.columns import Plan, RowStatus
 from imray.core.replies import Appended, Firsts, Refusal, Refused
-from imray.core.sequencer import IN_FLIGHT
 from imray.log.rows import Prepared
 
 _IN_FLIGHT = Refusal(
@@ -56,7 +55,7 @@ def answers_of(requests: Sequence[Prepared], planned: Plan, written: Written) ->
             planned.seq[start:end], int(stables[0]) if same else stables, firsts, written.hot or None,
         )  # fmt: skip
         new_before += len(request) - (len(firsts.at) if firsts is not None else 0)
-        answers.append(_IN_FLIGHT if (planned.status[start:end] == IN_FLIGHT).any() else answer)
+        answers.append(_IN_FLIGHT if (planned.status[start:end] == RowStatus.IN_FLIGHT).any() else answer)
         start = end
     return answers
 

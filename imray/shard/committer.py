@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from imray.core.blocks import Blocks
-from imray.core.columns import Plan
+from imray.core.columns import Plan, RowStatus
 from imray.core.dedup import IdTable
 from imray.core.fold import are_hot, commit_read_back, freeze, mark_durable, reserve, sealed
 from imray.core.hot_detector import HotDetector
 from imray.core.replies import Appended, Located, Refusal
 from imray.core.routing import log_position_of
-from imray.core.sequencer import NEW, commit_of, locate, plan
+from imray.core.sequencer import commit_of, locate, plan
 from imray.core.state import ShardState
 from imray.core.status import LogFigures
 from imray.log.checkpoint import Snapshot, snapshot
@@ -56,8 +56,10 @@ class Committer:
         settings: Settings,
         clock_ms: Callable[[], int],
     ) -> None:
-        self.state, self.writer = state, writer
-        self._settings, self.clock_ms = settings, clock_ms
+        self.state = state
+        self.writer = writer
+        self._settings = settings
+        self.clock_ms = clock_ms
         self.blocks: Blocks | None = None
         self.confirmer = Confirmer(store, shard, state.seed, self.note)
         self.rewrite = False
@@ -68,7 +70,8 @@ class Committer:
         self._replaced: list[SealedInterval] = []
         self.notes: deque[str] = deque(maxlen=_NOTES_KEPT)
         """Which derived files were missing or damaged, and what was done: for operators."""
-        self.shard, self.store = shard, store
+        self.shard = shard
+        self.store = store
         self.hot_detector = HotDetector(
             settings.hot_rate_per_s, settings.cold_rate_per_s or settings.hot_rate_per_s / 4, settings.hot_ticks
         )
@@ -117,10 +120,11 @@ class Committer:
         old = self.confirmer.confirm(rows, located) if located.maybe else {}
         planned = plan(self.state, rows, located, old)
         now = self.clock_ms()
-        segment, epoch = self.writer.segment, self.writer.epoch
+        segment = self.writer.segment
+        epoch = self.writer.epoch
         commit = encoded = None
         if len(planned.touched):
-            keep = None if planned.new_rows is None else planned.status == NEW
+            keep = None if planned.new_rows is None else planned.status == RowStatus.NEW
             new_seq = planned.seq if planned.new_rows is None else planned.seq[planned.new_rows]
             encoded = self.writer.encode(segment_table(table, keep, new_seq, now), now)
             segment = encoded.segment
@@ -195,7 +199,8 @@ class Committer:
     @property
     def checkpoint_overdue(self) -> bool:
         """Whether so much came since that memory must be protected."""
-        state, settings = self.state, self._settings
+        state = self.state
+        settings = self._settings
         return (
             state.recent.count >= _OVERDUE * settings.checkpoint_ids_max
             or len(state.postings.entries) >= _OVERDUE_SEGMENTS * settings.checkpoint_segments_max
@@ -227,7 +232,8 @@ class Committer:
     def clear_used(self) -> IdTable | None:
         """Clear the table of the last freeze, if not done yet. In any thread: nobody else uses it, and clearing tens
         of MB takes longer than a commit."""
-        table, self._used = self._used, None
+        table = self._used
+        self._used = None
         if table is not None:
             table.clear()
         return table
@@ -256,7 +262,8 @@ class Committer:
 
     def take_replaced(self) -> tuple[list[SealedInterval], list[SealedInterval]]:
         """What `collect` takes: the intervals that were replaced since the last time, and those in use."""
-        replaced, self._replaced = self._replaced, []
+        replaced = self._replaced
+        self._replaced = []
         return replaced, self.intervals
 
     def figures(self) -> LogFigures:

@@ -8,25 +8,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from imray.core.blocks import (
-    Block,
-    Blocks,
-    Declined,
-    Granted,
-    Report,
-    conversations_of,
-    next_ceiling,
-    ranges_of,
-    unexplained,
-)
+from imray.core.blocks import Block, Blocks, conversations_of, next_ceiling, ranges_of, unexplained
 from imray.core.columns import Rows
 from imray.core.errors import CorruptError, InvalidError
+from imray.core.grants import Declined, DeclineReason, Granted, Report
 from imray.core.routing import log_of
 from imray.core.sequencer import locate
 from imray.core.state import HotGroup, ShardState
 from imray.log.reader import read_log
 from imray.log.recovery import fence_log
-from imray.log.schema import KIND_COLD, KIND_HOT, KIND_VOID, Record
+from imray.log.schema import HotRecord, LogRecord, RecordKind, VoidRecord
 from imray.shard.committer import Committer
 from imray.shard.jobs import Records
 
@@ -37,7 +28,8 @@ class Grants:
     """Asks answered, writers registered, blocks settled."""
 
     def __init__(self, committer: Committer, blocks: Blocks) -> None:
-        self.committer, self.blocks = committer, blocks
+        self.committer = committer
+        self.blocks = blocks
         self.ceilings_wanted: set[int] = set()
         """Conversations whose next ceiling should be logged."""
         self._ceilings_asked: dict[int, int] = {}
@@ -56,7 +48,7 @@ class Grants:
         if state.hot:
             reason = "granted by an earlier incarnation of the home shard, and never written"
 
-            def records(state: ShardState) -> list[Record]:
+            def records(state: ShardState) -> list[LogRecord]:
                 voids = [_void(state, *lost, reason) for lost in unexplained(state)]
                 return voids + [grants._hot_record(state, conv, voids) for conv in sorted(state.hot)]
 
@@ -85,7 +77,7 @@ class Grants:
         if known is not None:
             return known
         if self.committer.checkpoint_overdue:
-            return self.blocks.decline(slot, ask, "busy")
+            return self.blocks.decline(slot, ask, DeclineReason.BUSY)
         state = self.committer.state
         located = locate(state, rows)
         if located.maybe and not may_read:
@@ -143,7 +135,8 @@ class Grants:
 
     def fence(self, slot: int) -> list[Block]:
         """End a partition's writer by fencing its log: the grants that it did not write."""
-        committer, progress = self.committer, self.committer.state.partitions[slot]
+        committer = self.committer
+        progress = committer.state.partitions[slot]
         writer = fence_log(
             committer.store, log_of(committer.shard, slot), progress, self.blocks.sequencer,
             lambda: self._read_tail(slot), committer.clock_ms, by_home=True,
@@ -153,7 +146,8 @@ class Grants:
         return self.blocks.lost(slot, writer.epoch)
 
     def _read_tail(self, slot: int, last: int | None = None) -> None:
-        committer, progress = self.committer, self.committer.state.partitions[slot]
+        committer = self.committer
+        progress = committer.state.partitions[slot]
         for segment in read_log(committer.store, log_of(committer.shard, slot), progress, last):
             meta = segment.meta
             grant = meta.grants[0].grant if meta.grants else 0
@@ -166,7 +160,7 @@ class Grants:
     def void(self, blocks: Sequence[Block]) -> Records:
         """Records that say of each range of some grants: never to be a message."""
 
-        def records(state: ShardState) -> list[Record]:
+        def records(state: ShardState) -> list[LogRecord]:
             return [
                 _void(state, *lost, f"granted to partition {b.slot}, epoch {b.epoch}, which ended before it wrote them")
                 for b in blocks
@@ -186,7 +180,7 @@ class Grants:
         wanted = self.ceilings_wanted
         self.ceilings_wanted = set()
 
-        def records(state: ShardState) -> list[Record]:
+        def records(state: ShardState) -> list[LogRecord]:
             # after the record that turns it cold this one would turn it hot again; if it stays hot, the next ask wants
             # its ceiling again
             for conv in wanted & self.blocks.cooling:
@@ -203,21 +197,16 @@ class Grants:
         """Records with the heads as ceilings, for a stop in good order: `blocks.closed` is set, and no grant is
         outstanding."""
 
-        def records(state: ShardState) -> list[Record]:
+        def records(state: ShardState) -> list[LogRecord]:
             assert self.blocks.closed
             assert not self.blocks.outstanding
-            found: list[Record] = []
+            found: list[LogRecord] = []
             for conv, group in sorted(state.hot.items()):
                 if conv in self.blocks.cooling:
                     continue  # a record that turns it cold may be on its way, and this one would turn it hot again
                 head = int(state.conversations.heads[conv])
-                body: dict[str, object] = {
-                    "topics": group.partitions,
-                    "ceiling": head,
-                    "by_rate": group.by_rate,
-                    "exact": True,
-                }
-                found.append((state.conversations.name(conv), head, KIND_HOT, body))
+                body = HotRecord(partitions=group.partitions, ceiling=head, by_rate=group.by_rate, exact=True)
+                found.append(LogRecord(state.conversations.name(conv), head, RecordKind.HOT, body))
             return found
 
         return records
@@ -225,26 +214,25 @@ class Grants:
     def make_hot(self, conv_id: str, partitions: int, by_rate: bool = False) -> Records:
         """The record that turns a conversation hot, or changes its number of partitions."""
 
-        def records(state: ShardState) -> list[Record]:
+        def records(state: ShardState) -> list[LogRecord]:
             conv = state.conversations.index(conv_id)
             if conv in state.hot:
                 return [self._hot_record(state, conv, partitions=partitions, by_rate=by_rate)]
             head = int(state.conversations.heads[conv]) if conv >= 0 else 0
-            return [
-                (conv_id, head, KIND_HOT, {"topics": partitions, "ceiling": head + _CEILING_MIN, "by_rate": by_rate})
-            ]
+            body = HotRecord(partitions=partitions, ceiling=head + _CEILING_MIN, by_rate=by_rate)
+            return [LogRecord(conv_id, head, RecordKind.HOT, body)]
 
         return records
 
     def make_cold(self, conv_id: str) -> Records:
         """The record that turns a conversation cold; no grant of it may be outstanding."""
 
-        def records(state: ShardState) -> list[Record]:
+        def records(state: ShardState) -> list[LogRecord]:
             conv = state.conversations.index(conv_id)
             if conv not in state.hot:
                 return []
             assert not self.blocks.in_flight(conv)
-            return [(conv_id, int(state.conversations.heads[conv]), KIND_COLD, {})]
+            return [LogRecord(conv_id, int(state.conversations.heads[conv]), RecordKind.COLD, None)]
 
         return records
 
@@ -252,17 +240,25 @@ class Grants:
         self,
         state: ShardState,
         conv: int,
-        voids: Sequence[Record] = (),
+        voids: Sequence[LogRecord] = (),
         partitions: int | None = None,
         by_rate: bool | None = None,
-    ) -> Record:
-        group, name = state.hot[conv], state.conversations.name(conv)
-        head = max([int(state.conversations.heads[conv]), *(int(str(v[3]["last"])) for v in voids if v[0] == name)])
+    ) -> LogRecord:
+        group = state.hot[conv]
+        name = state.conversations.name(conv)
+        head = int(state.conversations.heads[conv])
+        for void in voids:
+            if void.conv_id == name and isinstance(void.body, VoidRecord):
+                head = max(head, void.body.last)
         ceiling = self._next_ceiling(group, conv, head) or max(group.ceiling, head + _CEILING_MIN)
         self._block_max[conv] = self._block_max.get(conv, 0) // 2  # the next asks say anew how large blocks are
-        by_rate = group.by_rate if by_rate is None else by_rate
-        return name, head, KIND_HOT, {"topics": partitions or group.partitions, "ceiling": ceiling, "by_rate": by_rate}
+        body = HotRecord(
+            partitions=partitions or group.partitions,
+            ceiling=ceiling,
+            by_rate=group.by_rate if by_rate is None else by_rate,
+        )
+        return LogRecord(name, head, RecordKind.HOT, body)
 
 
-def _void(state: ShardState, conv: int, first: int, last: int, reason: str) -> Record:
-    return state.conversations.name(conv), first, KIND_VOID, {"last": last, "reason": reason}
+def _void(state: ShardState, conv: int, first: int, last: int, reason: str) -> LogRecord:
+    return LogRecord(state.conversations.name(conv), first, RecordKind.VOID, VoidRecord(last, reason))

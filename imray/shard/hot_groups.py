@@ -10,9 +10,10 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
-from imray.core.blocks import Block, Declined, Granted, Report
+from imray.core.blocks import Block
 from imray.core.columns import Rows
 from imray.core.errors import CorruptError, FencedError, UnavailableError
+from imray.core.grants import Declined, Granted, Report
 from imray.core.replies import Refusal, Refused
 from imray.core.routing import PARTITIONS_MAX
 from imray.core.state import HotGroup
@@ -167,7 +168,8 @@ class HotGroups:
         return lost is not None
 
     def _settled(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting = self._waiting
+        self._waiting = []
         for one in waiting:
             if not one.done():
                 one.set_result(None)
@@ -187,7 +189,8 @@ class HotGroups:
 
     async def make_cold(self, conv_id: str) -> Refusal | None:
         """Turn a conversation cold: its home shard alone writes it again. None: done, and durable."""
-        blocks, state = self.grants.blocks, self.grants.committer.state
+        blocks = self.grants.blocks
+        state = self.grants.committer.state
         async with self._lock:
             conv: int = await self._state.run(state.conversations.index, conv_id)
             if conv not in state.hot:
@@ -261,7 +264,8 @@ class HotGroups:
             now = self._runtime.monotonic_s()
             oldest = await self._state.run(self.grants.blocks.oldest)
             if oldest is not None and now - oldest.asked_at > self._settings.grant_timeout_s:
-                slot, age_s = oldest.slot, now - oldest.asked_at
+                slot = oldest.slot
+                age_s = now - oldest.asked_at
                 log.warning("partition %d has not written a block for %.1f s: its log is fenced and read", slot, age_s)
                 lost = await self._state.run(self.grants.fence, slot)
                 self._settled()  # what was found in its log; who waits for it may be the only one who would ask

@@ -7,15 +7,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from imray.core.blocks import Report
 from imray.core.columns import Commit
+from imray.core.grants import Report
 from imray.core.replies import Appended, Refusal
 from imray.core.state import ShardState
 from imray.log.rows import Prepared
-from imray.log.schema import Record
+from imray.log.schema import LogRecord
 from imray.log.writer import Encoded
 
-Records = Callable[[ShardState], list[Record]]
+Records = Callable[[ShardState], list[LogRecord]]
 """Makes records that are no messages from the state as it is when their turn comes."""
 
 

@@ -13,13 +13,12 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from imray.core.blocks import Declined, Granted, Report
-from imray.core.columns import Plan, Rows
+from imray.core.columns import Plan, Rows, RowStatus
 from imray.core.errors import FencedError, InvalidError, UnavailableError
+from imray.core.grants import Declined, DeclineReason, Granted, Report
 from imray.core.log_progress import LogProgress
 from imray.core.replies import Appended, Refusal, Refused
 from imray.core.routing import log_of, log_position_of
-from imray.core.sequencer import NEW
 from imray.core.status import PartitionStatus, ServingState
 from imray.log.recovery import become_partition_writer
 from imray.log.rows import Prepared, gather
@@ -104,7 +103,7 @@ class PartitionIncarnation:
         granted = await self._granted(rows)
         if isinstance(granted, Granted):
             return await self._encoding.run(self._encode, what, table, rows, granted)
-        if granted.why == "busy":
+        if granted.why is DeclineReason.BUSY:
             busy = Refusal(Refused.BUSY, f"{self._label}: its home shard has no room for more ids: retry later")
             return Job([busy] * len(what), None, None)
         moved = Refusal(Refused.MOVED, f"{self._label}: a conversation is not hot any more, its home shard has it")
@@ -119,11 +118,11 @@ class PartitionIncarnation:
             answer = await self._link.ask(self._slot, self.writer.epoch, self._asks, rows, reports)
             if isinstance(answer, Refusal):
                 detail = answer.detail
-            elif isinstance(answer, Declined) and answer.why == "fenced":
+            elif isinstance(answer, Declined) and answer.why is DeclineReason.FENCED:
                 raise FencedError(f"{self._label}: its home shard wants its log opened anew", by_home=True)
             else:
                 self._heard(reports)
-                if isinstance(answer, Granted) or answer.why in ("moved", "busy"):
+                if isinstance(answer, Granted) or answer.why in (DeclineReason.MOVED, DeclineReason.BUSY):
                     return answer
                 detail = "its home shard has no numbers for it now"
             if self._runtime.monotonic_s() > deadline or await self._ended_within(_WAIT_S):
@@ -145,7 +144,7 @@ class PartitionIncarnation:
         encoded = report = None
         segment = self.writer.segment
         if granted.grant:
-            keep = None if planned.new_rows is None else planned.status == NEW
+            keep = None if planned.new_rows is None else planned.status == RowStatus.NEW
             new_seq = planned.seq if planned.new_rows is None else planned.seq[planned.new_rows]
             notes = _notes(granted.grant, planned, rows)
             numbered = segment_table(table, keep, new_seq, now_ms)

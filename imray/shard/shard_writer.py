@@ -11,9 +11,9 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from imray.core.blocks import Declined, Granted, Report
 from imray.core.columns import Rows
 from imray.core.errors import StorageError
+from imray.core.grants import Declined, Granted, Report
 from imray.core.replies import Appended, Located, Refusal, Refused
 from imray.core.status import ServingState, ShardStatus
 from imray.log.recovery import Readable

@@ -124,7 +124,8 @@ class Upkeep:
         return await worker.run(call, *args)
 
     async def _checkpoint(self) -> None:
-        committer, sealing = self._committer, self._workers.sealing
+        committer = self._committer
+        sealing = self._workers.sealing
         try:
             frozen: asyncio.Future[checkpoint.Snapshot] = asyncio.get_running_loop().create_future()
 

@@ -79,8 +79,6 @@ class WriteLoop:
         """Another process is the writer now: what this one knows is of the past."""
         self._unwritable = False
 
-    # Life
-
     async def start(self) -> None:
         """Try to become the writer, and wait for the first try's end; answers with refusals until one has worked."""
         self._refusal = Refusal(Refused.UNAVAILABLE, f"{self.label} is recovering: retry with the same ids")
@@ -134,8 +132,6 @@ class WriteLoop:
         """Whether a commit is being planned, or waits for its place in the window."""
         return bool(self._planning)
 
-    # Requests
-
     async def append(self, data: object) -> Appended | Refusal:
         """Number a batch (an Arrow IPC stream, `imray.log.schema.BATCH_SCHEMA`) and make it durable.
 
@@ -183,8 +179,6 @@ class WriteLoop:
         self._refusal = refusal
         self._queue.refuse_all(self._planning, refusal)
         self._planning = []
-
-    # One incarnation after another
 
     async def _run(self) -> None:
         while (incarnation := await self._open()) is not None:
@@ -252,8 +246,6 @@ class WriteLoop:
         self._when_idle.clear()
         if self.current is not None:
             await self.current.end()
-
-    # Commit after commit
 
     async def _pipeline(self, incarnation: Incarnation) -> None:
         """Commit after commit until an error, which is raised, or a refusal with nothing left on its way."""
