@@ -16,9 +16,10 @@ from imray.core import blocks
 from imray.log import sealed
 from imray.log.segment import Segment
 from imray.shard import grants, home_link
+from tests.simulation.deployment import Listener
 from tests.simulation.network import SimChannel
 from tests.simulation.verify import verify
-from tests.simulation.world import Listener, World
+from tests.simulation.world import World
 
 _read_table = Segment.table
 _LOG = logging.getLogger("imray")

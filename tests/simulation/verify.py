@@ -13,10 +13,11 @@ from imray.log.rows import gather, prepare
 from imray.log.schema import from_ipc
 from tests.checker.invariants import judge
 from tests.simulation.clients import Client
+from tests.simulation.deployment import HOME
 from tests.simulation.kernel import LivenessError
 from tests.simulation.messages import CONVS, SEED, Msg, ipc_of
 from tests.simulation.store import LookStore
-from tests.simulation.world import HOME, World
+from tests.simulation.world import World
 
 
 class ViolationError(AssertionError):
