@@ -190,7 +190,10 @@ async def test_a_push_alone_above_the_bound(client: RpcClient, server: RpcServer
     assert await echoed(client, b"after") == b"after"
 
 
-async def test_pushes_within_their_bound_do_not_stop_calls(endpoint: Endpoint, server: RpcServer) -> None:
+async def test_pushes_within_their_bound_do_not_stop_calls(
+    endpoint: Endpoint, server: RpcServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_ANSWER_BYTES", 10_000)
     slow = await raw_connection(endpoint)
     caller = await _caller_of(server)
     pushed = [caller.push(7, Method.PUBLISH, (bytes(50_000),)) for _ in range(1_000)]
@@ -252,3 +255,9 @@ def test_on_uvloop() -> None:
         return contents
 
     assert len(uvloop.run(exchange())) == 100
+
+
+def test_an_endpoint_does_not_show_its_key() -> None:
+    endpoint = Endpoint("127.0.0.1", 1, b"secret")
+    assert "secret" not in repr(endpoint)
+    assert "key" not in repr(endpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -205,6 +206,25 @@ async def test_whoever_has_more_time_tries_again(channel: Channel, places: Place
     with pytest.raises(NoAnswerError):
         await short
     places.gate.set()
+    assert await patient == b"first"
+
+
+async def test_a_failure_for_want_of_time_is_not_shared(
+    channel: Channel, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = places.find
+
+    async def is_late(log: int, timeout_s: float) -> Endpoint:
+        monkeypatch.setattr(places, "find", find)
+        await asyncio.sleep(0)
+        time.sleep(0.1)  # noqa: ASYNC251  # the loop is busy: its own time-out comes after this
+        raise NoAnswerError("no answer in time")
+
+    monkeypatch.setattr(places, "find", is_late)
+    short = asyncio.create_task(_who(channel, 0.05))
+    patient = asyncio.create_task(_who(channel, 5))
+    with pytest.raises(NoAnswerError):
+        await short
     assert await patient == b"first"
 
 

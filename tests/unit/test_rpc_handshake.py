@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from rpc_peers import until
@@ -14,13 +15,12 @@ from rpc_peers import until
 from imray.rpc import handshake
 from imray.rpc.client import RpcClient
 from imray.rpc.endpoint import Endpoint, NoAnswerError, Parts
-from imray.rpc.frames import HEAD, FrameError, Kind
-from imray.rpc.handshake import Step, client_handshake, prefix, server_handshake
+from imray.rpc.frames import HEAD, Kind
+from imray.rpc.handshake import prefix
 from imray.rpc.methods import Method
 from imray.rpc.server import Caller, RpcServer
 
 _KEY = b"k" * 32
-Tamper = Callable[[bytes, int], bytes]
 
 
 async def _echo(content: memoryview, _caller: Caller) -> Parts:
@@ -47,97 +47,6 @@ async def opened() -> AsyncIterator[Open]:
 
 async def _works(client: RpcClient) -> bool:
     return bytes(await client.call(1, Method.APPEND, (b"a",), 5)) == b"a"
-
-
-class Side:
-    """One side of a handshake without a network."""
-
-    def __init__(self, generator: Generator[Step, bytes, Any]) -> None:
-        self.generator = generator
-        self.step: Step = next(generator)
-        self.sent = self.step.write
-        self.done = False
-        self.result: Any = None
-
-    def feed(self, inbox: bytearray) -> None:
-        while not self.done and len(inbox) >= self.step.want:
-            said = bytes(inbox[: self.step.want])
-            del inbox[: self.step.want]
-            try:
-                self.step = self.generator.send(said)
-            except StopIteration as end:
-                self.done = True
-                self.result = end.value
-                return
-            self.sent += self.step.write
-
-
-def _meet(client: Side, server: Side, tamper: Tamper = lambda said, _at: said) -> None:
-    """Let two sides speak; `tamper` gets everything that the server says and how much it said before."""
-    to_server = bytearray()
-    to_client = bytearray()
-    heard = said = 0
-    for _ in range(5):
-        to_server += client.sent[heard:]
-        heard = len(client.sent)
-        server.feed(to_server)
-        to_client += tamper(server.sent[said:], said)
-        said = len(server.sent)
-        if server.done:
-            to_client += b"\x01"
-        client.feed(to_client)
-
-
-def test_two_that_know_the_key() -> None:
-    client = Side(client_handshake(_KEY, b"c" * 32))
-    server = Side(server_handshake(_KEY, b"s" * 32, 77))
-    _meet(client, server)
-    assert (client.done, server.done) == (True, True)
-    assert client.result == 77
-
-
-def test_each_refuses_another_key() -> None:
-    with pytest.raises(FrameError, match="does not know the key"):
-        _meet(Side(client_handshake(_KEY, b"c" * 32)), Side(server_handshake(b"x" * 32, b"s" * 32, 77)))
-    server = Side(server_handshake(_KEY, b"s" * 32, 77))
-    with pytest.raises(FrameError, match="does not know the key"):
-        server.feed(bytearray(prefix() + b"c" * 32 + b"p" * 32))
-
-
-def test_a_proof_is_of_its_side_and_its_nonces() -> None:
-    server = Side(server_handshake(_KEY, b"s" * 32, 77))
-    server.feed(bytearray(prefix() + b"c" * 32))
-    its_own = server.sent[-32:]
-    with pytest.raises(FrameError, match="does not know the key"):
-        server.feed(bytearray(its_own))  # sent back to it
-    client = Side(client_handshake(_KEY, b"d" * 32))
-    with pytest.raises(FrameError, match="does not know the key"):
-        client.feed(bytearray(server.sent))  # of another handshake
-
-
-def test_every_byte_that_the_server_says_is_proved() -> None:
-    length = 8 + 8 + 32 + 32
-    for flipped in range(length):
-
-        def flip(said: bytes, at: int, flipped: int = flipped) -> bytes:
-            changed = bytearray(said)
-            if at <= flipped < at + len(said):
-                changed[flipped - at] ^= 1
-            return bytes(changed)
-
-        with pytest.raises(FrameError):
-            _meet(Side(client_handshake(_KEY, b"c" * 32)), Side(server_handshake(_KEY, b"s" * 32, 77)), flip)
-
-
-@pytest.mark.parametrize("verdict", [0, 2, 3, 255])
-def test_a_verdict_that_is_no_acceptance(verdict: int) -> None:
-    server = Side(server_handshake(_KEY, b"s" * 32, 77))
-    client = Side(client_handshake(_KEY, b"c" * 32))
-    server.feed(bytearray(client.sent))
-    client.feed(bytearray(server.sent))
-    assert not client.done
-    with pytest.raises(FrameError, match="room" if verdict == 2 else f"said {verdict}"):
-        client.feed(bytearray((verdict,)))
 
 
 async def test_a_wrong_key(opened: Open) -> None:
@@ -274,20 +183,33 @@ async def test_no_memory_for_frames_before_the_handshake(opened: Open) -> None:
 
 
 async def test_a_server_that_says_nothing_is_not_waited_for(opened: Open) -> None:
+    ended = asyncio.Event()
+
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
+        ended.set()
         writer.close()
 
     made = await asyncio.start_server(silent, "127.0.0.1", 0)
     endpoint = Endpoint("127.0.0.1", made.sockets[0].getsockname()[1], _KEY)
     with pytest.raises(NoAnswerError, match=r"no connection to .*: no answer in time"):
         await RpcClient.connect(endpoint, 0.1)
+    await asyncio.wait_for(ended.wait(), 5)
     with pytest.raises(NoAnswerError, match="no answer in time"):
         await RpcClient.connect(endpoint, 0)
     made.close()
     await made.wait_closed()
     with pytest.raises(NoAnswerError, match="no connection"):
         await RpcClient.connect(endpoint, 5)
+
+
+async def test_a_connection_that_was_given_up_while_it_was_being_made() -> None:
+    client = RpcClient(Endpoint("127.0.0.1", 1, _KEY), None, 100)
+    client.close()
+    transport = Mock(spec=asyncio.Transport)
+    client.connection_made(transport)
+    transport.abort.assert_called_once()
+    transport.write.assert_not_called()
 
 
 async def test_closing_puts_out_strangers_too(opened: Open) -> None:
