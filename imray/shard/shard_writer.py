@@ -165,9 +165,10 @@ class ShardWriter:
         refusal = self.loop.refusal
         log = None
         hot = None
-        if self._current is not None:
-            log = await self._state.run(self._current.committer.figures)
-            hot = await self._current.hot.figures()
+        current = self._current  # another may take its place meanwhile
+        if current is not None:
+            log = await self._state.run(current.committer.figures)
+            hot = await current.hot.figures()
         return ShardStatus(
             shard=self.shard,
             state=self.loop.state,

@@ -85,7 +85,10 @@ class Gateway:
         for interval in located.intervals:
             found = self._files.postings(interval)
             if found is None:
-                return LOST  # it was merged meanwhile: ask again
+                # it was merged meanwhile, or is lost: ask again
+                name = messages.encode_mend(interval.name("postings"))
+                await call(self._process, self._directory.get(0), Method.MEND, name, 60 * MS)
+                return LOST
             spans += [p[1:] for p in found if p[0] == conv and p[2] <= upto and p[3] > after]
         return *page(self._files, conv, spans, after, upto), upto, located.stable
 

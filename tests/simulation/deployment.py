@@ -67,6 +67,9 @@ class Deployment:
             grant_timeout_s=0.06,
             call_timeout_s=0.08,
             put_timeout_s=_PUT_TIMEOUT_S,
+            hot_rate_per_s=rng.choice([0, 0, 60]),
+            hot_ticks=1,
+            hot_partitions=2,
         )
         self.seen: dict[str, Conversation] = {}
         self.gateways: list[Process] = []
@@ -141,6 +144,20 @@ class Deployment:
                 self.sim.failed(process, "start", task.exception())
 
         process.spawn(work).add_done_callback(begun)
+
+    def end_in_good_order(self, slot: int, process: Process) -> None:
+        """SIGTERM: what is being written is answered; then the process ends, and Ray makes another."""
+        if process.serves is None:
+            return
+        self.sim.trace("end", process.name)
+        stopping = process.spawn(process.serves.writer.stop())
+
+        def ended(_: Any) -> None:
+            if not stopping.cancelled() and (error := stopping.exception()) is not None:
+                self.sim.failed(process, "stop", error)
+            self.sim.after(MS, lambda: self._exit(slot, process))
+
+        stopping.add_done_callback(ended)
 
     def _stale_handles(self, old: Process) -> None:
         """Some partitions go on calling the home shard's old process for a while."""

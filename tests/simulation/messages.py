@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from imray.core.errors import CorruptError
 from imray.core.intervals import Interval
 from imray.core.routing import offset_of
-from imray.log.schema import KIND_MESSAGE, KIND_VOID
+from imray.log import digest as digests
+from imray.log.schema import RecordKind
 from imray.log.segment import open_segment, segment_name
 from tests.simulation.store import Disk
 from tests.unit import batches
@@ -75,7 +77,7 @@ class Files:
         name = interval.name("postings")
         if name not in self._known:
             data = self._disk.get(name)
-            if data is None:
+            if data is None or not _verifies(data, name):
                 return None
             table = pq.read_table(BytesIO(data), use_threads=False)
             columns = (table[c].to_pylist() for c in ("conv_id", "place", "first", "last"))
@@ -84,14 +86,22 @@ class Files:
         return found
 
 
+def _verifies(data: bytes, name: str) -> bool:
+    try:
+        digests.verify(memoryview(data), name)
+    except CorruptError:
+        return False
+    return True
+
+
 def _decoded(data: bytes, name: str) -> File:
     table = open_segment(data, name).table(["conv_id", "conv_seq", "kind", "client_msg_id", "body"])
     found = File([], [])
     for row in table.to_pylist():
-        if row["kind"] == KIND_MESSAGE:
+        if row["kind"] == RecordKind.MESSAGE:
             number = int.from_bytes(row["client_msg_id"], "big") - 1
             found.rows.append((row["conv_id"], row["conv_seq"], f"m{number}", row["body"].decode()))
-        elif row["kind"] == KIND_VOID:
+        elif row["kind"] == RecordKind.VOID:
             body = json.loads(row["body"])
             found.voids.append((row["conv_id"], row["conv_seq"], body["last"], body["reason"]))
     return found

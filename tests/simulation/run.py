@@ -15,7 +15,7 @@ from unittest.mock import patch
 from imray.core import blocks
 from imray.log import sealed
 from imray.log.segment import Segment
-from imray.shard import grants, home_link
+from imray.shard import grants, home_link, hot_groups
 from tests.simulation.deployment import Listener
 from tests.simulation.network import SimChannel
 from tests.simulation.verify import verify
@@ -56,6 +56,7 @@ def small_world(rng: random.Random) -> Iterator[None]:
         patch.object(blocks, "_STEP_MIN", 6),
         patch.object(blocks, "_STEP_BLOCKS", 2),
         patch.object(grants, "_CEILING_MIN", 6),
+        patch.object(hot_groups, "_TICK_S", 0.05),
         patch.object(sealed, "MERGE_FANOUT", 2),
         patch.object(secrets, "token_hex", token_hex),
         patch.object(Segment, "table", table),

@@ -48,9 +48,21 @@ class Disk:
         if self._folders.get(_folder(name), {}).pop(name, None) is not None:
             self._sim.trace("delete", name)
 
-    def files(self) -> dict[str, bytes]:
-        """Every file."""
-        return {name: data for files in self._folders.values() for name, data in files.items()}
+    def rot(self) -> None:
+        """A derived file is lost, or one byte of it changes."""
+        derived = [f for f in sorted(self._folders) if f.startswith(("sealed/", "checkpoint/"))]
+        names = [name for folder in derived for name in sorted(self._folders[folder])]
+        if not names:
+            return
+        rng = self._sim.rng
+        name = rng.choice(names)
+        if rng.random() < 0.5:
+            self.delete(name)
+            return
+        data = bytearray(self._folders[_folder(name)][name])
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        self._folders[_folder(name)][name] = bytes(data)
+        self._sim.trace("rot", name)
 
 
 def _folder(name: str) -> str:

@@ -74,7 +74,9 @@ class SimWorker:
 
     def __init__(self, process: Process, threads: int) -> None:
         self._process = process
+        self._threads = threads
         self._free = threads
+        self._ending: asyncio.Future[None] | None = None
         self._queue: deque[tuple[Callable[..., Any], tuple[Any, ...], asyncio.Future[Any]]] = deque()
 
     def run(self, call: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
@@ -113,6 +115,7 @@ class SimWorker:
             self._post(future, result, None)
         self._free += 1
         self._begin()
+        self._at_rest()
 
     def _post(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
         def tell() -> None:
@@ -127,7 +130,15 @@ class SimWorker:
 
     async def end(self, drop_waiting: bool = False) -> None:
         """As `Worker.end`."""
-        raise NotImplementedError("simulated processes are killed")
+        if drop_waiting:
+            self._queue.clear()
+        self._ending = self._process.loop.create_future()
+        self._at_rest()
+        await self._ending
+
+    def _at_rest(self) -> None:
+        if self._ending is not None and self._free == self._threads and not self._queue:
+            self._post(self._ending, None, None)
 
 
 def runtime_of(process: Process) -> Runtime:

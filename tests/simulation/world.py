@@ -40,6 +40,7 @@ class World(Deployment):
         for pause_us, conv, partitions in orders:
             await process.sleep(pause_us)
             self.sim.trace("order", conv, partitions)
+            await call(process, self.directory.get(HOME), Method.STATUS, (), 150 * MS)
             content = messages.encode_make_hot(conv, partitions)
             for _ in range(3):
                 answer = await call(process, self.directory.get(HOME), Method.MAKE_HOT, content, 150 * MS)
@@ -67,10 +68,14 @@ class World(Deployment):
         slot = HOME if fault.endswith("home") else rng.choice(partitions) if partitions else HOME
         process, how = self.directory[slot], fault.split()[0]
         lasts = int(rng.random() * rng.choice([20, 200]) * MS)
-        if fault == "kill gateway":
+        if fault == "rot":
+            self.disk.rot()
+        elif fault == "kill gateway":
             at = rng.randrange(len(self.gateways))
             self.gateways[at].kill()
             self._new_gateway(at)
+        elif how == "end":
+            self.end_in_good_order(slot, process)
         elif how == "kill":
             process.kill()
             sim.after(lasts // 4, lambda: self._exit(slot, process))
@@ -93,10 +98,14 @@ class World(Deployment):
             "stop home",
             "replace home",
             "replace home",
-            "kill topic",
-            "stop topic",
-            "replace topic",
-            "cut topic",
+            "end home",
+            "kill partition",
+            "stop partition",
+            "replace partition",
+            "end partition",
+            "cut partition",
+            "rot",
+            "rot",
         ]
         for _ in range(rng.choice([0, 1, 2, 3, 4, 5])):
             fault = rng.choice([*kinds, "kill gateway"])
