@@ -24,8 +24,7 @@ from imray.core.errors import CorruptError, DerivedError, UnavailableError
 from imray.core.intervals import Interval
 from imray.core.pages import Page
 from imray.core.routing import offset_of
-from imray.log.rows import Void
-from imray.log.schema import KIND_MESSAGE, KIND_VOID, MS
+from imray.log.schema import MS, RecordKind, VoidRecord
 from imray.log.segment import segment_name
 from imray.settings import Settings
 
@@ -205,8 +204,8 @@ class HistoryReader:
         low, high = window.range
         begins = segment_name(*offset_of(shard, window.first))
         rows = self._query(_ROWS, files, conv_id, low, high, topic=page.topic)
-        messages = rows.filter(pc.equal(rows["kind"], KIND_MESSAGE)).select(MESSAGES_SCHEMA.names)
-        voids = _voids(rows.filter(pc.equal(rows["kind"], KIND_VOID)), low, high)
+        messages = rows.filter(pc.equal(rows["kind"], RecordKind.MESSAGE)).select(MESSAGES_SCHEMA.names)
+        voids = _voids(rows.filter(pc.equal(rows["kind"], RecordKind.VOID)), low, high)
         there = messages if page.topic is None else self._query(_NUMBERS, files, conv_id, low, high)
         _check_explained(there["conv_seq"].to_numpy(), voids, low, high, begins, conv_id)
         page.rows += messages.num_rows
@@ -258,7 +257,7 @@ def _voids(rows: pa.Table, low: int, high: int) -> list[tuple[int, int, str]]:
     """The void ranges that reach into low..high."""
     voids = []
     for first, body in zip(rows["conv_seq"].to_pylist(), rows["body"].to_pylist(), strict=True):
-        void = msgspec.json.decode(body, type=Void)
+        void = msgspec.json.decode(body, type=VoidRecord)
         if first <= high and void.last >= low:
             voids.append((first, void.last, void.reason))
     return voids

@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 
 from api import docs, groups, health, history, messages
 from api.auth import Authenticator, Caller
-from api.door import Door, Strays
+from api.door import RequestRouter, Strays
 from api.limits import CALLING, Limits
 from api.problems import ProblemError, on_problem, on_unexpected
 from api.server import GatewayConfig
@@ -15,7 +15,7 @@ from imray import __version__
 from imray.engine.engine import Engine
 
 
-def create_app(engine: Engine, config: GatewayConfig) -> Door:
+def create_app(engine: Engine, config: GatewayConfig) -> RequestRouter:
     """The gateway over an engine. InvalidError where the config has no way to check tokens."""
     auth = _Identifying(config.auth, engine.settings)
     app = FastAPI(
@@ -37,7 +37,7 @@ def create_app(engine: Engine, config: GatewayConfig) -> Door:
     for one in routers:
         app.include_router(one)
     docs.install(app, engine.settings)
-    return Door(app, send, Limits(engine.settings))
+    return RequestRouter(app, send, Limits(engine.settings))
 
 
 class _Identifying(Authenticator):

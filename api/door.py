@@ -27,7 +27,7 @@ MESSAGES = "/messages"
 
 _SEND_LENGTH_MIN = len(CONVERSATIONS) + len(MESSAGES)
 
-Endpoint = Callable[[str, Request], Awaitable[Response]]
+RouteHandler = Callable[[str, Request], Awaitable[Response]]
 
 
 class RawRoute(APIRoute):
@@ -48,7 +48,7 @@ class RequestRouter:
     """The ASGI app in front of FastAPI's: below CONVERSATIONS routes match the path as it was sent, so that an
     encoded '/' in a name does not split it; a single send goes straight to `send`."""
 
-    def __init__(self, app: ASGIApp, send: Endpoint, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, send: RouteHandler, limits: Limits) -> None:
         self._app = app
         self._send_endpoint = send
         self._limits = limits
@@ -84,10 +84,6 @@ class RequestRouter:
             await self._app(scope, receive, send if account is None else CountedSend(account, scope, receive, send))
         except ClientDisconnect:
             return  # nobody is there to answer
-
-
-Door = RequestRouter
-"""The former name, until nobody imports it."""
 
 
 class CountedSend:

@@ -126,7 +126,7 @@ class _Pages:
             located, page = found
             # before the next turn is given
             size = page.messages.nbytes
-            large = self._pulls.arrived(caller.sender, size)
+            large = self._pulls.hold_page(caller.sender, size)
         ends = _around(ask.conv_id, located, page)
         if not large:
             return Response(ends[0] + encode(page.messages) + ends[1], media_type="application/json")

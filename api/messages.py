@@ -15,7 +15,7 @@ from api.arrow import check_batch_arrow
 from api.auth import Authenticator, Caller
 from api.checks import check_batch_json, check_message, media_type, read_body, single_bytes_max
 from api.docs import json_body, problems
-from api.door import Endpoint, RawRoute
+from api.door import RawRoute, RouteHandler
 from api.outcomes import ARROW_TYPE, CONFLICT, CREATED, DUPLICATE, Outcomes
 from api.problems import ProblemError, refused, unexpected
 from api.schemas import BatchRequest, BatchResponse, PathConvId, SendRequest, SendResponse
@@ -30,7 +30,7 @@ log = logging.getLogger("imray.messages")
 _JSON = "application/json"
 
 
-def routes(engine: Engine, auth: Authenticator) -> tuple[APIRouter, Endpoint]:
+def routes(engine: Engine, auth: Authenticator) -> tuple[APIRouter, RouteHandler]:
     """The routes of this module, and the endpoint of a single send."""
     router = APIRouter(tags=["messages"], route_class=RawRoute)
     settings = engine.settings

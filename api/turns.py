@@ -87,8 +87,6 @@ class Pulls:
         self.bytes += size
         return True
 
-    arrived = hold_page  # the former name, until nobody calls it
-
     def taken(self, caller: str, size: int) -> None:
         """A page has gone, or nobody wants it any more."""
         self.bytes -= size

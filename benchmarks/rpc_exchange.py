@@ -30,7 +30,7 @@ from imray.rpc import messages
 from imray.rpc.client import RpcClient
 from imray.rpc.endpoint import Endpoint, Parts
 from imray.rpc.methods import Method
-from imray.rpc.server import Caller, RpcServer
+from imray.rpc.server import RpcServer, ServerConnection
 
 _LOG = 1
 _BODY_BYTES = 100
@@ -132,15 +132,15 @@ class _FlightServer(flight.FlightServerBase):  # type: ignore[misc]
         return [flight.Result(b"".join(_take(Method[action.type], content)))]
 
 
-async def _cpu_ns(_content: memoryview, _caller: Caller) -> Parts:
+async def _cpu_ns(_content: memoryview, _caller: ServerConnection) -> Parts:
     return (time.process_time_ns().to_bytes(8, "little"),)
 
 
-async def _append(content: memoryview, _caller: Caller) -> Parts:
+async def _append(content: memoryview, _caller: ServerConnection) -> Parts:
     return _take(Method.APPEND, content)
 
 
-async def _ask(content: memoryview, _caller: Caller) -> Parts:
+async def _ask(content: memoryview, _caller: ServerConnection) -> Parts:
     return _take(Method.ASK, content)
 
 

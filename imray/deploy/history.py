@@ -20,7 +20,7 @@ from imray.rpc import tls
 from imray.rpc.directory import HISTORY
 from imray.rpc.endpoint import Endpoint, Parts
 from imray.rpc.methods import Method
-from imray.rpc.server import Caller, RpcServer
+from imray.rpc.server import RpcServer, ServerConnection
 from imray.settings import Settings
 
 _CALL_BYTES_MAX = 16 * 1024 * 1024
@@ -51,7 +51,7 @@ class History:
         self._server.serve(HISTORY, {Method.READ_HISTORY: self._answer})
         return await self._server.open(ray.util.get_node_ip_address())
 
-    async def _answer(self, content: memoryview, _caller: Caller) -> Parts:
+    async def _answer(self, content: memoryview, _caller: ServerConnection) -> Parts:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._read, content)
 
     def _read(self, content: memoryview) -> Parts:

@@ -33,7 +33,7 @@ _BACKLOG = 128
 _ACCEPT_AGAIN_S = 0.05
 
 
-class Caller(Connection):
+class ServerConnection(Connection):
     """The connection that a call came by. For the event loop of its server."""
 
     def __init__(self, server: RpcServer, push_bytes_max: int) -> None:
@@ -140,7 +140,7 @@ class Caller(Connection):
                 log.exception("a callback for the end of a connection failed")
 
 
-Handler: TypeAlias = Callable[[memoryview, Caller], Awaitable[Parts]]
+Handler: TypeAlias = Callable[[memoryview, ServerConnection], Awaitable[Parts]]
 """Gets a call's content, whose memory is its own, and returns the answer's. An error: the caller gets NoAnswerError."""
 
 
@@ -167,9 +167,9 @@ class RpcServer:
         self._push_bytes_max = push_bytes_max
         self.key = b""
         self._handlers: dict[int, dict[int, Handler]] = {}
-        self._strangers: dict[Caller, asyncio.Task[None]] = {}
+        self._strangers: dict[ServerConnection, asyncio.Task[None]] = {}
         """Who has not proved yet that it knows the key, oldest first."""
-        self.connections: set[Caller] = set()
+        self.connections: set[ServerConnection] = set()
         """Who has."""
         self.running: set[asyncio.Task[None]] = set()
         """Calls that are being executed: asyncio itself holds its tasks by weak references only."""
@@ -228,12 +228,12 @@ class RpcServer:
             while len(self._strangers) >= self._strangers_max:
                 oldest = next(iter(self._strangers))
                 self._strangers.pop(oldest).cancel()
-            caller = Caller(self, self._push_bytes_max)
+            caller = ServerConnection(self, self._push_bytes_max)
             self._strangers[caller] = loop.create_task(self._shake_hands(caller, accepted))
             # a crowd that connects must not keep the loop from everybody else
             await asyncio.sleep(0)
 
-    async def _shake_hands(self, caller: Caller, accepted: socket.socket) -> None:
+    async def _shake_hands(self, caller: ServerConnection, accepted: socket.socket) -> None:
         """Let it in, or close it. TLS counts: its handshake is under the same bounds."""
         encrypted: dict[str, Any] = {}
         if self._tls is not None:
@@ -249,7 +249,7 @@ class RpcServer:
             if caller not in self.connections and not caller.closed and not _is_closing(caller):
                 caller.abort()
 
-    def admit(self, caller: Caller) -> bool:
+    def admit(self, caller: ServerConnection) -> bool:
         """It knows the key. False: there is no room for it."""
         self._strangers.pop(caller, None)
         if len(self.connections) >= self._connections_max:
@@ -263,10 +263,10 @@ class RpcServer:
         self.running.add(task)
         task.add_done_callback(self.running.discard)
 
-    def gone(self, caller: Caller) -> None:
+    def gone(self, caller: ServerConnection) -> None:
         """Its connection is lost."""
         self.connections.discard(caller)
 
 
-def _is_closing(caller: Caller) -> bool:
+def _is_closing(caller: ServerConnection) -> bool:
     return hasattr(caller, "transport") and caller.transport.is_closing()

@@ -14,7 +14,7 @@ from imray.core.status import PartitionStatus, ShardStatus
 from imray.rpc import messages
 from imray.rpc.endpoint import Parts
 from imray.rpc.methods import Method
-from imray.rpc.server import Caller, Handler
+from imray.rpc.server import Handler, ServerConnection
 from imray.shard.partition_writer import PartitionWriter
 from imray.shard.shard_writer import ShardWriter
 
@@ -34,28 +34,28 @@ async def partition_status(writer: PartitionWriter) -> PartitionStatus:
 def shard_handlers(writer: ShardWriter) -> Handlers:
     """What gateways, operators and partitions ask of a shard."""
 
-    async def append(content: memoryview, _caller: Caller) -> Parts:
+    async def append(content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_append_answer(await writer.append(content))
 
-    async def locate(content: memoryview, _caller: Caller) -> Parts:
+    async def locate(content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_locate_answer(await writer.locate(*messages.decode_locate(content)))
 
-    async def mend(content: memoryview, _caller: Caller) -> Parts:
+    async def mend(content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_done(await writer.mend(messages.decode_mend(content)))
 
-    async def make_hot(content: memoryview, _caller: Caller) -> Parts:
+    async def make_hot(content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_done(await writer.make_hot(*messages.decode_make_hot(content)))
 
-    async def register(content: memoryview, _caller: Caller) -> Parts:
+    async def register(content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_register_answer(await writer.register(*messages.decode_register(content)))
 
-    async def ask(content: memoryview, _caller: Caller) -> Parts:
+    async def ask(content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_ask_answer(await writer.ask(*messages.decode_ask(content)))
 
-    async def report(content: memoryview, _caller: Caller) -> Parts:
+    async def report(content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_done(await writer.report(*messages.decode_report(content)))
 
-    async def status(_content: memoryview, _caller: Caller) -> Parts:
+    async def status(_content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_struct(await shard_status(writer))
 
     return {
@@ -73,10 +73,10 @@ def shard_handlers(writer: ShardWriter) -> Handlers:
 def partition_handlers(writer: PartitionWriter) -> Handlers:
     """What gateways ask of a partition."""
 
-    async def append(content: memoryview, _caller: Caller) -> Parts:
+    async def append(content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_append_answer(await writer.append(content))
 
-    async def status(_content: memoryview, _caller: Caller) -> Parts:
+    async def status(_content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_struct(await partition_status(writer))
 
     return {Method.APPEND: append, Method.STATUS: status}

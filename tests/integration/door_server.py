@@ -14,7 +14,7 @@ from fastapi import Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.checks import read_body
-from api.door import Door
+from api.door import RequestRouter
 from api.limits import CALLING, Limits
 from api.problems import ProblemError
 from api.server import bind, server
@@ -72,7 +72,7 @@ class DoorServer:
         self.limits = Limits(made)
         self._listener = bind("127.0.0.1", 0)
         self.port: int = self._listener.getsockname()[1]
-        self.server = server(Door(app, _send, self.limits), made)
+        self.server = server(RequestRouter(app, _send, self.limits), made)
         self._thread = threading.Thread(target=self.server.run, args=([self._listener],), daemon=True)
         self._listener.listen(2048)
 

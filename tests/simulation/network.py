@@ -9,7 +9,7 @@ from typing import Any, cast
 from imray.core.replies import Refusal, Refused
 from imray.rpc.endpoint import Endpoint, NoAnswerError, Parts
 from imray.rpc.methods import Method
-from imray.rpc.server import Caller
+from imray.rpc.server import ServerConnection
 from imray.shard.service import Handlers
 from tests.simulation.kernel import LOST, Process
 
@@ -25,7 +25,7 @@ class Served:
 
     async def handle(self, method: Method, content: bytes) -> bytes:
         """One call."""
-        return b"".join(await self._handlers[method](memoryview(content), cast("Caller", None)))
+        return b"".join(await self._handlers[method](memoryview(content), cast("ServerConnection", None)))
 
 
 @dataclass

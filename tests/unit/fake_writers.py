@@ -17,7 +17,7 @@ from imray.log.schema import from_ipc
 from imray.rpc import messages
 from imray.rpc.endpoint import Endpoint, NoAnswerError, Parts
 from imray.rpc.methods import Method
-from imray.rpc.server import Caller, RpcServer
+from imray.rpc.server import RpcServer, ServerConnection
 from imray.settings import Settings
 
 LOST = "the connection breaks before the answer"
@@ -77,7 +77,7 @@ class FakeWriter:
         self._server.serve(log, {Method.APPEND: self._append, Method.LOCATE: self._locate})
         self._endpoint: Endpoint | None = None
 
-    def _next(self, caller: Caller) -> Said:
+    def _next(self, caller: ServerConnection) -> Said:
         self._clock.now_s += TRY_S
         answer = self.answers.popleft() if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
@@ -87,7 +87,7 @@ class FakeWriter:
             return refusal(Refused.CORRUPT)  # nobody hears it
         return answer
 
-    async def _append(self, content: memoryview, caller: Caller) -> Parts:
+    async def _append(self, content: memoryview, caller: ServerConnection) -> Parts:
         batch = from_ipc(content)
         self.batches.append(batch)
         await self.open.wait()
@@ -97,7 +97,7 @@ class FakeWriter:
         assert isinstance(answer, Appended | Refusal)
         return messages.encode_append_answer(answer)
 
-    async def _locate(self, content: memoryview, caller: Caller) -> Parts:
+    async def _locate(self, content: memoryview, caller: ServerConnection) -> Parts:
         messages.decode_locate(content)
         self.located += 1
         answer = self._next(caller)

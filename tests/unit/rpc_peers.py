@@ -11,7 +11,7 @@ from imray.rpc.client import RpcClient
 from imray.rpc.endpoint import Endpoint, Parts
 from imray.rpc.handshake import client_handshake
 from imray.rpc.methods import Method
-from imray.rpc.server import Caller
+from imray.rpc.server import ServerConnection
 
 BYTES_MAX = 1_000_000
 LOG = 3
@@ -25,7 +25,7 @@ class Echo:
         self.arrived = asyncio.Event()
         self.got: list[int] = []
 
-    async def append(self, content: memoryview, _caller: Caller) -> Parts:
+    async def append(self, content: memoryview, _caller: ServerConnection) -> Parts:
         self.got.append(len(content))
         self.arrived.set()
         if content[:4] == b"wait":

@@ -22,7 +22,7 @@ from imray.rpc import messages
 from imray.rpc.directory import HISTORY
 from imray.rpc.endpoint import Endpoint, Parts
 from imray.rpc.methods import Method
-from imray.rpc.server import Caller, Handler, RpcServer
+from imray.rpc.server import Handler, RpcServer, ServerConnection
 
 ASK = PageAsk("room", 2, 9, 50, True, "red")
 TABLE = pa.table({"conv_seq": [8, 7], "body": pa.array([b"\xff", b"x"], pa.binary())})
@@ -58,7 +58,7 @@ class History:
         self.calls: list[PageCall] = []
         Process(directory, HISTORY, {Method.READ_HISTORY: self._read})
 
-    async def _read(self, content: memoryview, caller: Caller) -> Parts:
+    async def _read(self, content: memoryview, caller: ServerConnection) -> Parts:
         self.calls.append(decode_call(content))
         answer = self.answers.popleft() if len(self.answers) > 1 else self.answers[0]
         if answer is None:
@@ -74,10 +74,10 @@ class Shard:
         self.mended: list[str] = []
         Process(directory, 0, {Method.LOCATE: self._locate, Method.MEND: self._mend})
 
-    async def _locate(self, _content: memoryview, _caller: Caller) -> Parts:
+    async def _locate(self, _content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_locate_answer(located(3, 20))
 
-    async def _mend(self, content: memoryview, _caller: Caller) -> Parts:
+    async def _mend(self, content: memoryview, _caller: ServerConnection) -> Parts:
         self.mended.append(messages.decode_mend(content))
         return messages.encode_done(None)
 
@@ -146,10 +146,10 @@ async def test_figures_name_who_gives_none(directory: FakeDirectory, engine: Eng
     home = ShardStatus(0, ServingState.SERVING, "", 0, [], None, HotFigures([group], 3, 0.25))
     first = PartitionStatus(0, 1, ServingState.SERVING, "", 4, 77)
 
-    async def home_status(_content: memoryview, _caller: Caller) -> Parts:
+    async def home_status(_content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_struct(home)
 
-    async def first_status(_content: memoryview, _caller: Caller) -> Parts:
+    async def first_status(_content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_struct(first)
 
     (nobody,) = await engine.status()

@@ -15,7 +15,7 @@ from imray.rpc.client import RpcClient
 from imray.rpc.endpoint import Endpoint, NoAnswerError
 from imray.rpc.frames import HEAD, Kind
 from imray.rpc.methods import Method
-from imray.rpc.server import Caller, RpcServer
+from imray.rpc.server import RpcServer, ServerConnection
 
 _PUSH_BYTES_MAX = 300_000
 
@@ -127,7 +127,7 @@ class Pushes:
             raise RuntimeError("a bug")
 
 
-async def _caller_of(server: RpcServer) -> Caller:
+async def _caller_of(server: RpcServer) -> ServerConnection:
     await until(lambda: len(server.connections) == 1)
     (caller,) = server.connections
     return caller

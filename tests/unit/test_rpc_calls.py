@@ -14,7 +14,7 @@ from imray.rpc.client import RpcClient
 from imray.rpc.endpoint import Endpoint, NoAnswerError, Parts
 from imray.rpc.frames import HEAD, Kind
 from imray.rpc.methods import Method
-from imray.rpc.server import Caller, Handler, RpcServer
+from imray.rpc.server import Handler, RpcServer, ServerConnection
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ async def test_answers_in_another_order(client: RpcClient, echo: Echo) -> None:
 
 
 async def test_two_logs_on_one_connection(client: RpcClient, server: RpcServer) -> None:
-    async def other(content: memoryview, _caller: Caller) -> Parts:
+    async def other(content: memoryview, _caller: ServerConnection) -> Parts:
         return (b"other ", content)
 
     server.serve(-1, {Method.APPEND: other})
@@ -105,27 +105,27 @@ async def test_a_handler_that_fails_costs_only_its_call(
     assert await slow == b"wait"
 
 
-def _raises(_content: memoryview, _caller: Caller) -> Awaitable[Parts]:
+def _raises(_content: memoryview, _caller: ServerConnection) -> Awaitable[Parts]:
     raise ValueError("at once")
 
 
-def _malformed(_content: memoryview, _caller: Caller) -> Awaitable[Parts]:
+def _malformed(_content: memoryview, _caller: ServerConnection) -> Awaitable[Parts]:
     raise InvalidError("at once")
 
 
-async def _is_cancelled(_content: memoryview, _caller: Caller) -> Parts:
+async def _is_cancelled(_content: memoryview, _caller: ServerConnection) -> Parts:
     raise asyncio.CancelledError
 
 
-async def _no_bytes(_content: memoryview, _caller: Caller) -> Parts:
+async def _no_bytes(_content: memoryview, _caller: ServerConnection) -> Parts:
     return (b"x" * 20_000, "text")  # type: ignore[return-value]
 
 
-async def _no_parts(_content: memoryview, _caller: Caller) -> Parts:
+async def _no_parts(_content: memoryview, _caller: ServerConnection) -> Parts:
     return None  # type: ignore[return-value]
 
 
-async def _long_text(_content: memoryview, _caller: Caller) -> Parts:
+async def _long_text(_content: memoryview, _caller: ServerConnection) -> Parts:
     raise RuntimeError("\ud800" + "x" * 100_000)
 
 
@@ -153,7 +153,7 @@ async def test_handlers_that_fail_in_other_ways(
 async def test_a_handler_may_return_a_future(client: RpcClient, server: RpcServer) -> None:
     made: list[asyncio.Future[Parts]] = []
 
-    def later(_content: memoryview, _caller: Caller) -> asyncio.Future[Parts]:
+    def later(_content: memoryview, _caller: ServerConnection) -> asyncio.Future[Parts]:
         made.append(asyncio.get_running_loop().create_future())
         return made[-1]
 
@@ -274,7 +274,7 @@ async def test_a_server_opens_once(server: RpcServer, endpoint: Endpoint) -> Non
 async def test_the_end_of_a_connection_is_told_to_whoever_asked_for_it(client: RpcClient, server: RpcServer) -> None:
     ended: list[str] = []
 
-    async def subscribe(_content: memoryview, caller: Caller) -> Parts:
+    async def subscribe(_content: memoryview, caller: ServerConnection) -> Parts:
         def fails() -> None:
             ended.append("fails")
             raise RuntimeError("a bug")

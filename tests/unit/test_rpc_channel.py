@@ -13,7 +13,7 @@ from rpc_peers import BYTES_MAX, LOG, Echo, until
 from imray.rpc.channel import Channel
 from imray.rpc.endpoint import Endpoint, NoAnswerError, Parts
 from imray.rpc.methods import Method
-from imray.rpc.server import Caller, RpcServer
+from imray.rpc.server import RpcServer, ServerConnection
 
 
 class Places:
@@ -51,7 +51,7 @@ class Process:
         self.echo = Echo()
         self._name = name
 
-        async def status(_content: memoryview, _caller: Caller) -> Parts:
+        async def status(_content: memoryview, _caller: ServerConnection) -> Parts:
             return (self._name,)
 
         self.server.serve(LOG, {Method.APPEND: self.echo.append, Method.STATUS: status})

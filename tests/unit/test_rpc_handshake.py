@@ -18,12 +18,12 @@ from imray.rpc.endpoint import Endpoint, NoAnswerError, Parts
 from imray.rpc.frames import HEAD, Kind
 from imray.rpc.handshake import prefix
 from imray.rpc.methods import Method
-from imray.rpc.server import Caller, RpcServer
+from imray.rpc.server import RpcServer, ServerConnection
 
 _KEY = b"k" * 32
 
 
-async def _echo(content: memoryview, _caller: Caller) -> Parts:
+async def _echo(content: memoryview, _caller: ServerConnection) -> Parts:
     return (content,)
 
 
@@ -61,7 +61,7 @@ async def test_one_that_does_not_know_the_key_sends_nothing_through(opened: Open
     server, endpoint = await opened()
     called: list[int] = []
 
-    async def note(content: memoryview, _caller: Caller) -> Parts:
+    async def note(content: memoryview, _caller: ServerConnection) -> Parts:
         called.append(len(content))
         return ()
 

@@ -17,16 +17,8 @@ _TWICE = {
     "Message": "the same thing on two sides of the wire: api.schemas, imray.client.models",
     "Hole": "the same thing on two sides of the wire: api.schemas, imray.client.models",
     "ShardStatus": "the figures of a shard, and the schema of their JSON: imray.core.status, api.schemas",
-    # for now: `imray/rpc` says by another name who asks
-    "Caller": "who calls the API (api.auth), and who asks over RPC (imray.rpc.server)",
 }
 """Classes that may have one name, and why."""
-
-_PACKED_EXEMPT: tuple[str, ...] = (
-    *("imray/shard/committer.py", "imray/shard/grants.py", "imray/shard/hot_groups.py", "imray/shard/upkeep.py"),
-    *("imray/deploy/process.py", "imray/cli/up.py", "analytics/history.py"),
-)
-"""Where packed assignments are still left."""
 
 _GIVEN_UP = {
     "mark_durable": ("settle",),
@@ -55,9 +47,6 @@ _MAY_SAY: set[tuple[str, str]] = {
     ("api/groups.py", "topics"),
     ("api/schemas.py", "topics"),
 }
-_WORDS_EXEMPT: tuple[str, ...] = (*("imray/cli/up.py", "api/app.py", "api/door.py", "api/history.py", "api/turns.py"),)
-"""Where given-up words are still left."""
-
 # split, or this file would find itself
 _PHRASES = {
     "has them " + "not": "does not contain them",
@@ -128,22 +117,12 @@ def test_no_class_has_the_name_of_another() -> None:
 
 
 def test_one_assignment_a_line() -> None:
-    found = [
-        f"{name_of(path)}:{line}"
-        for path in _product()
-        if not name_of(path).startswith(_PACKED_EXEMPT)
-        for line in _packed(tree_of(path))
-    ]
+    found = [f"{name_of(path)}:{line}" for path in _product() for line in _packed(tree_of(path))]
     assert found == []
 
 
 def test_no_word_that_was_given_up() -> None:
-    found = [
-        text
-        for path in _product()
-        if not name_of(path).startswith(_WORDS_EXEMPT)
-        for text in _said(name_of(path), tree_of(path))
-    ]
+    found = [text for path in _product() for text in _said(name_of(path), tree_of(path))]
     assert found == []
 
 
