@@ -49,10 +49,10 @@ fmt: venv ## let ruff format and repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: venv ## the benchmarks
-	$(BIN)/python -m benchmarks
+bench: venv ## the benchmarks (ARGS=--quick: within 5 minutes; ARGS=--help)
+	$(BIN)/python -m benchmarks $(ARGS)
 
-bench-peers: $(PEERS)/.installed ## imray beside Redis, PostgreSQL, NATS, Kafka's protocol and Synapse (ARGS=--help)
+bench-peers: $(PEERS)/.installed ## imray beside Redis, PostgreSQL, NATS, Kafka's protocol and Synapse (ARGS=--quick, --help)
 	$(PEERS)/bin/python -m benchmarks.peers --json benchmarks/results/peers.json $(ARGS)
 
 $(PEERS)/.installed: pyproject.toml requirements.lock benchmarks/peers/requirements.txt

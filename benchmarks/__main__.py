@@ -28,6 +28,20 @@ NAMES = (
     "memory",
     "restart",
 )
+_COSTS = {
+    "hot_group": (12.0, 3, 3),
+    "many_conversations": (12.0, 2, 2),
+    "hot_group_scaling": (12.0, 10, 3),
+    "http_single": (10.0, 2, 2),
+    "http_batch": (10.0, 6, 6),
+    "ack_latency": (30.0, 8, 4),
+    "memory": (4.0, 3, 3),
+    "restart": (20.0, 2, 2),
+}
+"""Seconds to start, and how many sides a turn has, in full and in the quick form."""
+_SIDE_S = 6.0
+"""What a side takes beside its measurement: warming up, a fresh folder, processes."""
+_QUICK_S = 1.0
 _STOP_TIMEOUT_S = 90.0
 _README = Path(__file__).with_name("README.md")
 
@@ -42,6 +56,9 @@ def main(
     ] = ROOT / "benchmarks" / "results",
     producers: Annotated[int, typer.Option(min=1, help="Producer processes of the engine benchmarks.")] = 2,
     window: Annotated[int, typer.Option(min=1, help="Batches in flight for each producer.")] = Options.window,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One short turn of each; all of them within 5 minutes.")
+    ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Write the table into benchmarks/README.md.")] = False,
     results: Annotated[Path | None, typer.Option("--from", help="Show an earlier --json file instead.")] = None,
 ) -> None:
@@ -58,6 +75,9 @@ def main(
             raise typer.BadParameter(f"{folder} is in memory: choose a folder on a disk with --dir")
         folder.mkdir(parents=True, exist_ok=True)
         options = Options(folder, repeat, seconds, producers, window)
+        if quick:
+            options = replace(options, repeat=1, seconds=_QUICK_S, quick=True)
+        say(f"about {minutes(chosen, options):.0f} min for {', '.join(chosen)}; --quick is the short form")
         where = machine.describe(folder)
         figures = run_one(chosen[0], options) if len(chosen) == 1 else run_each(chosen, options, failed)
         if as_json is not None:
@@ -68,6 +88,16 @@ def main(
     if failed:
         say(f"FAILED: {', '.join(failed)}")
         raise typer.Exit(1)
+
+
+def minutes(names: list[str], options: Options) -> float:
+    """How long some benchmarks take, about, as was measured on two cores."""
+    total_s = 0.0
+    for name in names:
+        fixed_s, full_sides, quick_sides = _COSTS[name]
+        sides = quick_sides if options.quick else full_sides
+        total_s += fixed_s + options.repeat * sides * (_SIDE_S + options.seconds)
+    return max(1.0, total_s / 60)
 
 
 def run_one(name: str, options: Options) -> list[Figure]:
@@ -91,6 +121,7 @@ def run_each(names: list[str], options: Options, failed: list[str]) -> list[Figu
             command = [sys.executable, "-m", "benchmarks", name, "--json", str(found), "--dir", str(options.folder)]
             command += ["--repeat", str(options.repeat), "--seconds", str(options.seconds)]
             command += ["--producers", str(options.producers), "--window", str(options.window)]
+            command += ["--quick"] * options.quick
             if _wait(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)) or not found.exists():
                 failed.append(name)
                 continue

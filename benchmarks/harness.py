@@ -42,6 +42,8 @@ class Options:
     producers: int = 2
     window: int = 4
     """Batches in flight for each producer."""
+    quick: bool = False
+    """Leave out what takes long and answers a question of its own."""
 
     @contextlib.contextmanager
     def fresh_folder(self) -> Iterator[Path]:

@@ -17,6 +17,7 @@ from imray.settings import Settings
 
 QUESTION = "one conversation on K partitions: rates, latencies, and whose CPU, beside the single writer"
 _TOPICS = (1, 2, 4, 8)
+_QUICK_PARTITIONS = (1, 4)
 _ROWS = 10_000
 _BLOCK_ROWS = (1_000, 10_000)
 _BLOCK_PARTITIONS = 4
@@ -32,6 +33,14 @@ _WINDOW_SLOW = 16
 def run(options: Options) -> list[Figure]:
     """In turns: the single writer and K = 1, 2, 4, 8; then blocks of two sizes; then a store that takes 20 ms a put."""
     plain = Settings()
+    if options.quick:
+        with cluster(), spreaders(options.producers, _ROWS) as senders:
+            quick = {
+                f"K={k}" if k else "single": partial(saturate, options, senders, k, plain, options.window)
+                for k in (0, *_QUICK_PARTITIONS)
+            }
+            turns = in_turns(quick, options.repeat)
+        return _rates(turns, tuple(quick))
     slow = replace(plain, store_put_delay_s=_SLOW_PUT_S)
     # tables of ids take over each other's memory from the third checkpoint on: the steady state begins in the warm-up
     steady = replace(plain, checkpoint_ids_max=_STEADY_IDS)

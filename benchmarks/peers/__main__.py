@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,11 @@ _DETAILS = ROOT / "benchmarks" / "README.md"
 _CHART = ROOT / "docs" / "peers.svg"
 _MARK = "peers"
 SENDERS = (1, 4, 16)
+_QUICK_SENDERS = 4
+_QUICK_S = 2.0
+_SIDE_S = 15.0
+"""What a side takes beside its measurement: its server's start and end, warming up."""
+_KILL_S = 25.0
 
 
 def main(
@@ -31,6 +37,9 @@ def main(
     repeat: Annotated[int, typer.Option(min=1, help="Turns; the tables show medians.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.5, help="Length of one measurement, after the warm-up.")] = 5.0,
     kill: Annotated[bool, typer.Option(help="Also kill each server in mid-run and count what is left.")] = True,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="4 senders, one short turn, no kills: within 5 minutes.")
+    ] = False,
     folder: Annotated[
         Path, typer.Option("--dir", help="Where data is written; a real disk, or fsync means nothing.")
     ] = ROOT / "benchmarks" / "results",
@@ -43,8 +52,14 @@ def main(
         records, where, how = results.from_json(found.read_text())
         counts = [int(n) for n in how["senders"]]
     else:
-        counts = sorted(set(senders or SENDERS))
+        counts = sorted(set(senders or ((_QUICK_SENDERS,) if quick else SENDERS)))
         options = Options(_real_disk(folder), repeat, seconds)
+        if quick:
+            kill = False
+            options = replace(options, repeat=1, seconds=_QUICK_S, quick=True)
+        about_s = options.repeat * len(counts) * len(names or keys()) * (_SIDE_S + options.seconds)
+        about_s += _KILL_S * len(names or keys()) * kill
+        say(f"about {max(1, about_s / 60):.0f} min; --quick is the short form")
         try:
             records = measure(_chosen(names), counts, options, kill)
         finally:

@@ -42,11 +42,13 @@ def _root(
 def bench(context: typer.Context) -> None:
     """Measure this machine.
 
-    Runs the benchmarks of the source checkout; arguments are passed on to them.
+    Runs the benchmarks of the source checkout; arguments are passed on to them. They say beforehand how long they take.
 
-    Example:
+    Examples:
 
-      imray bench
+      imray bench --quick    # all of them within 5 minutes
+
+      imray bench hot_group --repeat 5
     """
     root = Path(imray.__file__).resolve().parent.parent
     if not (root / "benchmarks" / "__main__.py").exists():
