@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from imray.core.log_progress import LogProgress
 from imray.core.replies import Appended, Refusal
-from imray.core.state import ShardState
 from imray.log.reader import read_log
 from imray.log.store import LocalStore
 from imray.settings import Settings
@@ -119,7 +119,7 @@ class Service:
 
     async def status(self) -> dict[str, Any]:
         """The owner's figures."""
-        return await self.owner.status()
+        return (await self.owner.status()).to_json()
 
     async def fill(self, leave: int) -> dict[str, Any]:
         """Fill the disk but for `leave` bytes."""
@@ -147,9 +147,8 @@ class Service:
 
 def read_all(store: LocalStore) -> list[list[Any]]:
     """[conv, id, seq, body] of every message in the log of shard 0, in its order."""
-    state = ShardState(SEED)
     out: list[list[Any]] = []
-    for segment in read_log(store, 0, 0, state.log.digest):
+    for segment in read_log(store, 0, LogProgress()):
         for r in segment.table().to_pylist():
             number = int.from_bytes(r["client_msg_id"], "big")
             out.append([r["conv_id"], number, r["conv_seq"], r["body"].decode()])
@@ -175,7 +174,7 @@ async def _serve(root: str, settings: Settings) -> int:
 
     async def start() -> None:
         await service.owner.start()
-        print(json.dumps({"tag": "started"} | await service.owner.status()), flush=True)
+        print(json.dumps({"tag": "started"} | (await service.owner.status()).to_json()), flush=True)
 
     tasks: set[asyncio.Task[None]] = {asyncio.create_task(start())}
     fenced = asyncio.create_task(service.fenced.wait())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imray.core.replies import Appended, Refusal
+from imray.core.status import LogFigures
 from imray.log.segment import SegmentMeta, open_segment
 from imray.log.store import LocalStore
 from imray.settings import Settings
@@ -90,6 +91,13 @@ async def until_async(condition: Callable[[], Any], what: str) -> Any:
         if time.monotonic() > end:
             raise TimeoutError(what)
         await asyncio.sleep(0.01)
+
+
+async def figures_of(owner: ShardWriter) -> LogFigures:
+    """What the owner has recovered, written and remembers."""
+    log = (await owner.status()).log
+    assert log is not None
+    return log
 
 
 async def serving(owner: ShardWriter) -> None:

@@ -18,7 +18,7 @@ from imray.log.segment import segment_name
 from imray.log.store import LocalStore
 from imray.settings import Settings
 from imray.shard.shard_writer import ShardWriter
-from tests.faults.owners import owner_of, until_async
+from tests.faults.owners import figures_of, owner_of, until_async
 from tests.unit.batches import (
     SEED,
     Msg,
@@ -95,7 +95,7 @@ async def _fill(root: Path) -> None:
             assert told == [("new", n // 2 + 1)]
 
         async def covered() -> bool:
-            return int(str((await owner.status())["checkpoint_segment"])) > _SENT - 10
+            return (await figures_of(owner)).checkpoint_segment > _SENT - 10
 
         await until_async(covered, "checkpoints are made")
 
@@ -119,9 +119,9 @@ async def test_a_shard_starts_without_its_derived_files(
         for interval in [i.interval for i in owner.current.committer.intervals]:  # type: ignore[union-attr]
             await owner.mend(interval.name("postings"))
         status = await owner.status()
-        assert status["state"] == "serving"
+        assert status.state == "serving"
         if how != "removed" or kind != "all":  # where nothing is left, nothing is known to be missing
-            assert status["notes"], "it is said"
+            assert status.notes, "it is said"
         for interval in [i.interval for i in owner.current.committer.intervals]:  # type: ignore[union-attr]
             sealed.read_postings(LocalStore(tmp_path), interval)
 
@@ -192,7 +192,7 @@ async def test_a_rotten_segment_beside_it_changes_nothing_for_others(tmp_path: P
             return answer.firsts.unreadable.tolist() == [True, False]
 
         await until_async(lost, "the row whose first send is lost is refused")
-        assert "the log is damaged" in str((await owner.status())["notes"]) or kind in ("ids", "checkpoint")
+        assert "the log is damaged" in str((await owner.status()).notes) or kind in ("ids", "checkpoint")
         assert owner.state == "serving"
 
 

@@ -61,7 +61,7 @@ def test_full_during_commits(small_disk: tuple[Path, tuple[str, ...]]) -> None:
             client.sent(lost)
             answer = driver.ask("send", messages=lost)
             assert answer["refused"] == "unavailable"
-        until(lambda: "disk is full" in str(driver.ask("status")["state"]), "the status says why")
+        until(lambda: "disk is full" in driver.ask("status")["detail"], "the status says why")
         assert "disk is full" in driver.ask("send", messages=lost)["detail"]
         _reads_go_on(client, driver, 10)
         driver.ask("make_room")
@@ -102,7 +102,7 @@ def test_a_shard_that_starts_on_a_full_disk_is_read(small_disk: tuple[Path, tupl
             assert client.send(driver, _rows(4 * n, 4, 100))
     source = str(root.parent / "source/wal/shard=0000")
     with Driver(root, (*command, "sh", "-c", full, str(root), source), reopen_delay_s_max=0.1) as driver:
-        assert "disk is full" in driver.started["state"]
+        assert "disk is full" in driver.started["detail"]
         _reads_go_on(client, driver, 10)
         driver.ask("make_room")
         until(lambda: client.send(driver, _rows(20, 4, 100)), "it writes when there is room")

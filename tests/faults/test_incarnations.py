@@ -19,7 +19,7 @@ from imray.core.replies import Appended, Refusal, Refused
 from imray.log.store import LocalStore
 from imray.log.writer import Writer
 from imray.settings import Settings
-from imray.shard import hot_groups
+from imray.shard import shard_incarnation
 from imray.shard.shard_writer import ShardWriter
 from tests.faults.owners import owner_of, until_async
 from tests.unit.batches import DUPLICATE, SEED, Msg, commit, ipc_of, msg_id, open_committer
@@ -120,15 +120,15 @@ async def test_no_error_in_opening_is_the_last_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, first: bool
 ) -> None:
     """At the first start, and when a shard opens anew: the next try may fare better."""
-    real, fails = hot_groups.AskServer, [0]
+    real, fails = shard_incarnation.HotGroups, [0]
 
-    def flaky(*args: Any) -> Any:
+    def flaky(**args: Any) -> Any:
         if fails[0]:
             fails[0] -= 1
             raise error
-        return real(*args)
+        return real(**args)
 
-    monkeypatch.setattr(hot_groups, "AskServer", flaky)
+    monkeypatch.setattr(shard_incarnation, "HotGroups", flaky)
     fails[0] = 2 if first else 0
     async with owner_of(LocalStore(tmp_path)) as owner:
         if not first:
@@ -146,7 +146,7 @@ async def test_a_broken_write_loop_ends_the_process(tmp_path: Path, monkeypatch:
     owner = ShardWriter(LocalStore(tmp_path), 0, SEED, Settings(), on_fenced=ended.set)
     await owner.start()
     with monkeypatch.context() as patch:
-        patch.setattr(owner, "_end_incarnation", lambda: 1 / 0)
+        patch.setattr(owner.loop, "_end_incarnation", lambda: 1 / 0)
         owner.loop.fail(StorageError("a put failed"))
         await asyncio.wait_for(ended.wait(), 60)
     refused = await owner.append(ipc_of([Msg("c", msg_id(1))]))
@@ -199,7 +199,9 @@ async def test_a_full_disk_is_never_taken_for_another_writer(tmp_path: Path, mon
     answers = await asyncio.gather(first, owner.append(ipc_of(batches[2])))
     assert len(encoded) >= 2
     assert all(isinstance(a, Refusal) and "disk is full" in a.detail for a in answers)
-    await until_async(lambda: "disk is full" in owner.state, "the state says why")
+    await until_async(lambda: owner.state == "unwritable", "the state says why")
+    assert owner.loop.refusal is not None
+    assert "disk is full" in owner.loop.refusal.detail
     assert not fenced
     store.full = False
     await until_async(lambda: owner.state == "serving", "it goes on when there is room")
@@ -213,7 +215,8 @@ async def test_a_shard_that_starts_on_a_full_disk_is_read(tmp_path: Path) -> Non
         assert isinstance(await owner.append(ipc_of([Msg("c", msg_id(n)) for n in range(3)])), Appended)
     store.full = True
     async with owner_of(store) as owner:
-        assert "disk is full" in owner.state
+        assert owner.state == "unwritable"
+        assert "disk is full" in (await owner.status()).detail
         found = await owner.locate("c", 1, 10)
         assert not isinstance(found, Refusal), found
         assert (found.head, found.stable, len(found.spans)) == (3, 3, 1)
@@ -232,5 +235,5 @@ async def test_a_replaced_shard_says_nothing_of_what_is_stable(tmp_path: Path) -
         assert new.locate("c", 1, 1).stable == 2
         assert isinstance(await old.locate("c", 1, 1), Refusal)
         await old.append(ipc_of([Msg("c", msg_id(3))]))
-        assert old.replaced
+        assert old.loop.replaced
         assert isinstance(await old.locate("c", 1, 1), Refusal)

@@ -82,10 +82,10 @@ def test_two_home_shards_that_open_at_once_are_no_corruption(tmp_path: Path, mon
             open_committer(tmp_path)
         real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(recovery, "fence_topic", fence_partition)
+    monkeypatch.setattr(recovery, "fence_partition", fence_partition)
     with pytest.raises(FencedError, match="took over"):
         open_committer(tmp_path)
-    monkeypatch.setattr(recovery, "fence_topic", real)
+    monkeypatch.setattr(recovery, "fence_partition", real)
     assert commit(open_committer(tmp_path), [Msg("c", msg_id(1))])[0].seq == 1
 
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from imray.core.state import ShardState
+from imray.core.log_progress import LogProgress
 from imray.log.reader import read_log
 from imray.log.store import LocalStore
 from tests.faults.client import Client
 from tests.faults.driver import read_all
 from tests.faults.process import Died, Driver, until
-from tests.unit.batches import SEED
 
 
 def _state_is_stopped(driver: Driver) -> bool:
@@ -65,7 +64,7 @@ def test_a_writer_that_was_stopped_acks_nothing_afterwards(tmp_path: Path, waves
 
 
 def _epochs(root: Path) -> list[int]:
-    return [s.meta.epoch for s in read_log(LocalStore(root), 0, 0, ShardState(SEED).log.digest)]
+    return [s.meta.epoch for s in read_log(LocalStore(root), 0, LogProgress())]
 
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(10, marks=pytest.mark.slow)])

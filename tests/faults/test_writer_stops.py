@@ -13,7 +13,16 @@ from imray.core.replies import Refusal, Refused
 from imray.log import sealed
 from tests.faults.client import Client
 from tests.faults.driver import FaultStore
-from tests.faults.owners import NotingStore, owner_of, read_and_check, send, send_until_acked, serving, until_async
+from tests.faults.owners import (
+    NotingStore,
+    figures_of,
+    owner_of,
+    read_and_check,
+    send,
+    send_until_acked,
+    serving,
+    until_async,
+)
 
 _A, _B, _C = ["a", 1, "x"], ["a", 2, "y"], ["b", 3, "z"]
 
@@ -64,7 +73,7 @@ async def test_a_put_whose_answer_was_lost_is_our_own(tmp_path: Path, at: int) -
     async with owner_of(store) as owner:
         for i, row in enumerate([_A, _B, ["a", 4, "w"]]):
             assert await send(client, owner, [row]) == [["new", i + 1, i + 1]]
-        assert (await owner.status())["epoch"] == 1
+        assert (await figures_of(owner)).epoch == 1
     read_and_check(client, tmp_path)
 
 
@@ -124,7 +133,7 @@ async def test_retries_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             assert [t[:2] for t in other] == [["conflict", i // 2 + 1] for i in range(start + 10)]
 
             async def sealed_ids() -> object:
-                return (await owner.status())["sealed_ids"]
+                return (await figures_of(owner)).sealed_ids
 
             await until_async(sealed_ids, "ids are sealed")
     async with owner_of(FaultStore(tmp_path), checkpoint_ids_max=2) as owner:

@@ -14,7 +14,7 @@ from imray.core.replies import Appended, Refusal, Refused
 from imray.log import checkpoint
 from imray.log.schema import to_ipc
 from imray.log.store import LocalStore
-from tests.faults.owners import until_async
+from tests.faults.owners import figures_of, until_async
 from tests.hot.groups import Group
 from tests.hot.test_group import _hot, _m, _rows, _stable
 from tests.unit.batches import Msg, batch_of, msg_id
@@ -152,13 +152,13 @@ async def test_ceilings_go_on_when_the_rate_falls_before_they_are_logged(
 
         def late():  # type: ignore[no-untyped-def]
             found = real()
-            grants.committer.make_hot.rates.clear()  # as a tick does, between the wish and the record
+            grants.committer.hot_detector.rates.clear()  # as a tick does, between the wish and the record
             return found
 
         monkeypatch.setattr(grants, "ceilings", late)
         n = 0
         for _ in range(40):
-            grants.committer.make_hot.rates[0] = 20_000.0
+            grants.committer.hot_detector.rates[0] = 20_000.0
             rows = _rows(await group.send(1, *(_m(n + i) for i in range(100))))
             assert rows[-1] == ("new", n + 100)
             n += 100
@@ -174,8 +174,8 @@ async def test_a_block_that_the_fence_finds_durable_wakes_who_waits_for_it(
         link = group.links[1]
         ask = link.ask
 
-        def then_cut(*args):  # type: ignore[no-untyped-def]
-            answer = ask(*args)
+        async def then_cut(*args):  # type: ignore[no-untyped-def]
+            answer = await ask(*args)
             link.cut = True
             return answer
 
@@ -190,7 +190,7 @@ async def test_a_block_that_the_fence_finds_durable_wakes_who_waits_for_it(
 
                 async def sealed() -> bool:
                     await group.try_send(0, Msg("other", msg_id(9)))
-                    return bool((await group.home.status())["sealed_ids"])
+                    return bool((await figures_of(group.home)).sealed_ids)
 
                 await until_async(sealed, "the checkpoint is made")
     async with Group(tmp_path) as group:
@@ -204,9 +204,9 @@ async def test_a_clean_stop_beside_a_cold_turn_leaves_it_cold(tmp_path: Path) ->
         hot = _hot_of(group)
         conv = hot.grants.committer.state.conversations.index("room")
         hot.grants.blocks.cooling.add(conv)
-        cold = asyncio.create_task(group.home.record(hot.grants.make_cold("room")))
+        cold = asyncio.create_task(group.home.loop.record(hot.grants.make_cold("room")))
         hot.grants.blocks.closed = True
-        assert await group.home.record(hot.grants.exact_ceilings()) is None
+        assert await group.home.loop.record(hot.grants.exact_ceilings()) is None
         assert await cold is None
     async with Group(tmp_path) as group:
         assert not _hot_of(group).grants.committer.state.hot

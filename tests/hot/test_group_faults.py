@@ -16,7 +16,7 @@ from imray.log.recovery import become_partition_writer, become_writer, replay
 from imray.log.schema import segment_table
 from imray.log.segment import GrantNote, segment_name
 from imray.log.store import LocalStore
-from tests.faults.owners import until_async
+from tests.faults.owners import figures_of, until_async
 from tests.hot.groups import Group
 from tests.hot.test_group import _hot, _m, _rows, _stable
 from tests.unit.batches import SEED, prepared
@@ -116,7 +116,7 @@ async def test_checkpoints_with_grants_in_flight(tmp_path: Path) -> None:
             ((_, seqs[n]),) = _rows(await group.send(n % 3, _m(n)))
 
         async def sealed() -> bool:
-            return int(str((await group.home.status())["sealed_ids"])) >= 16
+            return (await figures_of(group.home)).sealed_ids >= 16
 
         await until_async(sealed, "ids are sealed")
         for slot in range(3):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from imray.core.blocks import Declined
+from imray.core.blocks import Declined, DeclineReason
 from imray.core.errors import StorageError
 from imray.core.replies import Refusal
-from imray.shard.committer import Job
 from imray.shard.hot_groups import HotGroups
+from imray.shard.jobs import Job
 from tests.faults.driver import FaultStore
-from tests.faults.owners import until_async
+from tests.faults.owners import figures_of, until_async
 from tests.hot.groups import Group
 from tests.hot.test_group import _hot, _m, _rows, _stable
 from tests.unit.batches import rows_of
@@ -26,20 +26,23 @@ def _of(group: Group) -> HotGroups:
 
 
 async def test_no_block_above_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An ask, which has a thread of its own, is looked at when the record is durable and not settled yet."""
+    """An ask, which may overtake what waits for the state's thread, is looked at when the record is durable and not
+    marked so yet."""
     async with Group(tmp_path) as group:
         await _hot(group, 1)
         assert _rows(await group.send(1, _m(1))) == [("new", 1)]
-        home, go_on, answered = group.home, threading.Event(), asyncio.Event()
-        mark_durable = home._mark_durable
+        current, state = group.home.current, group.home._state
+        go_on, answered = threading.Event(), asyncio.Event()
+        assert current is not None
+        apply = current.apply
 
-        def be_busy_and_settle(job: Job) -> None:
+        def be_busy_and_apply(job: Job) -> None:
             if job.commit is not None and job.commit.controls:
-                home._thread.submit(go_on.wait, 30)
+                state._worker.run(go_on.wait, 30)  # the thread is busy, the state itself is free
                 answered.set()  # in this very step
-            mark_durable(job)
+            apply(job)
 
-        monkeypatch.setattr(home, "_settle", be_busy_and_settle)
+        monkeypatch.setattr(current, "apply", be_busy_and_apply)
         cooling = asyncio.create_task(_of(group).make_cold("room"))
         try:
             await asyncio.wait_for(answered.wait(), 30)
@@ -68,7 +71,7 @@ async def test_no_block_where_the_record_may_be_durable(tmp_path: Path) -> None:
         store.arm("linked", action="eio", prefix="wal/shard=0000/")
         assert isinstance(await hot.make_cold("room"), Refusal)
         epoch = hot.grants.blocks.slot_epoch(1)
-        assert hot.ask(1, epoch, 1000, rows_of([_m(2)]), []) == Declined("moved")
+        assert hot.grants.ask(1, epoch, 1000, rows_of([_m(2)]), [], 0.0) == Declined(DeclineReason.MOVED)
         assert _rows(await group.deliver(_m(2), partitions=1)) == [("new", 2)]
         assert not _of(group).grants.committer.state.hot, "the record was durable"
 
@@ -78,12 +81,12 @@ async def test_the_next_incarnation_logs_nothing_of_the_last(tmp_path: Path) -> 
         await _hot(group, 1)
         old = _of(group)
         group.home.loop.fail(StorageError("the disk is away"))
-        await until_async(lambda: group.home.current is not None and group.home.current.hot is not old and group.home.state == "serving", "it has recovered")
-        segment = (await group.home.status())["segment"]
+        await until_async(lambda: group.home.state == "serving" and _of(group) is not old, "it has recovered")
+        segment = (await figures_of(group.home)).segment
         assert isinstance(await old.make_hot("other", 1), Refusal)
         assert isinstance(await old.make_cold("room"), Refusal)
         old._fail(StorageError("too late"))
-        assert (await group.home.status())["segment"] == segment
+        assert (await figures_of(group.home)).segment == segment
         assert _rows(await group.send(1, _m(1)))[0][0] == "new", "it is still hot"
 
 

@@ -16,7 +16,7 @@ from imray.core.hot_detector import HotDetector
 from imray.core.sequencer import locate, plan
 from imray.core.state import HotGroup
 from tests.unit.batches import rows_of
-from tests.unit.test_blocks import ShardWriter, _m
+from tests.unit.test_blocks import HomeShard, _m
 
 _ranges = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 6)), max_size=30)
 
@@ -61,7 +61,7 @@ class BlocksMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         """A hot conversation with numbers 1 and 2."""
-        self.home = ShardWriter(ceiling=10**6)
+        self.home = HomeShard(ceiling=10**6)
         self.settled = {1, 2}
         self.numbers: dict[int, int] = {1: 1, 2: 2}
         """Of ids that are messages."""

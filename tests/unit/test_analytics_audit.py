@@ -14,6 +14,7 @@ from batches import Msg, commit, msg_id, open_committer
 
 from analytics import audit
 from imray.core.errors import InvalidError
+from imray.core.log_progress import LogProgress
 from imray.log.manifest import create_or_open
 from imray.log.schema import void_table
 from imray.log.segment import segment_name
@@ -142,7 +143,7 @@ def _void(root: Path, first: int, last: int, reason: str) -> None:
 
 def _second_writer(root: Path) -> None:
     first = writer_of(root, 0)
-    Writer(FastStore(root), 0, first.segment, first.epoch, first.digest).append(craft([_row(27)], TS), TS)
+    Writer(FastStore(root), 0, LogProgress(first.segment, first.epoch, first.digest)).append(craft([_row(27)], TS), TS)
 
 
 @pytest.mark.parametrize("what", sorted(CRAFTED))
@@ -170,7 +171,8 @@ def _swap(a: Path, b: Path) -> None:
 
 def _lower_epoch(root: Path) -> None:
     writer = writer_of(root, 0)
-    Writer(FastStore(root), 0, writer.segment, writer.epoch - 2, writer.digest).append(craft([_row(27)], TS), TS)
+    progress = LogProgress(writer.segment, writer.epoch - 2, writer.digest)
+    Writer(FastStore(root), 0, progress).append(craft([_row(27)], TS), TS)
 
 
 def _postings(root: Path) -> Path:

@@ -13,6 +13,7 @@ from batches import Msg, msg_id
 from analytics import audit
 from analytics.sql import query
 from analytics.verified import Verifier
+from imray.core.log_progress import LogProgress
 from imray.core.routing import log_of
 from imray.log.recovery import become_partition_writer
 from imray.log.schema import KIND_COLD, KIND_HOT, record_table, void_table
@@ -134,7 +135,8 @@ def _after_cold(log: HotLog) -> None:
 
 def _of_a_slot_that_never_was(log: HotLog) -> None:
     _, writer = become_partition_writer(FastStore(log.root), 0, 9, lambda: log.now)
-    log.slots[9] = Writer(FastStore(log.root), log_of(0, 9), writer.segment, writer.epoch, writer.digest, 2)
+    progress = LogProgress(writer.segment, writer.epoch, writer.digest)
+    log.slots[9] = Writer(FastStore(log.root), log_of(0, 9), progress, 2)
     log.slots[9].nonce = writer.nonce
     _append(log, 9, _head(log) + 1, note=_next(log))
 

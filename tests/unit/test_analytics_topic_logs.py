@@ -12,6 +12,7 @@ from analytics_logs import FastStore, HotLog, hot_log, seal
 
 from analytics import audit
 from analytics.verified import Verifier
+from imray.core.log_progress import LogProgress
 from imray.log.schema import SEGMENT_SCHEMA
 from imray.log.segment import segment_name
 from imray.log.writer import Writer
@@ -76,7 +77,7 @@ def test_a_covered_segment_exchanged_for_a_sound_one(log: HotLog) -> None:
     name = segment_name(10_001, 8)
     (log.root / name).unlink()
     before = Verifier(log.root).segment(10_001, 7)
-    other = Writer(FastStore(log.root), 10_001, 7, before.meta.epoch, before.digest, 2)
+    other = Writer(FastStore(log.root), 10_001, LogProgress(7, before.meta.epoch, before.digest), 2)
     other.append(SEGMENT_SCHEMA.empty_table(), log.now)
     found = _violations(log.root)["corrupt"]
     assert [(row["file"], row["check"]) for row in found] == [(name, "a checkpoint covers another file there")]

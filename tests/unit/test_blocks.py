@@ -32,7 +32,7 @@ def _m(n: int, body: bytes = b"x", conv: str = _ROOM) -> Msg:
     return Msg(conv, msg_id(n), body)
 
 
-class ShardWriter:
+class HomeShard:
     """A home shard with one hot conversation and two registered partitions of epoch 1."""
 
     def __init__(self, ceiling: int = 1000) -> None:
@@ -99,7 +99,7 @@ def _why(answer: Granted | Declined) -> str:
 
 
 def test_numbers_go_on_over_all_ways() -> None:
-    home = ShardWriter()
+    home = HomeShard()
     assert home.granted(1, 1, _m(3), _m(4)).expanded().seq.tolist() == [3, 4]
     assert home.granted(2, 1, _m(5)).first == 5
     assert home.own(_m(6)) == [6]
@@ -112,7 +112,7 @@ def test_numbers_go_on_over_all_ways() -> None:
 
 
 def test_a_repeated_ask_gets_the_same_answer() -> None:
-    home = ShardWriter()
+    home = HomeShard()
     first = home.granted(1, 1, _m(3))
     assert home.ask(1, 1, _m(3)) is first
     assert len(home.blocks.outstanding) == 1
@@ -121,7 +121,7 @@ def test_a_repeated_ask_gets_the_same_answer() -> None:
 
 
 def test_an_ask_that_was_overtaken_is_not_looked_at() -> None:
-    home = ShardWriter()
+    home = HomeShard()
     for ask in range(2, 9):
         home.granted(1, ask, _m(1))
     assert _why(home.ask(1, 1, _m(99))) == "wait"
@@ -130,11 +130,11 @@ def test_an_ask_that_was_overtaken_is_not_looked_at() -> None:
 
 @pytest.mark.parametrize(("slot", "epoch"), [(1, 0), (1, 2), (3, 1)])
 def test_only_the_registered_writer_gets_numbers(slot: int, epoch: int) -> None:
-    assert _why(ShardWriter().ask(slot, 1, _m(3), epoch=epoch)) == "fenced"
+    assert _why(HomeShard().ask(slot, 1, _m(3), epoch=epoch)) == "fenced"
 
 
 def test_registration_goes_up_only() -> None:
-    home = ShardWriter()
+    home = HomeShard()
     assert home.blocks.register(1, 3)
     assert home.blocks.slot_epoch(1) == 3
     assert not home.blocks.register(1, 2)
@@ -145,7 +145,7 @@ def test_registration_goes_up_only() -> None:
 
 
 def test_what_is_not_hot_has_moved() -> None:
-    home = ShardWriter()
+    home = HomeShard()
     assert _why(home.ask(1, 1, _m(1, conv="other"))) == "moved"
     home.own(_m(1, conv="other"))
     assert _why(home.ask(1, 2, _m(3), _m(2, conv="other"))) == "moved"
@@ -157,7 +157,7 @@ def test_what_is_not_hot_has_moved() -> None:
 
 
 def test_outstanding_grants_are_bounded_for_each_partition() -> None:
-    home = ShardWriter()
+    home = HomeShard()
     for n in range(OUTSTANDING_MAX):
         home.granted(1, n + 1, _m(10 + n))
     assert _why(home.ask(1, 9, _m(20))) == "wait"
@@ -167,7 +167,7 @@ def test_outstanding_grants_are_bounded_for_each_partition() -> None:
 
 
 def test_nothing_is_granted_above_the_ceiling() -> None:
-    home = ShardWriter(ceiling=4)
+    home = HomeShard(ceiling=4)
     assert _why(home.ask(1, 1, _m(3), _m(4), _m(5))) == "wait"
     assert home.granted(1, 1, _m(3), _m(4)).first == 3
     assert _why(home.ask(1, 2, _m(5))) == "wait"
@@ -176,7 +176,7 @@ def test_nothing_is_granted_above_the_ceiling() -> None:
 
 
 def test_duplicates_and_conflicts_need_no_grant() -> None:
-    home = ShardWriter()
+    home = HomeShard()
     answer = home.granted(1, 1, _m(1), _m(2, b"other"))
     planned = answer.expanded()
     assert (answer.grant, planned.status.tolist(), planned.seq.tolist()) == (0, [DUPLICATE, CONFLICT], [1, 2])
@@ -184,7 +184,7 @@ def test_duplicates_and_conflicts_need_no_grant() -> None:
 
 
 def test_an_id_in_flight_waits_for_its_grant() -> None:
-    home = ShardWriter()
+    home = HomeShard()
     home.granted(1, 1, _m(3))
     planned = home.granted(2, 1, _m(3), _m(4)).expanded()
     assert planned.status.tolist() == [IN_FLIGHT, NEW]
@@ -197,7 +197,7 @@ def test_an_id_in_flight_waits_for_its_grant() -> None:
 
 
 def test_a_second_report_changes_nothing() -> None:
-    home = ShardWriter()
+    home = HomeShard()
     home.granted(1, 1, _m(3))
     home.report(1, 1, epoch=9)
     assert home.stable == 2, "another writer's"
@@ -209,7 +209,7 @@ def test_a_second_report_changes_nothing() -> None:
 
 
 def test_lost_grants_are_void_and_their_ids_free() -> None:
-    home = ShardWriter()
+    home = HomeShard()
     home.granted(1, 1, _m(3), _m(4))
     home.granted(2, 1, _m(5))
     home.report(2, 2)
@@ -228,7 +228,7 @@ def test_lost_grants_are_void_and_their_ids_free() -> None:
 
 
 def test_what_a_fenced_writer_did_write_is_no_loss() -> None:
-    home = ShardWriter()
+    home = HomeShard()
     home.granted(1, 1, _m(3))
     home.granted(1, 2, _m(4))
     home.blocks.follow(1, 1, 1, Report(1, 2, 0, bytes(16)))
@@ -238,7 +238,7 @@ def test_what_a_fenced_writer_did_write_is_no_loss() -> None:
 
 
 def test_the_tail_must_use_outstanding_grants() -> None:
-    home = ShardWriter()
+    home = HomeShard()
     home.granted(1, 1, _m(3))
     with pytest.raises(InvalidError, match="grant 7 of epoch 1"):
         home.blocks.follow(1, 1, 1, Report(7, 2, 0, bytes(16)))
@@ -249,7 +249,7 @@ def test_the_tail_must_use_outstanding_grants() -> None:
 
 @pytest.mark.parametrize("grant", [0, 1])
 def test_a_newer_home_shard_ends_this_one(grant: int) -> None:
-    home = ShardWriter()
+    home = HomeShard()
     home.granted(1, 1, _m(3))
     with pytest.raises(FencedError, match="epoch 2 of the home shard"):
         home.blocks.follow(1, 2, 2, Report(grant, 2, 0, bytes(16)))
@@ -257,14 +257,14 @@ def test_a_newer_home_shard_ends_this_one(grant: int) -> None:
 
 
 def test_a_fence_names_the_epoch_that_it_knows() -> None:
-    home = ShardWriter()
+    home = HomeShard()
     assert home.state.partitions[1].sequencer == 0
     home.fence(1, 2, sequencer=1)
     assert home.state.partitions[1].sequencer == 1
 
 
 def test_frozen_ids_wait_for_their_grants() -> None:
-    home = ShardWriter()
+    home = HomeShard()
     home.granted(1, 1, _m(3))
     freeze(home.state)
     home.granted(1, 2, _m(4))
@@ -279,7 +279,7 @@ def test_frozen_ids_wait_for_their_grants() -> None:
 
 
 def test_the_oldest_is_the_one_that_waits_longest() -> None:
-    home = ShardWriter()
+    home = HomeShard()
     assert home.blocks.oldest() is None
     home.ask(1, 1, _m(3), now=5.0)
     home.ask(2, 1, _m(4), now=4.0)
@@ -299,7 +299,7 @@ def test_ceilings_are_logged_well_ahead(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_successor_explains_all_up_to_the_ceiling() -> None:
-    home = ShardWriter(ceiling=10)
+    home = HomeShard(ceiling=10)
     home.granted(1, 1, _m(3))
     home.granted(2, 1, _m(4))
     home.report(2, 2)

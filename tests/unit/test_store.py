@@ -110,7 +110,7 @@ def test_leftover_temporaries_are_harmless(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     (tmp_path / "tmp").mkdir()
     for n in range(5):
-        (tmp_path / "tmp" / f"{store._process}x-{n}").write_bytes(b"torn")
+        (tmp_path / "tmp" / f"{store.writer_id}x-{n}").write_bytes(b"torn")
     assert store.put_if_absent("a/x", [b"1"])
     assert store.list("a/") == ["a/x"]
     assert len(store.list("tmp/")) == 5
