@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from imray.core.errors import StorageError
 from imray.log import checkpoint, sealed
 from imray.log.store import LocalStore
-from tests.faults.owners import owner_of, until_async
+from imray.settings import Settings
+from imray.shard.committer import Committer
+from tests.faults.owners import figures_of, owner_of, until_async
 from tests.faults.test_derived import send
 from tests.unit.batches import Msg, collect, commit, merge_all, msg_id, open_committer, seal
 
@@ -91,7 +94,7 @@ async def test_upkeep_survives_every_checkpoint_that_overlaps_a_merge(
     async with owner_of(LocalStore(tmp_path)) as owner:
         told = await send(owner, *(Msg("c", msg_id(i)) for i in range(n)))
         assert told == [("duplicate", i + 1) for i in range(n)]
-        assert not (await owner.status())["notes"], "nothing had to be made anew"
+        assert not (await owner.status()).notes, "nothing had to be made anew"
 
 
 async def test_a_new_incarnation_does_not_wait_for_a_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +119,7 @@ async def test_a_new_incarnation_does_not_wait_for_a_merge(tmp_path: Path, monke
 
             async def again() -> bool:
                 await send(owner, Msg("c", msg_id(0)))
-                return owner.state == "serving" and int(str((await owner.status())["epoch"])) > epoch
+                return owner.state == "serving" and (await figures_of(owner)).epoch > epoch
 
             await until_async(again, "it serves anew beside the merge")
         finally:
@@ -207,12 +210,11 @@ async def test_an_error_in_upkeep_ends_no_incarnation(tmp_path: Path, monkeypatc
             nonlocal n
             assert await send(owner, Msg("c", msg_id(n))) == [("new", n + 1)]
             n += 1
-            return bool((await owner.status())["checkpoint_segment"])
+            return bool((await figures_of(owner)).checkpoint_segment)
 
         await until_async(covered, "a checkpoint is made in the end")
-        status = await owner.status()
-        assert status["epoch"] == 1
-        assert "MemoryError" in str(status["notes"])
+        assert (await figures_of(owner)).epoch == 1
+        assert "MemoryError" in str((await owner.status()).notes)
 
 
 def test_files_that_were_never_published_are_swept(tmp_path: Path) -> None:
@@ -226,3 +228,48 @@ def test_files_that_were_never_published_are_swept(tmp_path: Path) -> None:
     assert store.sweep() == 1
     assert not old.exists()
     assert young.exists(), "somebody may be writing it"
+
+
+class NoRoomStore(LocalStore):
+    """Takes segments, and refuses the first so many sealed files."""
+
+    refusals = 0
+
+    def put_if_absent(self, name: str, parts: Sequence[bytes | memoryview]) -> bool:
+        if name.startswith("sealed/") and self.refusals:
+            self.refusals -= 1
+            raise StorageError("the disk is full")
+        return super().put_if_absent(name, parts)
+
+
+def _read(committer: Committer, conv_id: str) -> list[int]:
+    """Every number of a conversation that a reader finds: in sealed intervals, and in what came after them."""
+    found = [(p["first"], p["last"]) for i in committer.intervals for p in i.postings().to_pylist()]
+    found += [span[1:] for span in committer.locate(conv_id, 1, 1 << 60).spans]
+    return [seq for first, last in found for seq in range(first, last + 1)]
+
+
+@pytest.mark.parametrize("refusals", [1, 2, 1000])
+@pytest.mark.parametrize("more", [0, 3])
+def test_a_recovery_that_could_not_seal_loses_nothing_at_the_next_checkpoint(
+    tmp_path: Path, refusals: int, more: int
+) -> None:
+    """It seals ids while it reads the log, where there are many, and finds the disk full; then there is room again."""
+    committer = open_committer(tmp_path)
+    for n in range(22):
+        commit(committer, [Msg("c", msg_id(n))])
+    store = NoRoomStore(tmp_path)
+    store.refusals = refusals
+    recovered = open_committer(store, Settings(checkpoint_ids_max=4))
+    assert store.refusals < refusals, "it tried"
+    store.refusals = 0
+    for n in range(22, 22 + more):
+        commit(recovered, [Msg("c", msg_id(n))])
+    every = range(22 + more)
+    seal(recovered)
+    assert _read(recovered, "c") == [n + 1 for n in every]
+    again = open_committer(tmp_path)
+    assert not again.notes, "the checkpoint serves"
+    assert _read(again, "c") == [n + 1 for n in every], "every message is read"
+    rows = commit(again, [Msg("c", msg_id(n)) for n in every])
+    assert [(r.status, r.seq) for r in rows] == [("duplicate", n + 1) for n in every]
