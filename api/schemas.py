@@ -225,11 +225,13 @@ class LiveResponse(BaseModel):
 
 
 class ShardStatus(BaseModel):
-    """Figures of one shard. `state` is "serving" or the reason why not; which others there are depends on it."""
+    """Figures of one shard. `state` is "serving", or in a word why not; `detail` says more. Which others there are depends
+    on it."""
 
     model_config = ConfigDict(extra="allow")
     shard: _Count
     state: str
+    detail: str
 
 
 class StatusResponse(BaseModel):

@@ -9,6 +9,14 @@ from dataclasses import dataclass, fields, replace
 from imray.core.errors import InvalidError
 
 
+_FORMER_NAMES = {
+    "hot_partitions": "IMRAY_HOT_TOPICS",
+    "partition_deadline_s": "IMRAY_TOPIC_DEADLINE_S",
+    "partition_pause_s": "IMRAY_TOPIC_PAUSE_S",
+    "partition_num_cpus": "IMRAY_TOPIC_NUM_CPUS",
+}
+
+
 @dataclass(frozen=True)
 class Settings:
     """Defaults serve a laptop and a first cluster alike; units stand last in the names."""
@@ -147,10 +155,12 @@ class Settings:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
-        """The defaults, changed by IMRAY_<NAME> variables. InvalidError for a value of the wrong type."""
+        """The defaults, changed by IMRAY_<NAME> variables. InvalidError for a value of the wrong type.
+
+        Names of 0.1 are taken, too, where the new one is not set."""
         changed = {}
         for f in fields(cls):
-            text = env.get(f"IMRAY_{f.name.upper()}")
+            text = env.get(f"IMRAY_{f.name.upper()}", env.get(_FORMER_NAMES.get(f.name, "")))
             if text is None:
                 continue
             kind: type = type(getattr(cls, f.name))

@@ -29,16 +29,18 @@ class Rule:
 
     broken: Break
     shows: str
+    rare: bool
+    """Found in hundreds of schedules: looked for by `make test-long` only."""
 
 
 ALL: dict[str, Rule] = {}
 
 
-def rule(shows: str = "") -> Callable[[Break], Break]:
+def rule(shows: str = "", rare: bool = False) -> Callable[[Break], Break]:
     """Register a broken rule under the name of its function."""
 
     def add(how: Break) -> Break:
-        ALL[how.__name__] = Rule(how, shows)
+        ALL[how.__name__] = Rule(how, shows, rare)
         return how
 
     return add
