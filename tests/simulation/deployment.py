@@ -150,14 +150,13 @@ class Deployment:
         if process.serves is None:
             return
         self.sim.trace("end", process.name)
-        stopping = process.spawn(process.serves.writer.stop())
 
-        def ended(_: Any) -> None:
+        def ended(stopping: Any) -> None:
             if not stopping.cancelled() and (error := stopping.exception()) is not None:
                 self.sim.failed(process, "stop", error)
             self.sim.after(MS, lambda: self._exit(slot, process))
 
-        stopping.add_done_callback(ended)
+        process.post(lambda: process.spawn(process.serves.writer.stop()).add_done_callback(ended))
 
     def _stale_handles(self, old: Process) -> None:
         """Some partitions go on calling the home shard's old process for a while."""
