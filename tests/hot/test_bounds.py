@@ -89,7 +89,7 @@ async def test_a_clean_stop_leaves_no_void(tmp_path: Path) -> None:
 
 
 async def test_a_clean_stop_waits_for_what_was_granted(tmp_path: Path) -> None:
-    async with Group(tmp_path, grant_timeout_s=0.3) as group:
+    async with Group(tmp_path, grant_timeout_s=0.3, call_timeout_s=1.0) as group:
         await _hot(group)
         group.links[1].lose_answers = 10**6
         lost = asyncio.create_task(group.try_send(1, _m(1)))
