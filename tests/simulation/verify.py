@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from imray.core.columns import RowStatus
 from imray.core.sequencer import locate, plan
 from imray.core.state import ShardState
 from imray.log import checkpoint
@@ -132,5 +133,7 @@ def _view(world: World, state: ShardState, first: dict[tuple[int, int], int]) ->
         planned = plan(state, rows, located, confirmer.confirm(rows, located) if located.maybe else {})
         known = ["status", "seq", "log_position", "row_in_segment", "epoch", "server_ts"]
         columns = {k: getattr(planned, k) for k in known}
-        view |= {f"ids: {k}": v if v is None else v.tolist() for k, v in columns.items()}
+        # as above: whoever restarts from that checkpoint makes the ids anew before it answers
+        known_all = RowStatus.WAITING not in planned.status
+        view |= {f"ids: {k}": None if v is None or not known_all else v.tolist() for k, v in columns.items()}
     return view
