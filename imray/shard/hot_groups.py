@@ -76,6 +76,7 @@ class HotGroups:
     async def end(self) -> None:
         """Answer no more asks, and stop watching."""
         self._ended = True
+        self._wake()  # nothing settles any more
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -168,12 +169,15 @@ class HotGroups:
         return lost is not None
 
     def _settled(self) -> None:
+        self._wake()
+        self.on_progress()
+
+    def _wake(self) -> None:
         waiting = self._waiting
         self._waiting = []
         for one in waiting:
             if not one.done():
                 one.set_result(None)
-        self.on_progress()
 
     async def make_hot(self, conv_id: str, partitions: int, by_rate: bool = False) -> Refusal | None:
         """Turn a conversation hot, or change how many partitions take its sends; None: done, and durable."""
@@ -185,7 +189,11 @@ class HotGroups:
                     await self._start_partitions(partitions)
             except UnavailableError as e:
                 return Refusal(Refused.UNAVAILABLE, f"{conv_id!r} stays as it is: {e}")
-            return await self._record(self.grants.make_hot(conv_id, partitions, by_rate))
+            refusal = await self._record(self.grants.make_hot(conv_id, partitions, by_rate))
+            if refusal is None:
+                # durable is not applied yet, and an ask that is answered at once would not find it hot
+                await self._state.run(lambda: None)
+            return refusal
 
     async def make_cold(self, conv_id: str) -> Refusal | None:
         """Turn a conversation cold: its home shard alone writes it again. None: done, and durable."""
@@ -199,24 +207,26 @@ class HotGroups:
             try:
                 settled = self.until_settled(lambda: not blocks.in_flight(conv))
                 await asyncio.wait_for(settled, _COOL_TIMEOUT_S)
-            except TimeoutError:
+            except (TimeoutError, UnavailableError):
                 blocks.cooling.discard(conv)
                 return Refusal(Refused.UNAVAILABLE, f"{conv_id!r} stays hot: a block is not settled yet")
             refusal = await self._record(self.grants.make_cold(conv_id))
             if refusal is None:
-                # Durable is not settled: an ask in a thread of its own may be looked at first, and a block above the
+                # Durable is not applied: an ask that is answered at once may be looked at first, and a block above the
                 # record would make the logs unreadable. After a refusal the record may be durable, too: no more grants.
                 await self._state.run(blocks.cooling.discard, conv)
             return refusal
 
     async def until_settled(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition of the state holds that only settled grants can bring about."""
-        while True:
+        """Wait until a condition of the state holds that only settled grants can bring about. UnavailableError: the
+        incarnation has ended, nothing settles any more."""
+        while not self._ended:
             waiting = asyncio.get_running_loop().create_future()
             self._waiting.append(waiting)
             if await self._state.run(condition):
                 return
             await waiting
+        raise UnavailableError("the shard is not the writer any more")
 
     async def figures(self) -> HotFigures:
         """Of each hot group, for operators."""

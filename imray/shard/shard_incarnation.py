@@ -131,6 +131,6 @@ class ShardIncarnation:
 
     async def end(self) -> None:
         """As `Incarnation.end`."""
-        await self.hot.end()
         await self.upkeep.end()
+        await self.hot.end()
         self.committer.writer.close()

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from imray.core.columns import Rows
-from imray.core.errors import StorageError
+from imray.core.errors import StorageError, UnavailableError
 from imray.core.grants import Declined, Granted, Report
 from imray.core.replies import Appended, Located, Refusal, Refused
 from imray.core.status import ServingState, ShardStatus
@@ -91,7 +91,7 @@ class ShardWriter:
     async def stop(self) -> None:
         """As `WriteLoop.stop`; hot groups' ceilings are taken back to their heads, so the next start voids nothing."""
         if self._current is not None and self.loop.refusal is None:
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError, UnavailableError):
                 await asyncio.wait_for(self._current.hot.close(), _CLOSE_TIMEOUT_S)
         await self.loop.stop()
         await self._workers.end()

@@ -23,7 +23,6 @@ def _rows(answer: list[Row] | Refusal) -> list[tuple[str, int]]:
 async def _hot(group: Group, partitions: int = 2) -> None:
     hot = group.home.current.hot
     assert await hot.make_hot("room", partitions) is None
-    await hot.figures()  # durable is not marked so yet, and an ask may overtake that: it would be told "moved"
     for slot in range(1, partitions + 1):
         topic = group.partitions[slot]
         await until_async(lambda: topic.state == "serving", "the partition serves")  # noqa: B023

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from imray.core.blocks import Declined, DeclineReason
-from imray.core.errors import StorageError
+from imray.core.errors import StorageError, UnavailableError
 from imray.core.replies import Refusal
 from imray.shard.hot_groups import HotGroups
 from imray.shard.jobs import Job
@@ -107,3 +107,34 @@ async def test_no_ceiling_after_the_record(tmp_path: Path) -> None:
         grants.blocks.cooling.discard(0)
         grants._want_ceiling(0)
         assert len(grants.ceilings()[1](state)) == 1
+
+
+async def test_what_was_acked_as_hot_is_hot_for_the_next_ask(tmp_path: Path) -> None:
+    """An ask is answered at once where the state is free: what is durable must be applied before it is acked."""
+    async with Group(tmp_path) as group:
+        await _hot(group, 1)
+        assert await _of(group).make_cold("room") is None
+        state = _of(group).grants.committer.state
+        real = group.home.current.apply  # type: ignore[union-attr]
+        slow = threading.Event()
+
+        def apply(job: Job) -> None:
+            group.home._state._worker.run(slow.wait, 0.2)
+            real(job)
+
+        group.home.current.apply = apply  # type: ignore[union-attr, method-assign]
+        assert await _of(group).make_hot("room", 1) is None
+        assert state.conversations.index("room") in state.hot
+
+
+async def test_nobody_waits_for_the_grants_of_an_incarnation_that_has_ended(tmp_path: Path) -> None:
+    async with Group(tmp_path, grant_timeout_s=60.0) as group:
+        await _hot(group, 1)
+        hot = _of(group)
+        waiting = asyncio.create_task(hot.until_settled(lambda: False))
+        closing = asyncio.create_task(hot.until_settled(lambda: False))
+        await until_async(lambda: len(hot._waiting) == 2, "both wait")
+        group.home.loop.fail(StorageError("the disk is away"))
+        for task in (waiting, closing):
+            with pytest.raises(UnavailableError):
+                await asyncio.wait_for(task, 30)

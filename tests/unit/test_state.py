@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from imray.core.columns import Commit, Control
 from imray.core.errors import FencedError, InvalidError
 from imray.core.fold import check_sequencer, mark_durable
+from imray.core.log_progress import LogProgress
 from imray.core.routing import (
     PARTITIONS_MAX,
     home_of,
@@ -20,7 +21,7 @@ from imray.core.routing import (
     slot_for,
     slot_of,
 )
-from imray.core.state import HotGroup, LogProgress, ShardState
+from imray.core.state import HotGroup, ShardState
 
 _slots = st.integers(0, PARTITIONS_MAX)
 _segments = st.integers(1, (1 << 40) - 1)
