@@ -16,9 +16,9 @@ from imray.log import checkpoint, sealed
 from imray.log.store import LocalStore
 from imray.settings import Settings
 from imray.shard.committer import Committer
-from tests.faults.owners import figures_of, owner_of, until_async
 from tests.faults.test_derived import send
-from tests.unit.batches import Msg, collect, commit, merge_all, msg_id, open_committer, seal
+from tests.support.batches import Msg, collect, commit, merge_all, msg_id, open_committer, seal
+from tests.support.owners import figures_of, owner_of, until_async
 
 
 def test_a_merge_that_ends_while_a_checkpoint_is_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from imray.log.recovery import replay
 from imray.log.sealed import open_interval, read_postings
 from imray.log.segment import open_segment, segment_name
 from imray.log.store import LocalStore
-from tests.faults.owners import owner_of, until_async
-from tests.unit.batches import SEED, Msg, commit, flips, ipc_of, msg_id, open_committer
+from tests.support.batches import SEED, Msg, commit, flips, ipc_of, msg_id, open_committer
+from tests.support.owners import owner_of, until_async
 
 _OLD, _NEW = Msg("a", msg_id(1), b"old"), Msg("a", msg_id(9), b"new")
 _CHECKPOINT = "checkpoint/shard=0000/00000000000000000003.parquet"

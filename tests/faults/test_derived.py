@@ -18,8 +18,7 @@ from imray.log.segment import segment_name
 from imray.log.store import LocalStore
 from imray.settings import Settings
 from imray.shard.shard_writer import ShardWriter
-from tests.faults.owners import figures_of, owner_of, until_async
-from tests.unit.batches import (
+from tests.support.batches import (
     SEED,
     Msg,
     answers_of,
@@ -29,6 +28,7 @@ from tests.unit.batches import (
     open_committer,
     seal,
 )
+from tests.support.owners import figures_of, owner_of, until_async
 
 _KINDS = {
     "checkpoint": ["checkpoint/*/*"],

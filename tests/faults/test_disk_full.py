@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.client import Client
-from tests.faults.process import Driver, until
+from tests.support.client import Client
+from tests.support.process import Driver, until
 
 _SIZE = 8 * 1024 * 1024
 _INODES = 1000

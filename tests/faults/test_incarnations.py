@@ -21,8 +21,8 @@ from imray.log.writer import Writer
 from imray.settings import Settings
 from imray.shard import shard_incarnation
 from imray.shard.shard_writer import ShardWriter
-from tests.faults.owners import owner_of, until_async
-from tests.unit.batches import DUPLICATE, SEED, Msg, commit, ipc_of, msg_id, open_committer
+from tests.support.batches import DUPLICATE, SEED, Msg, commit, ipc_of, msg_id, open_committer
+from tests.support.owners import owner_of, until_async
 
 
 class StallStore(LocalStore):

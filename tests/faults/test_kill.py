@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.client import Client
-from tests.faults.driver import STEPS
-from tests.faults.process import Died, Driver
-from tests.unit.batches import Msg, commit, msg_id, open_committer
+from tests.support.batches import Msg, commit, msg_id, open_committer
+from tests.support.client import Client
+from tests.support.driver import STEPS
+from tests.support.process import Died, Driver
 
 _LANDED = {"linked", "folder synced", "before the answer"}
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from imray.core.replies import Refusal
-from tests.faults.owners import until_async
-from tests.hot.groups import Group
 from tests.hot.test_group import _hot, _m, _rows, _stable
-from tests.unit.batches import Msg, msg_id
+from tests.support.batches import Msg, msg_id
+from tests.support.groups import Group
+from tests.support.owners import until_async
 
 _ARCHIVE = Path(__file__).parents[1] / "data/folder-0.1.0.zip"
 _DAMAGED = ["nothing", "sealed/*/*.ids.arrow", "sealed/*/*.bloom.arrow", "checkpoint/*/*", "sealed/*/*"]

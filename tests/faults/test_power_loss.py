@@ -16,7 +16,7 @@ import pytest
 from imray.log import sealed
 from imray.log.store import LocalStore
 from imray.shard.committer import Committer
-from tests.unit.batches import DUPLICATE, Msg, collect, commit, merge_all, msg_id, open_committer, seal
+from tests.support.batches import DUPLICATE, Msg, collect, commit, merge_all, msg_id, open_committer, seal
 
 _CONTENT_LOST, _NAMES_LOST, _CHANCE = "names last, bytes are torn", "names are lost", "chance"
 

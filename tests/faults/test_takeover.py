@@ -13,7 +13,7 @@ from imray.log.segment import segment_name
 from imray.log.store import LocalStore
 from imray.shard.committer import Committer
 from imray.shard.grants import Grants
-from tests.unit.batches import Msg, commit, msg_id, open_committer
+from tests.support.batches import Msg, commit, msg_id, open_committer
 
 
 class LargeFolder(LocalStore):

@@ -11,9 +11,9 @@ import pytest
 from imray.core.log_progress import LogProgress
 from imray.log.reader import read_log
 from imray.log.store import LocalStore
-from tests.faults.client import Client
-from tests.faults.driver import read_all
-from tests.faults.process import Died, Driver, until
+from tests.support.client import Client
+from tests.support.driver import read_all
+from tests.support.process import Died, Driver, until
 
 
 def _state_is_stopped(driver: Driver) -> bool:

@@ -11,9 +11,9 @@ import pytest
 
 from imray.core.replies import Refusal, Refused
 from imray.log import sealed
-from tests.faults.client import Client
-from tests.faults.driver import FaultStore
-from tests.faults.owners import (
+from tests.support.client import Client
+from tests.support.driver import FaultStore
+from tests.support.owners import (
     NotingStore,
     figures_of,
     owner_of,

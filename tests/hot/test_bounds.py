@@ -14,10 +14,10 @@ from imray.core.replies import Appended, Refusal, Refused
 from imray.log import checkpoint
 from imray.log.schema import to_ipc
 from imray.log.store import LocalStore
-from tests.faults.owners import figures_of, until_async
-from tests.hot.groups import Group
 from tests.hot.test_group import _hot, _m, _rows, _stable
-from tests.unit.batches import Msg, batch_of, msg_id
+from tests.support.batches import Msg, batch_of, msg_id
+from tests.support.groups import Group
+from tests.support.owners import figures_of, until_async
 
 
 def _hot_of(group: Group):  # type: ignore[no-untyped-def]

@@ -6,9 +6,9 @@ import asyncio
 from pathlib import Path
 
 from imray.core.replies import Refusal
-from tests.faults.owners import until_async
-from tests.hot.groups import Group
-from tests.unit.batches import Msg, Row, msg_id
+from tests.support.batches import Msg, Row, msg_id
+from tests.support.groups import Group
+from tests.support.owners import until_async
 
 
 def _m(n: int, body: bytes = b"x", sender: str = "ada") -> Msg:

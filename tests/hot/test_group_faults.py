@@ -16,10 +16,10 @@ from imray.log.recovery import become_partition_writer, become_writer, replay
 from imray.log.schema import segment_table
 from imray.log.segment import GrantNote, segment_name
 from imray.log.store import LocalStore
-from tests.faults.owners import figures_of, until_async
-from tests.hot.groups import Group
 from tests.hot.test_group import _hot, _m, _rows, _stable
-from tests.unit.batches import SEED, prepared
+from tests.support.batches import SEED, prepared
+from tests.support.groups import Group
+from tests.support.owners import figures_of, until_async
 
 
 async def test_retries_by_every_way_at_every_time(tmp_path: Path) -> None:

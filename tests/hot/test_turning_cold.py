@@ -13,11 +13,11 @@ from imray.core.errors import StorageError, UnavailableError
 from imray.core.replies import Refusal
 from imray.shard.hot_groups import HotGroups
 from imray.shard.jobs import Job
-from tests.faults.driver import FaultStore
-from tests.faults.owners import figures_of, until_async
-from tests.hot.groups import Group
 from tests.hot.test_group import _hot, _m, _rows, _stable
-from tests.unit.batches import rows_of
+from tests.support.batches import rows_of
+from tests.support.driver import FaultStore
+from tests.support.groups import Group
+from tests.support.owners import figures_of, until_async
 
 
 def _of(group: Group) -> HotGroups:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from attack_side import Attackers, Provider, attackers, hostile
-from attacks import CALLERS, MB, Target
 from conftest import System, start, stop
-from honest_load import Honest, Times, percentile
 
 from imray.client import Client, Outgoing
-from tests.faults.process import until
+from tests.support.attack_side import Attackers, Provider, attackers, hostile
+from tests.support.attacks import CALLERS, MB, Target
+from tests.support.honest_load import Honest, Times, percentile
+from tests.support.process import until
 
 _SECONDS = float(os.environ.get("IMRAY_ATTACK_MIX_S", "180"))
 """In all; 3600 for the full run. A fifth of it is calm before the attacks, and a fifth after."""

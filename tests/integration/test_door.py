@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from door_client import HEAD, MB, answer, get, healthy, post, push, read_all, refused
-from door_server import DoorServer
 
-from tests.faults.process import until
+from tests.support.door_client import HEAD, MB, answer, get, healthy, post, push, read_all, refused
+from tests.support.door_server import DoorServer
+from tests.support.process import until
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from door_client import HEAD, MB, get, post, push, refused
 
-from tests.faults.process import until
+from tests.support.door_client import HEAD, MB, get, post, push, refused
+from tests.support.process import until
 
 _ROOT = Path(__file__).parents[2]
 _STOP_TIMEOUT_S = 20.0
@@ -22,7 +22,7 @@ class Process:
     """`door_server` in a process of its own."""
 
     def __init__(self) -> None:
-        command = [sys.executable, str(Path(__file__).parent / "door_server.py")]
+        command = [sys.executable, "-m", "tests.support.door_server"]
         environment = {"PYTHONPATH": str(_ROOT)}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment

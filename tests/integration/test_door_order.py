@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import threading
 
-from door_client import answer, get, post, read_all
-from door_server import DoorServer
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tests.faults.process import until
+from tests.support.door_client import answer, get, post, read_all
+from tests.support.door_server import DoorServer
+from tests.support.process import until
 
 _LINES = b"a: b\r\n"
 _STRANGE_TARGETS = (b"GET http://h HTTP/1.1\r\nHost: h\r\n\r\n", b"GET http:///x HTTP/1.1\r\nHost: h\r\n\r\n")

@@ -6,10 +6,10 @@ import contextlib
 import socket
 
 import pytest
-from door_client import MB, answer, get, healthy, post, push, refused
-from door_server import DoorServer
 
-from tests.faults.process import until
+from tests.support.door_client import MB, answer, get, healthy, post, push, refused
+from tests.support.door_server import DoorServer
+from tests.support.process import until
 
 
 def _speak(raw: socket.socket) -> None:

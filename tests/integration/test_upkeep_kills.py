@@ -18,9 +18,9 @@ from typing import Any
 import httpx
 import pytest
 from conftest import System, start, stop
-from upkeep_load import DEADLINE_S, Load
 
 from tests.checker.invariants import check
+from tests.support.upkeep_load import DEADLINE_S, Load
 
 _TOTAL_S = float(os.environ.get("IMRAY_UPKEEP_KILLS_S", "60"))
 _SEED = int(os.environ.get("IMRAY_UPKEEP_KILLS_SEED", "1"))

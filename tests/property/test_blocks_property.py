@@ -15,7 +15,7 @@ from imray.core.errors import InvalidError
 from imray.core.hot_detector import HotDetector
 from imray.core.sequencer import locate, plan
 from imray.core.state import HotGroup
-from tests.unit.batches import rows_of
+from tests.support.batches import rows_of
 from tests.unit.test_blocks import HomeShard, _m
 
 _ranges = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 6)), max_size=30)

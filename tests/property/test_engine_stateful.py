@@ -31,7 +31,7 @@ from imray.log import checkpoint, confirm, recovery, sealed
 from imray.log.store import LocalStore
 from imray.settings import Settings
 from imray.shard.committer import Committer
-from tests.unit.batches import (
+from tests.support.batches import (
     CONFLICT,
     DUPLICATE,
     NEW,

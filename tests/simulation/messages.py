@@ -19,7 +19,7 @@ from imray.log import digest as digests
 from imray.log.schema import RecordKind
 from imray.log.segment import open_segment, segment_name
 from tests.simulation.store import Disk
-from tests.unit import batches
+from tests.support import batches
 
 SEED = 7
 CONVS = ("room", "hall", "den")

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from analytics_logs import FastStore, craft, good_log, name_in, writer_of
-from batches import Msg, commit, msg_id, open_committer
 
 from analytics import audit
 from imray.core.errors import InvalidError
@@ -19,6 +17,8 @@ from imray.log.manifest import create_or_open
 from imray.log.schema import void_table
 from imray.log.segment import segment_name
 from imray.log.writer import Writer
+from tests.support.analytics_logs import FastStore, craft, good_log, name_in, writer_of
+from tests.support.batches import Msg, commit, msg_id, open_committer
 
 CONV = name_in(0)
 TS = 90_000

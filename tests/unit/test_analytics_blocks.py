@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from analytics_logs import FastStore, HotLog, craft, hot_log, name_in, writer_of
-from batches import Msg, msg_id
 
 from analytics import audit
 from analytics.sql import query
@@ -19,6 +17,8 @@ from imray.log.recovery import become_partition_writer
 from imray.log.schema import KIND_COLD, KIND_HOT, record_table, void_table
 from imray.log.segment import GrantNote
 from imray.log.writer import Writer
+from tests.support.analytics_logs import FastStore, HotLog, craft, hot_log, name_in, writer_of
+from tests.support.batches import Msg, msg_id
 
 ROOM, OTHER = name_in(0), name_in(0, 1)
 HEAD = 1_059

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from analytics_logs import NOT_UTF8, FastStore, craft, open_shard, seal, void, writer_of
-from batches import Msg, commit, msg_id
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +21,8 @@ from imray.core.pages import Page
 from imray.log.segment import segment_name
 from imray.settings import Settings
 from imray.shard.committer import Committer
+from tests.support.analytics_logs import NOT_UTF8, FastStore, craft, open_shard, seal, void, writer_of
+from tests.support.batches import Msg, commit, msg_id
 
 CONV = "tea"
 SETTINGS = Settings()

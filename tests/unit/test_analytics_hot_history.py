@@ -10,8 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from analytics_logs import SHARDS, FastStore, HotLog, name_in
-from batches import Msg, msg_id
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +21,8 @@ from imray.log import checkpoint
 from imray.log.manifest import create_or_open
 from imray.log.segment import segment_name
 from imray.settings import Settings
+from tests.support.analytics_logs import SHARDS, FastStore, HotLog, name_in
+from tests.support.batches import Msg, msg_id
 
 ROOM = name_in(0)
 TOPICS = ["red", "green", "blue"]

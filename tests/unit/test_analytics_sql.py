@@ -7,8 +7,6 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from analytics_logs import NOT_UTF8, SHARDS, FastStore, good_log, name_in
-from batches import msg_id
 
 from analytics.sql import query
 from analytics.verified import Verifier
@@ -17,6 +15,8 @@ from imray.core.errors import CorruptError, InvalidError
 from imray.log.manifest import create_or_open
 from imray.log.segment import segment_name
 from imray.settings import Settings
+from tests.support.analytics_logs import NOT_UTF8, SHARDS, FastStore, good_log, name_in
+from tests.support.batches import msg_id
 
 MESSAGES = (
     "shard home segment row epoch conv_id conv_seq client_msg_id sender topic content_type client_ts server_ts "

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from analytics_logs import FastStore, HotLog, hot_log, seal
 
 from analytics import audit
 from analytics.verified import Verifier
@@ -16,6 +15,7 @@ from imray.core.log_progress import LogProgress
 from imray.log.schema import SEGMENT_SCHEMA
 from imray.log.segment import segment_name
 from imray.log.writer import Writer
+from tests.support.analytics_logs import FastStore, HotLog, hot_log, seal
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
-from analytics_logs import FastStore, good_log, open_shard
-from batches import Msg, commit, msg_id
 
 from analytics import checks, verified
 from analytics.verified import Verifier
 from imray.core.errors import CorruptError
 from imray.log.manifest import create_or_open
 from imray.log.segment import open_segment, segment_name
+from tests.support.analytics_logs import FastStore, good_log, open_shard
+from tests.support.batches import Msg, commit, msg_id
 
 
 @pytest.fixture

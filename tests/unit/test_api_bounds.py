@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from api_system import FakeBackend, app_over, bearer, client_of, page_of
 from starlette.types import Message
 
 from api.pages import PART_BYTES, encode, slices
@@ -19,6 +18,7 @@ from api.problems import without_files
 from imray.core.replies import Refusal, Refused
 from imray.core.status import ServingState
 from imray.settings import Settings
+from tests.support.api_system import FakeBackend, app_over, bearer, client_of, page_of
 
 _WAIT_S = 20.0
 _CORRUPT = Refusal(

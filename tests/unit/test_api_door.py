@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from api_system import FakeBackend, app_over, bearer, client_of
 
 from imray.core.replies import Appended, Firsts, Refusal
 from imray.core.sequencer import DUPLICATE, UNREADABLE, WAITING
 from imray.engine.batcher import Send, SendAnswer
 from imray.settings import Settings
+from tests.support.api_system import FakeBackend, app_over, bearer, client_of
 
 _MESSAGE = {"body": "x", "client_msg_id": "0" * 32}
 

@@ -23,7 +23,7 @@ from imray.core.fold import ReadBack, apply, commit_read_back, freeze
 from imray.core.routing import log_position_of
 from imray.core.sequencer import CONFLICT, DUPLICATE, IN_FLIGHT, NEW, commit_of, locate, plan
 from imray.core.state import HotGroup, ShardState
-from tests.unit.batches import SEED, Msg, msg_id, rows_of
+from tests.support.batches import SEED, Msg, msg_id, rows_of
 
 _ROOM = "room"
 

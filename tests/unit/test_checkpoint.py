@@ -13,7 +13,7 @@ from imray.core.postings import Postings
 from imray.log import checkpoint, sealed
 from imray.log.recovery import replay
 from imray.log.store import LocalStore
-from tests.unit.batches import SEED, Msg, collect, commit, merge_all, msg_id, open_committer, seal
+from tests.support.batches import SEED, Msg, collect, commit, merge_all, msg_id, open_committer, seal
 
 
 def _fold(root: Path) -> checkpoint.ShardState:

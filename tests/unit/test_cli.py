@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_imray import FakeImray, Server
 
 from imray.cli import run
 from imray.cli.common import find_target, printable, table
 from imray.core.errors import InvalidError
+from tests.support.fake_imray import FakeImray, Server
 
 COMMANDS = ("up", "down", "token", "status", "send", "tail", "replay", "audit", "sql", "bench")
 NOBODY = ("--url", "http://127.0.0.1:1", "--token", "t", "--timeout", "0.2")

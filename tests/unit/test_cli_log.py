@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from batches import SEED, Msg, commit, msg_id, open_committer
 
 from imray.cli import run
 from imray.log.manifest import create_or_open
 from imray.log.reader import read_segment
 from imray.log.recovery import become_writer
 from imray.log.store import LocalStore
+from tests.support.batches import SEED, Msg, commit, msg_id, open_committer
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from fake_imray import HANG, LOSE_ANSWER, FakeImray, Server
 
 from imray.client import (
     AsyncClient,
@@ -23,6 +22,7 @@ from imray.client import (
     UnavailableError,
     UnknownOutcomeError,
 )
+from tests.support.fake_imray import HANG, LOSE_ANSWER, FakeImray, Server
 
 ID = "0190b0f2-6f2e-7c3a-9d27-0242ac120002"
 QUICK = RetryPolicy(try_timeout_s=10, pause_s_min=0.001, pause_s_max=0.002)

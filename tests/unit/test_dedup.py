@@ -7,7 +7,7 @@ import pytest
 
 from imray.core.dedup import BlockedBloom, IdTable
 from imray.kernels.id_table import first_in_batch, slots_for
-from tests.unit.batches import random_fps
+from tests.support.batches import random_fps
 
 
 def test_table_against_a_dict_while_it_grows() -> None:

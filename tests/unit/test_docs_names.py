@@ -21,8 +21,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from source_files import ROOT, name_of, source_files, tree_of
 from test_tidy import _ARROWS
+
+from tests.support.source_files import ROOT, name_of, source_files, tree_of
 
 _PAGES = re.compile(r"(docs/.*|benchmarks/.*|k8s/.*|examples/.*|[^/]*)\.md")
 _SOURCES = ("imray", "api", "analytics", "benchmarks", "examples")

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pytest
-from fake_writers import SETTINGS, FakeDirectory, located
 
 from imray.core.errors import InvalidError
 from imray.core.pages import NoPage, Page, PageAsk, PageCall, PageFault
@@ -23,6 +22,7 @@ from imray.rpc.directory import HISTORY
 from imray.rpc.endpoint import Endpoint, Parts
 from imray.rpc.methods import Method
 from imray.rpc.server import Handler, RpcServer, ServerConnection
+from tests.support.fake_writers import SETTINGS, FakeDirectory, located
 
 ASK = PageAsk("room", 2, 9, 50, True, "red")
 TABLE = pa.table({"conv_seq": [8, 7], "body": pa.array([b"\xff", b"x"], pa.binary())})

@@ -18,7 +18,7 @@ from imray.log.store import LocalStore
 from imray.shard.committer import Committer
 from imray.shard.grants import Grants
 from imray.shard.jobs import Job
-from tests.unit.batches import SEED, Msg, Row, commit, msg_id, open_committer, prepared, seal
+from tests.support.batches import SEED, Msg, Row, commit, msg_id, open_committer, prepared, seal
 
 _WINDOW = 4
 

@@ -21,7 +21,7 @@ from benchmarks.peers.peer import Row
 from benchmarks.peers.results import Killed, Record
 from benchmarks.peers.work import CONV, NO_NUMBER, Shape, Source, WrongAnswerError
 from imray.log.schema import check_batch, from_ipc
-from tests.faults.process import until
+from tests.support.process import until
 
 
 def _ids(*numbers: int) -> np.ndarray:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 import uvloop
-from rpc_peers import BYTES_MAX, LOG, Echo, echoed, end_of, raw_connection, until
 
 from imray.rpc import server as server_module
 from imray.rpc.client import RpcClient
@@ -16,6 +15,7 @@ from imray.rpc.endpoint import Endpoint, NoAnswerError
 from imray.rpc.frames import HEAD, Kind
 from imray.rpc.methods import Method
 from imray.rpc.server import RpcServer, ServerConnection
+from tests.support.rpc_peers import BYTES_MAX, LOG, Echo, echoed, end_of, raw_connection, until
 
 _PUSH_BYTES_MAX = 300_000
 

@@ -7,7 +7,6 @@ import gc
 from collections.abc import AsyncIterator, Awaitable
 
 import pytest
-from rpc_peers import BYTES_MAX, LOG, Echo, echoed, until
 
 from imray.core.errors import InvalidError
 from imray.rpc.client import RpcClient
@@ -15,6 +14,7 @@ from imray.rpc.endpoint import Endpoint, NoAnswerError, Parts
 from imray.rpc.frames import HEAD, Kind
 from imray.rpc.methods import Method
 from imray.rpc.server import Handler, RpcServer, ServerConnection
+from tests.support.rpc_peers import BYTES_MAX, LOG, Echo, echoed, until
 
 
 @pytest.fixture

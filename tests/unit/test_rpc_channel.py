@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from rpc_peers import BYTES_MAX, LOG, Echo, until
 
 from imray.rpc.channel import Channel
 from imray.rpc.endpoint import Endpoint, NoAnswerError, Parts
 from imray.rpc.methods import Method
 from imray.rpc.server import RpcServer, ServerConnection
+from tests.support.rpc_peers import BYTES_MAX, LOG, Echo, until
 
 
 class Places:

@@ -10,7 +10,6 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from rpc_peers import until
 
 from imray.rpc import handshake
 from imray.rpc.client import RpcClient
@@ -19,6 +18,7 @@ from imray.rpc.frames import HEAD, Kind
 from imray.rpc.handshake import prefix
 from imray.rpc.methods import Method
 from imray.rpc.server import RpcServer, ServerConnection
+from tests.support.rpc_peers import until
 
 _KEY = b"k" * 32
 

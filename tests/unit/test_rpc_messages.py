@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rpc_values import KINDS, MessageKind, rows_of_an_ask, same
 
 from imray.core.columns import Plan, Rows
 from imray.core.errors import InvalidError
@@ -19,6 +18,7 @@ from imray.rpc import messages
 from imray.rpc.endpoint import Parts
 from imray.rpc.frames import size_of
 from imray.rpc.packing import ROWS_MAX
+from tests.support.rpc_values import KINDS, MessageKind, rows_of_an_ask, same
 
 _kinds = st.sampled_from(sorted(KINDS))
 

@@ -16,7 +16,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from rpc_peers import Echo, echoed, until
 
 from imray.core.errors import InvalidError
 from imray.rpc import tls
@@ -24,6 +23,7 @@ from imray.rpc.client import RpcClient
 from imray.rpc.endpoint import Endpoint, NoAnswerError
 from imray.rpc.methods import Method
 from imray.rpc.server import RpcServer
+from tests.support.rpc_peers import Echo, echoed, until
 
 _BYTES_MAX = 4_000_000
 

@@ -22,7 +22,7 @@ from imray.log.schema import (
     segment_table,
     to_ipc,
 )
-from tests.unit.batches import SEED, Msg, batch_of, msg_id
+from tests.support.batches import SEED, Msg, batch_of, msg_id
 
 _BASE = Msg("c", msg_id(1), b"body", "alice", "t", "text/plain", 5)
 _M = 2**64 - 1

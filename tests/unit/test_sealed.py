@@ -15,7 +15,7 @@ from imray.core.postings import Postings
 from imray.log import sealed
 from imray.log.sealed import merge, merge_due, open_interval, order_of, read_postings, seal
 from imray.log.store import LocalStore
-from tests.unit.batches import random_fps
+from tests.support.batches import random_fps
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 8, 9, 100, 5000, 200_000])

@@ -10,7 +10,7 @@ from imray.core.errors import InvalidError
 from imray.core.fold import ReadBack, apply, commit_read_back, freeze, sealed
 from imray.core.sequencer import CONFLICT, DUPLICATE, NEW, commit_of, locate, plan
 from imray.core.state import ShardState
-from tests.unit.batches import SEED, Msg, msg_id, rows_of
+from tests.support.batches import SEED, Msg, msg_id, rows_of
 
 
 def _plan(state: ShardState, *messages: Msg) -> Plan:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_writers import SETTINGS, FakeDirectory, located, refusal
 
 from imray.core.columns import Rows
 from imray.core.grants import Declined, DeclineReason, Granted, Report
@@ -23,6 +22,7 @@ from imray.rpc.endpoint import Endpoint
 from imray.rpc.server import RpcServer
 from imray.shard.home_link import RpcHomeLink
 from imray.shard.service import Handlers, partition_handlers, shard_handlers
+from tests.support.fake_writers import SETTINGS, FakeDirectory, located, refusal
 
 SHARD = 2
 SLOT = 1

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from source_files import ROOT, name_of, python_files, source_files, tree_of
+
+from tests.support.source_files import ROOT, name_of, python_files, source_files, tree_of
 
 _FILE_LINES_MAX = 330
 _FUNCTION_LINES_MAX = 60

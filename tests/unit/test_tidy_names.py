@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from source_files import name_of, python_files, source_files, tree_of
+
+from tests.support.source_files import name_of, python_files, source_files, tree_of
 
 _PRODUCT = ("imray/", "api/", "analytics/")
 

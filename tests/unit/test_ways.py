@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 import pytest
-from fake_writers import LOST, SETTINGS, FakeDirectory, appended, fake_directory, refusal
 
 from imray.core.replies import Appended, Refusal, Refused
 from imray.core.routing import log_of
 from imray.engine.batcher import Send, record_batch
 from imray.engine.engine import Engine
 from imray.log.manifest import Manifest
+from tests.support.fake_writers import LOST, SETTINGS, FakeDirectory, appended, fake_directory, refusal
 
 HOME = 0
 PARTITION = log_of(HOME, 1)

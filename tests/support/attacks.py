@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from attack_requests import Asked, arrow_bombs, bad_batches, hostile_tokens, page_of, ready, request
+from tests.support.attack_requests import Asked, arrow_bombs, bad_batches, hostile_tokens, page_of, ready, request
 
 MB = 1024 * 1024
 _SOURCES = ("127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.1")

@@ -25,7 +25,7 @@ from imray.log.reader import read_log
 from imray.log.store import LocalStore
 from imray.settings import Settings
 from imray.shard.shard_writer import ShardWriter
-from tests.unit.batches import SEED, Msg, answers_of, ipc_of, msg_id
+from tests.support.batches import SEED, Msg, answers_of, ipc_of, msg_id
 
 STEPS = ["encoded", "written", "fsynced", "linked", "folder synced", "before the answer"]
 

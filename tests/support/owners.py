@@ -17,10 +17,10 @@ from imray.log.store import LocalStore
 from imray.settings import Settings
 from imray.shard.runtime import SYSTEM
 from imray.shard.shard_writer import ShardWriter
-from tests.faults.client import Client
-from tests.faults.driver import FaultStore, messages_of, read_all
-from tests.faults.process import DEADLINE_S
-from tests.unit.batches import SEED, answers_of, ipc_of
+from tests.support.batches import SEED, answers_of, ipc_of
+from tests.support.client import Client
+from tests.support.driver import FaultStore, messages_of, read_all
+from tests.support.process import DEADLINE_S
 
 
 class NotingStore(FaultStore):

@@ -30,7 +30,7 @@ class Driver:
     def __init__(self, root: Path, before: tuple[str, ...] = (), start: bool = True, **settings: Any) -> None:
         """`before`: a command that runs the driver (it gets the driver's command line)."""
         self.errors = root.parent / f"{root.name}-{next(_numbers)}.log"
-        command = [*before, sys.executable, "-m", "tests.faults.driver", str(root), json.dumps(settings)]
+        command = [*before, sys.executable, "-m", "tests.support.driver", str(root), json.dumps(settings)]
         with self.errors.open("wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True

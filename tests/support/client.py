@@ -10,7 +10,7 @@ from typing import Any
 
 from imray.core.replies import Refused
 from tests.checker.invariants import check
-from tests.faults.process import Driver, until
+from tests.support.process import Driver, until
 
 
 class Client:

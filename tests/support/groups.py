@@ -15,7 +15,7 @@ from imray.log.store import LocalStore
 from imray.settings import Settings
 from imray.shard.partition_writer import PartitionWriter
 from imray.shard.shard_writer import ShardWriter
-from tests.unit.batches import SEED, Msg, Row, answers_of, ipc_of
+from tests.support.batches import SEED, Msg, Row, answers_of, ipc_of
 
 _LOST = Refusal(Refused.UNAVAILABLE, "the call was lost")
 

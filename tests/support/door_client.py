@@ -7,7 +7,8 @@ from typing import Any
 
 import httpx
 import orjson
-from door_server import PATH, DoorServer
+
+from tests.support.door_server import PATH, DoorServer
 
 HEAD = f"POST {PATH} HTTP/1.1\r\nHost: x\r\n".encode()
 MB = 1024 * 1024

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-from batches import SEED, Msg, commit, msg_id, prepared
 
 from imray.core.blocks import Granted, Report
 from imray.core.routing import shard_of
@@ -21,6 +20,7 @@ from imray.log.writer import Writer
 from imray.settings import Settings
 from imray.shard.committer import Committer, Records
 from imray.shard.grants import Grants
+from tests.support.batches import SEED, Msg, commit, msg_id, prepared
 
 NOT_UTF8 = b"\xff\xfe\x00\x80"
 SHARDS = 2

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import IO
 
 import jwt
-from attacks import ATTACKS, READY, Target, to_json
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.support.attacks import ATTACKS, READY, Target, to_json
+
+_ROOT = Path(__file__).parents[2]
 _STOP_TIMEOUT_S = 60.0
 _TOKEN_S = 2 * 86_400
 
@@ -85,11 +87,10 @@ class Attackers:
         """They are there, and wait: to start a process costs more than what most of them do."""
         self.running: dict[str, subprocess.Popen[str]] = {}
         self.seen: dict[str, Counter[str]] = {}
-        script = str(Path(__file__).parent / "attacks.py")
         for name in ATTACKS:
-            command = [sys.executable, script, name]
+            command = [sys.executable, "-m", "tests.support.attacks", name]
             self.running[name] = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+                command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
             )
         self._tell(to_json(target))
         for name, process in self.running.items():
