@@ -120,16 +120,19 @@ class Client:
             for m in request:
                 self._conversation(CONVS[m.conv]).answers.append(Answer(t, self.name, f"m{m.id}", "unknown"))
             return False
-        self._arrived(t, request, answer)
-        return True
+        return self._arrived(t, request, answer)
 
-    def _arrived(self, t: int, request: Request, answer: Appended) -> None:
+    def _arrived(self, t: int, request: Request, answer: Appended) -> bool:
+        """Whether every message has its number."""
         seqs, stables = answer.seqs().tolist(), answer.stables().tolist()
         firsts = answer.firsts
         others = {} if firsts is None else dict(zip(firsts.at.tolist(), firsts.conflict.tolist(), strict=True))
+        waiting = set() if firsts is None else set(firsts.at[firsts.waiting].tolist())
         for i, m in enumerate(request):
             conversation, known = self._conversation(CONVS[m.conv]), (t, self.name, f"m{m.id}")
-            if others.get(i):
+            if i in waiting:
+                conversation.answers.append(Answer(*known, "refused"))
+            elif others.get(i):
                 conversation.answers.append(Answer(*known, "conflict", seqs[i]))
             else:
                 # a duplicate alone writes nothing, so no log tells a deposed home shard that its stable_seq is old
@@ -139,6 +142,7 @@ class Client:
         self._sim.trace(
             "ack", self.name, *(f"{m}={n}" for m, n in zip(request, seqs, strict=True)), f"stable {stables}"
         )
+        return not waiting
 
     async def deliver(self, gateways: list[Process], request: Request) -> None:
         """Until there is an answer."""
