@@ -10,7 +10,7 @@ from api.auth import Authenticator
 from api.checks import invalid, media_type, read_body, whole
 from api.docs import json_body, problems
 from api.door import RawRoute
-from api.problems import ProblemError, refused
+from api.problems import SERVICE_HINT, ProblemError, refused
 from api.schemas import PathConvId, TopicsRequest, TopicsResponse
 from imray.core.errors import InvalidError
 from imray.core.replies import Refusal
@@ -18,6 +18,7 @@ from imray.core.routing import PARTITIONS_MAX, check_conv_id
 from imray.engine.engine import Engine
 
 _BODY_BYTES_MAX = 1024
+_FOR_SERVICES = f"only a token with the role `service` may change how a group is spread; {SERVICE_HINT}"
 
 
 class _Topics(msgspec.Struct, forbid_unknown_fields=True):
@@ -39,9 +40,7 @@ def routes(engine: Engine, auth: Authenticator) -> APIRouter:
         """How many partitions take its sends; 0: its home shard alone. The answer comes when that is durable; senders
         see a pause at most. Needs a token with the role `service`."""
         if not auth.caller(request.headers.get("authorization")).service:
-            raise ProblemError(
-                403, "forbidden", "only a token with the role `service` may change how a group is spread"
-            )
+            raise ProblemError(403, "forbidden", _FOR_SERVICES)
         media_type(request, "application/json")
         wanted = _wanted(conv_id, await read_body(request, _BODY_BYTES_MAX))
         refusal = await engine.make_hot(conv_id, wanted)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from api.auth import Authenticator
 from api.docs import problems
-from api.problems import ProblemError, without_files
+from api.problems import SERVICE_HINT, ProblemError, without_files
 from api.schemas import LiveResponse, ReadyResponse, StatusResponse, VersionResponse
 from imray import __version__
 from imray.core.status import ServingState, ShardStatus
@@ -54,8 +54,13 @@ class States:
             self._asking = None
 
 
+_FOR_SERVICES = f"only a token with the role `service` may see the shards' figures; {SERVICE_HINT}"
+
+
 def _plain(shard: ShardStatus) -> str:
     """Whether a shard serves or why not, without names of files: nobody has shown a token."""
+    if shard.state is ServingState.SERVING:
+        return shard.state
     if shard.state is ServingState.CORRUPT:
         return "stored data does not verify: an operator must look"
     return without_files(shard.detail) or shard.state
@@ -110,7 +115,9 @@ def routes(engine: Engine, auth: Authenticator) -> APIRouter:
     async def status(request: Request) -> Response:
         """For operators: state, epoch, segment, ids and bytes of each shard. Needs a token with the role `service`."""
         if not auth.caller(request.headers.get("authorization")).service:
-            raise ProblemError(403, "forbidden", "only a token with the role `service` may see the shards' figures")
+            raise ProblemError(
+                403, "forbidden", f"only a token with the role `service` may see the shards' figures; {SERVICE_HINT}"
+            )
         shards = [shard.to_json() for shard in await engine.status()]
         return Response(orjson.dumps({"shards": shards}), media_type="application/json")
 

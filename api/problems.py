@@ -38,6 +38,8 @@ STATUS_OF_REFUSAL = {
     Refused.CORRUPT: (500, "corrupt"),
 }
 
+SERVICE_HINT = "on the machine that holds the data `imray token --service` makes one"
+"""Ends the text of a refusal for want of a role."""
 _CORRUPT = "stored data does not verify, and nothing is served from it: an operator must look"
 _FILE = re.compile(r"[^\s'\"(:,]*(?:[/\\][^\s'\"):,]*|\.(?:parquet|arrow|json|key|log|tmp)\b)")
 

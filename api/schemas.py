@@ -225,8 +225,7 @@ class LiveResponse(BaseModel):
 
 
 class ShardStatus(BaseModel):
-    """Figures of one shard. `state` is "serving", or in a word why not; `detail` says more. Which others there are depends
-    on it."""
+    """Figures of one shard. `state` is "serving", or in a word why not; `detail` says more. Others depend on it."""
 
     model_config = ConfigDict(extra="allow")
     shard: _Count

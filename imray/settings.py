@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from imray.core.errors import InvalidError
-
 
 _FORMER_NAMES = {
     "hot_partitions": "IMRAY_HOT_TOPICS",
@@ -155,17 +155,23 @@ class Settings:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
-        """The defaults, changed by IMRAY_<NAME> variables. InvalidError for a value of the wrong type.
+        """The defaults, changed by IMRAY_<NAME> variables. InvalidError for a value of the wrong type, or below 0.
 
         Names of 0.1 are taken, too, where the new one is not set."""
         changed = {}
         for f in fields(cls):
-            text = env.get(f"IMRAY_{f.name.upper()}", env.get(_FORMER_NAMES.get(f.name, "")))
+            name = f"IMRAY_{f.name.upper()}"
+            if name not in env:
+                name = _FORMER_NAMES.get(f.name, name)
+            text = env.get(name)
             if text is None:
                 continue
             kind: type = type(getattr(cls, f.name))
             try:
-                changed[f.name] = kind(text)
+                value = kind(text)
             except ValueError as e:
-                raise InvalidError(f"IMRAY_{f.name.upper()}={text!r} is not of type {kind.__name__}") from e
+                raise InvalidError(f"{name}={text!r} is not of type {kind.__name__}") from e
+            if isinstance(value, int | float) and not 0 <= value < math.inf:
+                raise InvalidError(f"{name}={text!r}: a number of at least 0")
+            changed[f.name] = value
         return replace(cls(), **changed)

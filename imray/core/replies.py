@@ -1,4 +1,4 @@
-"""What a shard answers: values, not exceptions, since an exception through Ray loses its type and costs a traceback."""
+"""What a shard answers: values, not exceptions, since an exception loses its type on its way between processes."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class WriterActor:
     async def endpoint(self) -> Endpoint:
         """Where this process takes calls, once its writer has recovered, or not in `_RECOVERY_WAIT_S`."""
         await self._recovered()
-        if self._opening is None:
+        if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
             self._opening = asyncio.create_task(self._server.open(ray.util.get_node_ip_address()))
         return await self._opening
 

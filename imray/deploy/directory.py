@@ -29,7 +29,8 @@ class RayDirectory:
         name = names.of_log(log)
         try:
             # by its name each time: a handle may stand for an actor that is dead, while the name has a new one
-            actor = ray.get_actor(name, self._namespace)
+            # in a thread: while Ray's own store is slow it would hold up everybody
+            actor = await asyncio.to_thread(ray.get_actor, name, self._namespace)
             found: Endpoint = await asyncio.wait_for(actor.endpoint.remote(), timeout_s)
         except TimeoutError:
             raise NoAnswerError(f"{name} did not say within {timeout_s:.1f} s where it listens") from None

@@ -43,7 +43,7 @@ class History:
 
     async def endpoint(self) -> Endpoint:
         """Where this process takes calls."""
-        if self._opening is None:
+        if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
             self._opening = asyncio.create_task(self._open())
         return await self._opening
 

@@ -27,6 +27,7 @@ from imray.deploy import gateway as gateways
 from imray.deploy.gateway import Listening
 from imray.log.manifest import Manifest, create_or_open
 from imray.log.store import LocalStore
+from imray.rpc import tls
 from imray.settings import Settings
 
 _START_TIMEOUT_S = 60.0
@@ -48,7 +49,10 @@ def connect(address: str | None, num_cpus: int | None = None, token_file: Path |
     """Join a Ray cluster, or start a local one (address None) that ends with this process and is this user's alone.
 
     `token_file`: see `local_ray.prepare`. Whether a cluster that is joined wants a token, and which, its operator says
-    in the environment. Call it before anything installs signal handlers: Ray replaces that of SIGTERM."""
+    in the environment. Call it before anything installs signal handlers: Ray replaces that of SIGTERM. InvalidError
+    where the environment asks for TLS and does not name the files."""
+    tls.server_context()  # Ray only waits, and does not say what is missing
+    tls.client_context()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None or address.startswith("127."):

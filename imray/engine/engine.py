@@ -103,6 +103,9 @@ class Engine:
     async def history(self, ask: PageAsk) -> tuple[Located, Page[pa.Table]] | Refusal:
         """One page, and where the conversation stood when it was read."""
         deadline = self._deadline()
+        if ask.after >= SEQ_MAX:
+            # there is no number above the highest, and none that could be asked for
+            ask = msgspec.structs.replace(ask, after=SEQ_MAX - 1)
         high = SEQ_MAX if ask.before is None else ask.before - 1
         client = self._client(ask.conv_id)
         while True:

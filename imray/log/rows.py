@@ -31,8 +31,6 @@ from imray.log.schema import (
 from imray.log.segment import Segment
 
 Item = TypeVar("Item", bound=np.generic)
-Void = VoidRecord
-"""The former name, until nobody imports it."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from imray.core.state import HotGroup, ShardState
 from imray.log.reader import read_log
 from imray.log.recovery import fence_log
 from imray.log.schema import HotRecord, LogRecord, RecordKind, VoidRecord
+from imray.log.segment import segment_name
 from imray.shard.committer import Committer
 from imray.shard.jobs import Records
 
@@ -120,14 +121,18 @@ class Grants:
 
     def register(self, slot: int, epoch: int, segment: int) -> list[Block] | None:
         """A new writer of a partition's log has fenced it with `segment`: what is in it counts, and what earlier
-        writers did not write, returned, will never be. None: a newer
-        writer is registered, or the slot is none of ours, or its fence was read past already: what followed it may have
-        been fenced by this shard itself."""
+        writers did not write, returned, will never be.
+
+        None: a newer writer is registered, or the slot is none of ours, or there is no such segment, or its fence was
+        read past already: what followed it may have been fenced by this shard itself."""
         progress = self.committer.state.partitions.get(slot)
         registered = self.blocks.slot_epoch(slot)
         if progress is None or epoch < registered or (epoch > registered and segment <= progress.segment):
             return None
         if segment > progress.segment:
+            committer = self.committer
+            if not committer.store.exists(segment_name(log_of(committer.shard, slot), segment)):
+                return None  # who says that it fenced the log there has not
             self._read_tail(slot, segment)
         if not self.blocks.register(slot, epoch):
             return None

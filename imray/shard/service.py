@@ -10,6 +10,9 @@ from collections.abc import Mapping
 
 import msgspec
 
+from imray.core.errors import InvalidError
+from imray.core.replies import Refusal, Refused
+from imray.core.routing import check_conv_id
 from imray.core.status import PartitionStatus, ShardStatus
 from imray.rpc import messages
 from imray.rpc.endpoint import Parts
@@ -31,6 +34,11 @@ async def partition_status(writer: PartitionWriter) -> PartitionStatus:
     return msgspec.structs.replace(await writer.status(), pid=os.getpid())
 
 
+def _malformed(error: InvalidError) -> Refusal:
+    """What a caller is told whose message says nothing that can be done: the same again would not help."""
+    return Refusal(Refused.INVALID, str(error))
+
+
 def shard_handlers(writer: ShardWriter) -> Handlers:
     """What gateways, operators and partitions ask of a shard."""
 
@@ -38,13 +46,26 @@ def shard_handlers(writer: ShardWriter) -> Handlers:
         return messages.encode_append_answer(await writer.append(content))
 
     async def locate(content: memoryview, _caller: ServerConnection) -> Parts:
-        return messages.encode_locate_answer(await writer.locate(*messages.decode_locate(content)))
+        try:
+            arguments = messages.decode_locate(content)
+        except InvalidError as e:
+            return messages.encode_locate_answer(_malformed(e))
+        return messages.encode_locate_answer(await writer.locate(*arguments))
 
     async def mend(content: memoryview, _caller: ServerConnection) -> Parts:
-        return messages.encode_done(await writer.mend(messages.decode_mend(content)))
+        try:
+            file = messages.decode_mend(content)
+        except InvalidError as e:
+            return messages.encode_done(_malformed(e))
+        return messages.encode_done(await writer.mend(file))
 
     async def make_hot(content: memoryview, _caller: ServerConnection) -> Parts:
-        return messages.encode_done(await writer.make_hot(*messages.decode_make_hot(content)))
+        try:
+            arguments = messages.decode_make_hot(content)
+            check_conv_id(arguments.conv_id)
+        except InvalidError as e:
+            return messages.encode_done(_malformed(e))
+        return messages.encode_done(await writer.make_hot(*arguments))
 
     async def register(content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_register_answer(await writer.register(*messages.decode_register(content)))

@@ -162,13 +162,13 @@ class ShardWriter:
 
     async def status(self) -> ShardStatus:
         """Figures for operators."""
-        refusal = self.loop.refusal
         log = None
         hot = None
         current = self._current  # another may take its place meanwhile
         if current is not None:
             log = await self._state.run(current.committer.figures)
             hot = await current.hot.figures()
+        refusal = self.loop.refusal
         return ShardStatus(
             shard=self.shard,
             state=self.loop.state,

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+import msgspec
 import pyarrow as pa
 import pytest
 
@@ -101,6 +102,15 @@ async def test_a_page(directory: FakeDirectory, engine: Engine) -> None:
     history = History(directory, PAGE)
     assert await engine.history(ASK) == (located(3, 20), PAGE)
     assert history.calls == [PageCall(0, ASK, 20, [], [])]
+
+
+async def test_a_page_above_the_highest_number_there_can_be(directory: FakeDirectory, engine: Engine) -> None:
+    """A number that does not fit would be a call that nobody can answer, tried again until the deadline."""
+    Shard(directory)
+    history = History(directory, PAGE)
+    ask = msgspec.structs.replace(ASK, after=2**63 - 1)
+    assert await engine.history(ask) == (located(3, 20), PAGE)
+    assert [call.ask.after for call in history.calls] == [2**63 - 2]
 
 
 async def test_a_damaged_derived_file_is_mended_and_the_page_read_again(

@@ -14,6 +14,7 @@ from imray.log.rows import gather, prepare
 from imray.log.schema import (
     BATCH_SCHEMA,
     TEXT,
+    check_batch,
     constant_text,
     encode_text,
     from_ipc,
@@ -34,6 +35,26 @@ def _mix(h: int) -> int:
     h ^= h >> 29
     h = h * 0x165667B19E3779F9 & _M
     return h ^ (h >> 32)
+
+
+def _text(index: int) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array([0, index], pa.int32()), pa.array(["c"]), safe=False)
+
+
+def _body(between: int) -> pa.Array:
+    offsets = pa.py_buffer(np.array([0, between, 64], np.int32))
+    return pa.Array.from_buffers(pa.binary(), 2, [None, offsets, pa.py_buffer(b"x" * 64)])
+
+
+@pytest.mark.parametrize(
+    ("column", "array"), [("conv_id", _text(7)), ("sender", _text(-2)), ("body", _body(-9)), ("body", _body(2000))]
+)
+def test_buffers_that_do_not_hold_what_they_say_are_refused(column: str, array: pa.Array) -> None:
+    """Compiled code follows them: it would read what is not there."""
+    batch = batch_of([_BASE, replace(_BASE, id=msg_id(2))])
+    columns = [array if field.name == column else batch.column(field.name) for field in BATCH_SCHEMA]
+    with pytest.raises(InvalidError, match="the batch is malformed"):
+        check_batch(pa.RecordBatch.from_arrays(columns, schema=BATCH_SCHEMA))
 
 
 def colliding_payments() -> tuple[bytes, bytes]:

@@ -14,11 +14,14 @@ import pytest
 
 from imray.core.columns import Rows
 from imray.core.grants import Declined, DeclineReason, Granted, Report
-from imray.core.replies import Refused
+from imray.core.replies import Refusal, Refused
 from imray.core.routing import log_of
 from imray.core.status import HotFigures, HotGroupStatus, LogFigures, PartitionStatus, ServingState, ShardStatus
 from imray.engine.clients import PartitionClient, ShardClient
-from imray.rpc.endpoint import Endpoint
+from imray.rpc import messages
+from imray.rpc.channel import Channel
+from imray.rpc.endpoint import Endpoint, Parts
+from imray.rpc.methods import Method
 from imray.rpc.server import RpcServer
 from imray.shard.home_link import RpcHomeLink
 from imray.shard.service import Handlers, partition_handlers, shard_handlers
@@ -114,6 +117,29 @@ async def test_locate(writer: Writer, client: ShardClient) -> None:
     writer.answer = located(3, 20)
     assert await client.locate("räum", 5, 2**63 - 1, soon()) == located(3, 20)
     assert writer.called == [("locate", "räum", 5, 2**63 - 1)]
+
+
+@pytest.mark.parametrize(
+    ("method", "content"),
+    [
+        (Method.LOCATE, messages.encode_struct(("room", 2**63, 1))),
+        (Method.LOCATE, [b"nonsense"]),
+        (Method.MEND, [b"nonsense"]),
+        (Method.MAKE_HOT, messages.encode_struct(("", 2))),
+    ],
+)
+async def test_a_call_that_says_nothing_sensible_is_refused_for_good(
+    writer: Writer, directory: FakeDirectory, method: Method, content: Parts
+) -> None:
+    """Not "unknown", which is tried again for as long as the caller has."""
+    channel = Channel(directory, SHARD, "shard")
+    answer = await channel.call(method, content, 10)
+    decode = messages.decode_locate_answer if method is Method.LOCATE else messages.decode_done
+    refused = decode(answer)
+    assert isinstance(refused, Refusal)
+    assert refused.why is Refused.INVALID
+    assert writer.called == []
+    channel.close()
 
 
 @pytest.mark.parametrize("answer", [None, refusal(Refused.INVALID)])

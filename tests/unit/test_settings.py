@@ -19,6 +19,17 @@ def test_values_have_the_type_of_their_default() -> None:
         Settings.from_env({"IMRAY_HOT_TICKS": "many"})
 
 
+@pytest.mark.parametrize("text", ["-1", "nan", "inf"])
+def test_a_number_is_finite_and_not_below_zero(text: str) -> None:
+    with pytest.raises(InvalidError, match=r"IMRAY_CALL_TIMEOUT_S=.*: a number of at least 0"):
+        Settings.from_env({"IMRAY_CALL_TIMEOUT_S": text})
+
+
+def test_an_error_names_the_variable_that_was_read() -> None:
+    with pytest.raises(InvalidError, match="IMRAY_HOT_TOPICS='abc' is not of type int"):
+        Settings.from_env({"IMRAY_HOT_TOPICS": "abc"})
+
+
 def test_a_former_name_is_taken_where_the_new_one_is_not_set() -> None:
     assert Settings.from_env({"IMRAY_HOT_TOPICS": "7"}).hot_partitions == 7
     assert Settings.from_env({"IMRAY_HOT_TOPICS": "7", "IMRAY_HOT_PARTITIONS": "3"}).hot_partitions == 3
