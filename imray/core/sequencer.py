@@ -16,14 +16,6 @@ from imray.kernels.arrays import I32, I64
 from imray.kernels.id_table import first_in_batch, slots_for
 from imray.kernels.numbering import assign_new, number
 
-# shorter names, until those who import them say `RowStatus`
-NEW = RowStatus.NEW
-DUPLICATE = RowStatus.DUPLICATE
-CONFLICT = RowStatus.CONFLICT
-IN_FLIGHT = RowStatus.IN_FLIGHT
-UNREADABLE = RowStatus.UNREADABLE
-WAITING = RowStatus.WAITING
-
 _THIS_SEGMENT = -1
 
 

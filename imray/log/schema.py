@@ -35,11 +35,6 @@ class RecordKind(IntEnum):
 
 
 # shorter names, until those who import them say `RecordKind`
-KIND_MESSAGE = RecordKind.MESSAGE
-KIND_VOID = RecordKind.VOID
-KIND_HOT = RecordKind.HOT
-KIND_COLD = RecordKind.COLD
-
 TEXT = pa.dictionary(pa.int32(), pa.string())
 MS = pa.timestamp("ms", tz="UTC")
 
@@ -103,7 +98,7 @@ class LogRecord(NamedTuple):
 
 
 Record = tuple[str, int, int, dict[str, object]]
-"""The same with its body as JSON has it, until those who make records make `LogRecord`s."""
+"""The same with any body: what no writer makes, and a reader may find."""
 
 _PAYLOAD_TEXTS = ("sender", "topic", "content_type")
 

@@ -13,7 +13,7 @@ from imray.log import checkpoint
 from imray.log.manifest import create_or_open
 from imray.log.recovery import become_partition_writer, become_writer
 from imray.log.rows import gather
-from imray.log.schema import KIND_MESSAGE, SEGMENT_SCHEMA, TEXT, segment_table, void_table
+from imray.log.schema import SEGMENT_SCHEMA, TEXT, RecordKind, segment_table, void_table
 from imray.log.segment import GrantNote
 from imray.log.store import LocalStore
 from imray.log.writer import Writer
@@ -84,7 +84,7 @@ def good_log(root: Path) -> Path:
 def craft(rows: Sequence[dict[str, object]], server_ts: int) -> pa.Table:
     """A segment's table with any numbers: rows need conv_id, conv_seq and client_msg_id."""
     plain = pa.schema([f.with_type(pa.string()) if f.type == TEXT else f for f in SEGMENT_SCHEMA])
-    whole = [{"kind": KIND_MESSAGE, "sender": "eve", "server_ts": server_ts, "body": b"x", **row} for row in rows]
+    whole = [{"kind": RecordKind.MESSAGE, "sender": "eve", "server_ts": server_ts, "body": b"x", **row} for row in rows]
     return pa.Table.from_pylist(whole, schema=plain).cast(SEGMENT_SCHEMA)
 
 

@@ -14,7 +14,7 @@ from analytics.verified import Verifier
 from imray.core.log_progress import LogProgress
 from imray.core.routing import log_of
 from imray.log.recovery import become_partition_writer
-from imray.log.schema import KIND_COLD, KIND_HOT, record_table, void_table
+from imray.log.schema import RecordKind, record_table, void_table
 from imray.log.segment import GrantNote
 from imray.log.writer import Writer
 from tests.support.analytics_logs import FastStore, HotLog, craft, hot_log, name_in, writer_of
@@ -143,13 +143,13 @@ def _of_a_slot_that_never_was(log: HotLog) -> None:
 
 def _cold_over_a_hole(log: HotLog) -> None:
     log.ask(1, _m(1))
-    _home(log, (ROOM, _head(log), KIND_COLD, {}))
+    _home(log, (ROOM, _head(log), RecordKind.COLD, {}))
 
 
 def _restarted_without_voids(log: HotLog) -> None:
     log.ask(1, _m(1))
     hot = {"topics": 2, "ceiling": 10**6, "by_rate": False}
-    writer_of(log.root, 0).append(record_table([(ROOM, _head(log), KIND_HOT, hot)], log.now), log.now)
+    writer_of(log.root, 0).append(record_table([(ROOM, _head(log), RecordKind.HOT, hot)], log.now), log.now)
 
 
 def _restarted_without_a_word(log: HotLog) -> None:
@@ -220,7 +220,7 @@ DOCTORED: dict[str, tuple[Make, dict[str, dict[str, Any]]]] = {
         {"impossible_records": {"shard": 10_001, "kind": 1}},
     ),
     "a hot record without partitions": (
-        lambda log: _home(log, (ROOM, _head(log), KIND_HOT, {"topics": 500, "ceiling": 10**6})),
+        lambda log: _home(log, (ROOM, _head(log), RecordKind.HOT, {"topics": 500, "ceiling": 10**6})),
         {"impossible_records": {"shard": 0, "conv_seq": HEAD, "kind": 2}},
     ),
     "in a partition's log of another shard": (

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from imray.core.columns import RowStatus
 from imray.core.replies import Appended, Firsts, Refusal
-from imray.core.sequencer import DUPLICATE, UNREADABLE, WAITING
 from imray.engine.batcher import Send, SendAnswer
 from imray.settings import Settings
 from tests.support.api_system import FakeBackend, app_over, bearer, client_of
@@ -58,7 +58,9 @@ class Damaged(FakeBackend):
         return dict.fromkeys(batches, self.answer)
 
 
-@pytest.mark.parametrize(("status", "code"), [(UNREADABLE, 500), (WAITING, 504), (DUPLICATE, 200)])
+@pytest.mark.parametrize(
+    ("status", "code"), [(RowStatus.UNREADABLE, 500), (RowStatus.WAITING, 504), (RowStatus.DUPLICATE, 200)]
+)
 async def test_only_the_row_itself_is_refused(tmp_path: Path, status: int, code: int) -> None:
     messages = [{"conv_id": "tea", "body": "x", "client_msg_id": f"{i:032x}"} for i in range(3)]
     async with client_of(app_over(Damaged(status), tmp_path)) as http:

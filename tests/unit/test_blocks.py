@@ -17,11 +17,11 @@ from imray.core.blocks import (
     ranges_of,
     unexplained,
 )
-from imray.core.columns import Control
+from imray.core.columns import Control, RowStatus
 from imray.core.errors import FencedError, InvalidError
 from imray.core.fold import ReadBack, apply, commit_read_back, freeze
 from imray.core.routing import log_position_of
-from imray.core.sequencer import CONFLICT, DUPLICATE, IN_FLIGHT, NEW, commit_of, locate, plan
+from imray.core.sequencer import commit_of, locate, plan
 from imray.core.state import HotGroup, ShardState
 from tests.support.batches import SEED, Msg, msg_id, rows_of
 
@@ -179,7 +179,11 @@ def test_duplicates_and_conflicts_need_no_grant() -> None:
     home = HomeShard()
     answer = home.granted(1, 1, _m(1), _m(2, b"other"))
     planned = answer.expanded()
-    assert (answer.grant, planned.status.tolist(), planned.seq.tolist()) == (0, [DUPLICATE, CONFLICT], [1, 2])
+    assert (answer.grant, planned.status.tolist(), planned.seq.tolist()) == (
+        0,
+        [RowStatus.DUPLICATE, RowStatus.CONFLICT],
+        [1, 2],
+    )
     assert not home.blocks.outstanding
 
 
@@ -187,11 +191,11 @@ def test_an_id_in_flight_waits_for_its_grant() -> None:
     home = HomeShard()
     home.granted(1, 1, _m(3))
     planned = home.granted(2, 1, _m(3), _m(4)).expanded()
-    assert planned.status.tolist() == [IN_FLIGHT, NEW]
-    assert home.granted(1, 2, _m(3)).expanded().status.tolist() == [IN_FLIGHT]
+    assert planned.status.tolist() == [RowStatus.IN_FLIGHT, RowStatus.NEW]
+    assert home.granted(1, 2, _m(3)).expanded().status.tolist() == [RowStatus.IN_FLIGHT]
     home.report(1, 1)
     planned = home.granted(2, 2, _m(3)).expanded()
-    assert (planned.status.tolist(), planned.seq.tolist()) == ([DUPLICATE], [3])
+    assert (planned.status.tolist(), planned.seq.tolist()) == ([RowStatus.DUPLICATE], [3])
     assert planned.log_position is not None
     assert planned.log_position.tolist() == [log_position_of(1, 2)]
 
@@ -219,7 +223,7 @@ def test_lost_grants_are_void_and_their_ids_free() -> None:
     assert home.blocks.lost(1, 2) == [], "once: two void records of a number make the log unreadable"
     assert home.blocks.oldest() is None
     assert home.blocks.in_flight(0), "until the record is durable"
-    assert home.granted(2, 2, _m(3)).expanded().status.tolist() == [IN_FLIGHT]
+    assert home.granted(2, 2, _m(3)).expanded().status.tolist() == [RowStatus.IN_FLIGHT]
     home.record(voids=((0, 3, 4),))
     home.blocks.voided(lost)
     home.blocks.voided(lost)

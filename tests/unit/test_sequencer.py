@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from imray.core.columns import First, Plan
+from imray.core.columns import First, Plan, RowStatus
 from imray.core.errors import InvalidError
 from imray.core.fold import ReadBack, apply, commit_read_back, freeze, sealed
-from imray.core.sequencer import CONFLICT, DUPLICATE, NEW, commit_of, locate, plan
+from imray.core.sequencer import commit_of, locate, plan
 from imray.core.state import ShardState
 from tests.support.batches import SEED, Msg, msg_id, rows_of
 
@@ -54,7 +54,14 @@ def test_duplicates_and_conflicts_get_the_first_numbers() -> None:
     state = ShardState(SEED)
     _commit(state, _m("a", 1), _m("a", 2), epoch=3, ts=500)
     planned = _plan(state, _m("a", 9), _m("a", 2), _m("a", 1, b"other"), _m("b", 1), _m("a", 9), _m("a", 9, b"other"))
-    assert planned.status.tolist() == [NEW, DUPLICATE, CONFLICT, NEW, DUPLICATE, CONFLICT]
+    assert planned.status.tolist() == [
+        RowStatus.NEW,
+        RowStatus.DUPLICATE,
+        RowStatus.CONFLICT,
+        RowStatus.NEW,
+        RowStatus.DUPLICATE,
+        RowStatus.CONFLICT,
+    ]
     assert planned.seq.tolist() == [3, 2, 1, 1, 3, 3]
     assert planned.new_rows is not None
     assert planned.new_rows.tolist() == [0, 3]
@@ -70,14 +77,14 @@ def test_duplicates_and_conflicts_get_the_first_numbers() -> None:
 def test_the_same_id_in_another_conversation_is_another_message() -> None:
     state = ShardState(SEED)
     _commit(state, _m("a", 1))
-    assert _plan(state, _m("b", 1)).status.tolist() == [NEW]
+    assert _plan(state, _m("b", 1)).status.tolist() == [RowStatus.NEW]
 
 
 def test_old_ids_come_from_files() -> None:
     state, rows = ShardState(SEED), rows_of([_m("a", 1), _m("a", 1, b"other"), _m("a", 2)])
     first = First(7, int(rows.payload[0]), 3, 4, 5, 6)
     planned = plan(state, rows, locate(state, rows), {0: first, 1: first})
-    assert planned.status.tolist() == [DUPLICATE, CONFLICT, NEW]
+    assert planned.status.tolist() == [RowStatus.DUPLICATE, RowStatus.CONFLICT, RowStatus.NEW]
     assert planned.seq.tolist() == [7, 7, 1]
     assert planned.log_position is not None
     assert planned.log_position.tolist() == [3, 3, -1]
@@ -114,7 +121,7 @@ def test_frozen_ids_are_still_known_and_sealed_ones_forgotten() -> None:
         freeze(state)
     sealed(state, [])
     assert set(state.segment_ts) == {2}
-    assert _plan(state, _m("a", 1)).status.tolist() == [NEW], "the sealed files would know"
+    assert _plan(state, _m("a", 1)).status.tolist() == [RowStatus.NEW], "the sealed files would know"
 
 
 @pytest.mark.parametrize(("segment", "epoch"), [(1, 2), (3, 2), (2, 1)])
