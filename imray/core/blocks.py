@@ -15,10 +15,7 @@ from imray.core.columns import Commit, First, KnownIds, Plan, Rows
 from imray.core.dedup import IdTable
 from imray.core.errors import FencedError, InvalidError
 from imray.core.fold import mark_durable, reserve
-from imray.core.grants import Declined as Declined
-from imray.core.grants import DeclineReason as DeclineReason
-from imray.core.grants import Granted as Granted
-from imray.core.grants import Report as Report
+from imray.core.grants import Declined, DeclineReason, Granted, Report
 from imray.core.log_progress import Fence
 from imray.core.routing import log_position_of
 from imray.core.sequencer import commit_of, plan
@@ -104,9 +101,9 @@ class Blocks:
             return Declined(DeclineReason.WAIT)  # an old call that was overtaken: nobody waits for it
         return None
 
-    def decline(self, slot: int, ask: int, why: DeclineReason | str) -> Declined:
+    def decline(self, slot: int, ask: int, why: DeclineReason) -> Declined:
         """End an ask without a grant. `answered` must have said None."""
-        answer = Declined(DeclineReason(why))
+        answer = Declined(why)
         self._remember(slot, ask, answer)
         return answer
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from imray.core.blocks import Report
 from imray.core.columns import Rows
+from imray.core.grants import Report
 from imray.core.routing import log_of
 from imray.log.segment import segment_prefix
 from tests.faults.test_checkpoint_races import GatedStore

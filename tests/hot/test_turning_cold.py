@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from imray.core.blocks import Declined, DeclineReason
 from imray.core.errors import StorageError, UnavailableError
+from imray.core.grants import Declined, DeclineReason
 from imray.core.replies import Refusal
 from imray.shard.hot_groups import HotGroups
 from imray.shard.jobs import Job

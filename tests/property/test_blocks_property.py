@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from imray.core.blocks import OUTSTANDING_MAX, Declined, Granted, Report, ranges_of
+from imray.core.blocks import OUTSTANDING_MAX, ranges_of
 from imray.core.errors import InvalidError
+from imray.core.grants import Declined, Granted, Report
 from imray.core.hot_detector import HotDetector
 from imray.core.sequencer import locate, plan
 from imray.core.state import HotGroup

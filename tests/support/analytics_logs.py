@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from imray.core.blocks import Granted, Report
+from imray.core.grants import Granted, Report
 from imray.core.routing import shard_of
 from imray.log import checkpoint
 from imray.log.manifest import create_or_open

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imray.core.blocks import Declined, Granted, Report
 from imray.core.columns import Rows
+from imray.core.grants import Declined, Granted, Report
 from imray.core.replies import Appended, Refusal, Refused
 from imray.core.routing import slot_for
 from imray.log.store import LocalStore

@@ -6,20 +6,11 @@ import numpy as np
 import pytest
 
 from imray.core import blocks as module
-from imray.core.blocks import (
-    OUTSTANDING_MAX,
-    Block,
-    Blocks,
-    Declined,
-    Granted,
-    Report,
-    next_ceiling,
-    ranges_of,
-    unexplained,
-)
+from imray.core.blocks import OUTSTANDING_MAX, Block, Blocks, next_ceiling, ranges_of, unexplained
 from imray.core.columns import Control, RowStatus
 from imray.core.errors import FencedError, InvalidError
 from imray.core.fold import ReadBack, apply, commit_read_back, freeze
+from imray.core.grants import Declined, Granted, Report
 from imray.core.routing import log_position_of
 from imray.core.sequencer import commit_of, locate, plan
 from imray.core.state import HotGroup, ShardState
