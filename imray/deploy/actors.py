@@ -116,12 +116,20 @@ class ShardActor(WriterActor):
 
     async def _start_partitions(self, partitions: int) -> None:
         settings = self._settings
-        made = [
-            create_partition(self._namespace, self._data, self._shard, slot, self._seed, settings)
-            for slot in range(1, partitions + 1)
-        ]
+
+        def made() -> list[Any]:
+            return [
+                create_partition(self._namespace, self._data, self._shard, slot, self._seed, settings)
+                for slot in range(1, partitions + 1)
+            ]
+
+        async def alive() -> None:
+            # in a thread: while Ray's own store hangs nobody's commit may wait for it
+            actors = await asyncio.to_thread(made)
+            await asyncio.gather(*(a.alive.remote() for a in actors))
+
         try:
-            await asyncio.wait_for(asyncio.gather(*(a.alive.remote() for a in made)), _PARTITIONS_START_TIMEOUT_S)
+            await asyncio.wait_for(alive(), _PARTITIONS_START_TIMEOUT_S)
         except TimeoutError:
             raise UnavailableError(
                 f"{partitions} partitions found no room: each needs {settings.partition_num_cpus} CPUs free in Ray"

@@ -30,13 +30,14 @@ class RayDirectory:
         try:
             # by its name each time: a handle may stand for an actor that is dead, while the name has a new one
             # in a thread: while Ray's own store is slow it would hold up everybody
-            actor = await asyncio.to_thread(ray.get_actor, name, self._namespace)
-            found: Endpoint = await asyncio.wait_for(actor.endpoint.remote(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                actor = await asyncio.to_thread(ray.get_actor, name, self._namespace)
+                found: Endpoint = await actor.endpoint.remote()
         except TimeoutError:
             raise NoAnswerError(f"{name} did not say within {timeout_s:.1f} s where it listens") from None
         except (RayError, ValueError) as e:  # ValueError: nobody has the name
             cause = e.cause if isinstance(e, RayTaskError) else e
-            raise NoAnswerError(f"{name}: {str(cause).strip().splitlines()[0]}") from e
+            raise NoAnswerError(f"{name}: {(str(cause).strip() or type(cause).__name__).splitlines()[0]}") from e
         self._known[log] = found
         return found
 

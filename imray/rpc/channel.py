@@ -14,6 +14,9 @@ from imray.rpc.directory import Directory
 from imray.rpc.endpoint import Endpoint, NoAnswerError, Parts
 from imray.rpc.methods import Method
 
+_CONNECT_S_MAX = 2.0
+"""A process that does not shake hands in this time is looked up anew: others wait for the attempt."""
+
 
 class Channel:
     """Keeps one connection, for one event loop."""
@@ -95,7 +98,8 @@ class Channel:
             found = await self._directory.find(self.log, deadline - loop.time())
             client = self._client
             if client is None or not client.open or found != self._endpoint:
-                client = await RpcClient.connect(found, deadline - loop.time(), self._tls, self._on_push)
+                timeout_s = min(deadline - loop.time(), _CONNECT_S_MAX)
+                client = await RpcClient.connect(found, timeout_s, self._tls, self._on_push)
         except NoAnswerError as e:
             self._attempts += 1
             # a failure for want of this caller's time says nothing to those that have more

@@ -41,6 +41,8 @@ class Flight:
     returned: bool = False
     """Its put has ended, one way or the other."""
     error: BaseException | None = None
+    overdue: asyncio.TimerHandle | None = None
+    """Ends the incarnation where the put does not return."""
 
 
 class CommitQueue:

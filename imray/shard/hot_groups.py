@@ -28,6 +28,8 @@ log = logging.getLogger("imray.hot")
 _WATCH_S = 0.1
 """Between two looks at outstanding grants: a tenth of what an operator would notice."""
 _TICK_S = 1.0
+_ROWS_AT_ONCE_MAX = 2000
+"""Asks up to so many rows take less than a millisecond, and are answered on the event loop where no file is read."""
 _COOL_TIMEOUT_S = 10.0
 """A group turns cold once its grants are settled, by fencing if need be (`grant_timeout_s`)."""
 
@@ -109,14 +111,16 @@ class HotGroups:
         if self._ended:
             return Refusal(Refused.UNAVAILABLE, "the shard is not the writer any more: ask again")
         args = slot, epoch, ask, rows, reports, self._runtime.monotonic_s()
-        # most asks read no file and take less than a hop to the thread
-        done, answer = self._state.run_now(self._timed_ask, *args, False)
-        if not done or answer is None:
-            answer = await self._state.run(self._timed_ask, *args, True)
-            assert answer is not None
-        committer = self.grants.committer
-        if self._waiting or self.grants.ceilings_wanted or committer.checkpoint_due:
-            self._after_ask()
+        answer: Granted | Declined | None = None
+        try:
+            if len(rows) <= _ROWS_AT_ONCE_MAX:
+                _, answer = self._state.run_now(self._timed_ask, *args, False)
+            if answer is None:
+                answer = await self._state.run(self._timed_ask, *args, True)
+        finally:
+            if self._waiting or self.grants.ceilings_wanted or self.grants.committer.checkpoint_due:
+                self._after_ask()  # its reports were heard, even where the ask itself failed
+        assert answer is not None
         return answer
 
     def _timed_ask(
@@ -158,6 +162,8 @@ class HotGroups:
 
     async def register(self, slot: int, epoch: int, segment: int) -> bool:
         """A partition's new writer has fenced its log. False: it is not the newest."""
+        if self._ended:
+            return False
         try:
             lost: list[Block] | None = await self._state.run(self.grants.register, slot, epoch, segment)
         except (FencedError, CorruptError) as e:

@@ -33,7 +33,12 @@ from imray.shard.runtime import SYSTEM, Runtime, Worker
 from imray.shard.write_loop import WriteLoop
 
 _WAIT_S = 0.003
-"""Before an ask that was told to wait comes again: about one commit of the home shard."""
+_WAIT_S_MAX = 0.05
+"""Before an ask that was told to wait comes again: about one commit of the home shard, then longer, since each carries
+all ids of its commit."""
+_REGISTER_S = 30.0
+_REGISTER_AGAIN_S = 0.1
+"""So long a fence waits for its home shard to answer: each further one would be a segment for ever."""
 _REPORT_S = 0.02
 """A report waits so long for an ask that carries it."""
 _REPORT_AGAIN_S = 0.2
@@ -69,7 +74,6 @@ class PartitionIncarnation:
         settings: Settings,
         runtime: Runtime,
         encoding: Worker,
-        is_planning: Callable[[], bool],
     ) -> None:
         self.writer = writer
         self._label = label
@@ -79,7 +83,7 @@ class PartitionIncarnation:
         self._settings = settings
         self._runtime = runtime
         self._encoding = encoding
-        self._is_planning = is_planning
+        self._asking = False
         self._asks = 0
         self._reports: list[Report] = []
         """Of durable segments, until the home shard has heard of them."""
@@ -89,9 +93,14 @@ class PartitionIncarnation:
 
     async def register(self) -> None:
         """Tell the home shard that this is the writer now. UnavailableError where it is not, or does not answer."""
+        deadline = self._runtime.monotonic_s() + _REGISTER_S
+        wait_s = _REGISTER_AGAIN_S
         known = await self._link.register(self._slot, self.writer.epoch, self.writer.segment)
-        if isinstance(known, Refusal):
-            raise UnavailableError(known.detail)
+        while isinstance(known, Refusal):
+            if self._runtime.monotonic_s() > deadline or await self._ended_within(wait_s):
+                raise UnavailableError(known.detail)
+            wait_s = min(2 * wait_s, self._settings.reopen_delay_s_max)
+            known = await self._link.register(self._slot, self.writer.epoch, self.writer.segment)
         if not known:
             raise UnavailableError(f"the home shard does not know {self._label}, or knows a newer writer")
 
@@ -100,7 +109,11 @@ class PartitionIncarnation:
         if not isinstance(what, list):
             raise InvalidError("a partition's log holds messages only")
         table, rows = await self._encoding.run(gather, what)
-        granted = await self._granted(rows)
+        self._asking = True
+        try:
+            granted = await self._granted(rows)
+        finally:
+            self._asking = False
         if isinstance(granted, Granted):
             return await self._encoding.run(self._encode, what, table, rows, granted)
         if granted.why is DeclineReason.BUSY:
@@ -113,6 +126,7 @@ class PartitionIncarnation:
         """Ask until there is an answer that ends the ask."""
         self._asks += 1
         deadline = self._runtime.monotonic_s() + self._settings.call_timeout_s
+        wait_s = _WAIT_S
         while True:
             reports = list(self._reports)
             answer = await self._link.ask(self._slot, self.writer.epoch, self._asks, rows, reports)
@@ -125,8 +139,9 @@ class PartitionIncarnation:
                 if isinstance(answer, Granted) or answer.why in (DeclineReason.MOVED, DeclineReason.BUSY):
                     return answer
                 detail = "its home shard has no numbers for it now"
-            if self._runtime.monotonic_s() > deadline or await self._ended_within(_WAIT_S):
+            if self._runtime.monotonic_s() > deadline or await self._ended_within(wait_s):
                 raise UnavailableError(f"{self._label}: {detail}")
+            wait_s = min(2 * wait_s, _WAIT_S_MAX)
 
     async def _ended_within(self, seconds: float) -> bool:
         try:
@@ -176,7 +191,7 @@ class PartitionIncarnation:
         self._flushing = None
         if not self._reports:
             return
-        if self._is_planning() or self._reporting is not None:
+        if self._asking or self._reporting is not None:
             self._flush_in(_REPORT_S)  # an ask or a report is on its way, but may have left before the newest was there
         else:
             self._reporting = asyncio.create_task(self._report())
@@ -248,14 +263,13 @@ class PartitionWriter:
             settings=self._settings,
             runtime=self._runtime,
             encoding=self._encoding,
-            is_planning=lambda: self.loop.is_planning,
         )
+        self.current = made
         try:
             await made.register()
         except BaseException:
             await made.end()
             raise
-        self.current = made
         return made
 
     async def start(self) -> None:

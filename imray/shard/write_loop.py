@@ -102,7 +102,8 @@ class WriteLoop:
         if self._task is not None:
             await asyncio.wait([self._task])  # it ends when what is on its way has returned
         await self._end_incarnation()
-        await self._putting.end()
+        if not self._flights:  # else its thread hangs, and the process must end
+            await self._putting.end()
 
     @property
     def refusal(self) -> Refusal | None:
@@ -126,11 +127,6 @@ class WriteLoop:
     def queued_rows(self) -> int:
         """Messages that wait for their commit."""
         return self._queue.rows
-
-    @property
-    def is_planning(self) -> bool:
-        """Whether a commit is being planned, or waits for its place in the window."""
-        return bool(self._planning)
 
     async def append(self, data: object) -> Appended | Refusal:
         """Number a batch (an Arrow IPC stream, `imray.log.schema.BATCH_SCHEMA`) and make it durable.
@@ -226,11 +222,11 @@ class WriteLoop:
         """Answer everybody, and wait until nothing of the incarnation is on its way. True: there is no other one."""
         known = isinstance(error, ImrayError)
         log.error("%s stops: %s", self.label, error, exc_info=not known)
-        if isinstance(error, CorruptError):
-            refusal = Refusal(Refused.CORRUPT, str(error))
-        else:
-            refusal = Refusal(Refused.UNAVAILABLE, f"unknown whether it landed: {error}. Retry with the same ids")
-        self._refuse(refusal)
+        why = Refused.CORRUPT if isinstance(error, CorruptError) else Refused.UNAVAILABLE
+        detail = (
+            str(error) if why is Refused.CORRUPT else f"unknown whether it landed: {error}. Retry with the same ids"
+        )
+        self._refuse(Refusal(why, detail))
         returned = await self._puts_returned()
         if not returned:
             log.critical("%s: a put does not return; the process ends", self.label)
@@ -260,6 +256,8 @@ class WriteLoop:
             self._planning = []
             flight = Flight(self.number, job, taken)
             self._flights.append(flight)
+            loop = asyncio.get_running_loop()
+            flight.overdue = loop.call_later(self._settings.put_timeout_s, self._put_overdue, self.number)
             self._putting.run(incarnation.write, job).add_done_callback(partial(self._returned, flight))
 
     def _window_open(self) -> bool:
@@ -308,11 +306,16 @@ class WriteLoop:
         """A put has returned: answer those whose turn it is, and nobody else."""
         assert flight.incarnation == self.number
         flight.returned = True
+        if flight.overdue is not None:
+            flight.overdue.cancel()
         flight.error = asyncio.CancelledError() if put.cancelled() else put.exception()
         self._failure = self._failure or flight.error
         self._wake.set()
         while self._flights and self._flights[0].returned:
             self._acked(self._flights.popleft())
+
+    def _put_overdue(self, number: int) -> None:
+        self.fail(StorageError(f"a put has not returned within {self._settings.put_timeout_s:.0f} s"), number)
 
     def _acked(self, flight: Flight) -> None:
         """The oldest commit has returned: its senders are answered. Nothing above one that failed is acked."""

@@ -111,6 +111,23 @@ async def test_a_put_that_never_returns_ends_the_process(tmp_path: Path) -> None
     await owner.stop()
 
 
+async def test_a_put_that_hangs_without_a_word_ends_the_process(tmp_path: Path) -> None:
+    """Else senders would time out for ever while the shard says that it serves."""
+    store = StallStore(tmp_path)
+    ended = asyncio.Event()
+    owner = ShardWriter(store, 0, SEED, Settings(put_timeout_s=0.2), on_fenced=ended.set)
+    await owner.start()
+    store.write.clear()
+    waiting = asyncio.create_task(owner.append(ipc_of([Msg("c", msg_id(1))])))
+    await until_async(store.holding.is_set, "the put hangs")
+    await asyncio.wait_for(ended.wait(), 60)
+    assert owner.state != "serving"
+    await asyncio.wait_for(owner.loop.stop(), 60)
+    store.write.set()
+    assert isinstance(await asyncio.wait_for(waiting, 60), Refusal)
+    await owner.stop()
+
+
 _ERRORS = [OSError(errno.EMFILE, "Too many open files"), MemoryError(), RuntimeError("a bug")]
 
 

@@ -195,6 +195,13 @@ class Deployment:
         assert isinstance(found, ShardWriter)
         return found
 
+    def stop_turning(self) -> None:
+        """Groups neither turn hot nor cold by their rate any more: what is judged must not change meanwhile."""
+        for _, process in self.writers:
+            current = process.serves.writer.current if process.serves is not None else None
+            if isinstance(process.serves and process.serves.writer, ShardWriter) and current is not None:
+                current.committer.hot_detector.ticks = 1 << 30
+
     def _quiet(self) -> bool:
         return not self.unsettled()
 
@@ -213,7 +220,7 @@ class Deployment:
                 return f"partition {slot} does not serve: {None if writer is None else writer.loop.refusal}"
         if current.hot.grants.blocks.outstanding:
             return "grants are outstanding"
-        if home.loop.queued_rows or home.loop._flights or home.loop.is_planning or current.upkeep.at_work:
+        if home.loop.queued_rows or home.loop._flights or home.loop._planning or current.upkeep.at_work:
             return "the home shard is at work"
         n = state.conversations.count
         if (state.conversations.heads[:n] != state.conversations.stable[:n]).any():

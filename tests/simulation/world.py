@@ -136,6 +136,7 @@ class World(Deployment):
         if self.calm and self.fences:
             raise LivenessError("a healthy partition was fenced by its home shard")
         self._reap()
+        self.stop_turning()
         # a home shard that another one fenced finds out when it writes
         last = Msg(2, len({k.id for k in self._known}))
         self.ask(self.clients[0]._process, self.clients[0].deliver(self.gateways, (last,)))
