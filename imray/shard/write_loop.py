@@ -220,8 +220,7 @@ class WriteLoop:
 
     async def _ended_by(self, error: Exception) -> bool:
         """Answer everybody, and wait until nothing of the incarnation is on its way. True: there is no other one."""
-        known = isinstance(error, ImrayError)
-        log.error("%s stops: %s", self.label, error, exc_info=not known)
+        log.error("%s stops: %s", self.label, error, exc_info=not isinstance(error, ImrayError))
         why = Refused.CORRUPT if isinstance(error, CorruptError) else Refused.UNAVAILABLE
         detail = (
             str(error) if why is Refused.CORRUPT else f"unknown whether it landed: {error}. Retry with the same ids"
@@ -231,12 +230,12 @@ class WriteLoop:
         if not returned:
             log.critical("%s: a put does not return; the process ends", self.label)
         self.replaced = any(isinstance(e, FencedError) and not e.by_home for e in (error, self._failure))
-        for_good = self.replaced or not returned
         await self._end_incarnation()
-        if for_good:
+        if self.replaced or not returned:
             log.error("%s stops for good", self.label)
             self._on_fenced()
-        return for_good
+            return True
+        return False
 
     async def _end_incarnation(self) -> None:
         self._when_idle.clear()
