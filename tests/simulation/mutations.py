@@ -94,7 +94,7 @@ def leased_ahead(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(blocks, "plan", plan)
 
 
-@rule()
+@rule(rare=True)
 def old_home_shards_are_believed(patch: pytest.MonkeyPatch) -> None:
     """Neither a partition nor the logs look at the epoch of the home shard that granted; successors do not fence."""
     real = PartitionIncarnation._encode
@@ -108,7 +108,7 @@ def old_home_shards_are_believed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("imray.log.rows.check_sequencer", lambda *_: None)
 
 
-@rule()
+@rule(rare=True)
 def successor_does_not_fence_partitions(patch: pytest.MonkeyPatch) -> None:
     """A new home shard reads its partitions' logs, but leaves their writers alone."""
     patch.setattr(recovery, "fence_partition", _only_reads)
@@ -241,7 +241,7 @@ def in_flight_is_a_duplicate(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(state.ShardState, "epoch_of", epoch_of)
 
 
-@rule("written before")
+@rule("written before", rare=True)
 def lost_twice(patch: pytest.MonkeyPatch) -> None:
     """A lost grant is handed out to be logged as void again and again."""
 
@@ -251,7 +251,7 @@ def lost_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Blocks, "lost", lost)
 
 
-@rule()
+@rule(rare=True)
 def records_of_an_ended_incarnation(patch: pytest.MonkeyPatch) -> None:
     """What an earlier incarnation in the same process wanted to log is logged by the next one."""
 

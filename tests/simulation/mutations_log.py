@@ -21,7 +21,7 @@ from imray.shard.write_loop import WriteLoop
 from tests.simulation.mutations import rule
 
 
-@rule()
+@rule(rare=True)
 def a_checkpoint_brings_back_the_list_it_began_with(patch: pytest.MonkeyPatch) -> None:
     """What was merged while a checkpoint was written is forgotten."""
 
@@ -61,7 +61,7 @@ def a_put_acks_whatever_is_in_flight(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(WriteLoop, "_end_incarnation", end_incarnation)
 
 
-@rule()
+@rule(rare=True)
 def a_replaced_writer_deletes(patch: pytest.MonkeyPatch) -> None:
     """Whoever was replaced goes on deleting derived files, and those that its successor made, too."""
     real = Retired.collect
@@ -86,7 +86,7 @@ def a_fence_of_a_newer_home_is_corruption(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("imray.log.rows.check_sequencer", check)
 
 
-@rule()
+@rule(rare=True)
 def a_fence_that_was_read_past_is_registered(patch: pytest.MonkeyPatch) -> None:
     """A partition's writer is believed though its fence was read past: another one may have followed."""
 
