@@ -21,14 +21,14 @@ from tests.simulation.run import complaint, run
 
 assert mutations_log, "it adds its rules to the others"
 
-_SCHEDULES = int(os.environ.get("IMRAY_TEST_SCHEDULES", "1000"))
+_SCHEDULES = int(os.environ.get("IMRAY_TEST_SCHEDULES", "500"))
 _SCHEDULES_LONG = 10_000
 _PROCESSES = 2
 _PART = 50
 _FAILURES_SHOWN = 5
 _MUTATION_SEEDS_MAX = 10_000
 _COVERED_MIN_PERCENT = 90
-_COVERED_SCHEDULES = 60
+_COVERED_SCHEDULES = 40
 _ROOT = Path(__file__).parents[2]
 
 
