@@ -21,16 +21,22 @@ from imray.shard.write_loop import WriteLoop
 from tests.simulation.mutations import rule
 
 
-@rule(rare=True)
+@rule("derived files are missing")
 def a_checkpoint_brings_back_the_list_it_began_with(patch: pytest.MonkeyPatch) -> None:
-    """What was merged while a checkpoint was written is forgotten."""
+    """What was merged while a checkpoint was written is forgotten, and the parts are deleted all the same."""
 
     def sealed(self: Committer, files: Any) -> None:
         self._used = fold.sealed(self.state, list(files))
         self._snapshot = None
         self.rewrite = False
 
+    def collect(self: Committer, replaced: Any, in_use: Any) -> int:
+        for name in [name for part in replaced for name in part.interval.names]:
+            self.store.delete(name)
+        return 0
+
     patch.setattr(Committer, "sealed", sealed)
+    patch.setattr(Committer, "collect", collect)
 
 
 @rule()
@@ -61,7 +67,7 @@ def a_put_acks_whatever_is_in_flight(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(WriteLoop, "_end_incarnation", end_incarnation)
 
 
-@rule(rare=True)
+@rule("derived files are missing", rare=True)
 def a_replaced_writer_deletes(patch: pytest.MonkeyPatch) -> None:
     """Whoever was replaced goes on deleting derived files, and those that its successor made, too."""
     real = Retired.collect

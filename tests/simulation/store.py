@@ -19,6 +19,8 @@ class Disk:
         self._folders: dict[str, dict[str, bytes]] = {}
         self.put_delay_us_max = 2 * MS
         self.puts_at_once = 1
+        self.rotted = False
+        """Some derived file was lost or changed by a fault."""
 
     def get(self, name: str) -> bytes | None:
         """The file; None where there is none."""
@@ -54,6 +56,7 @@ class Disk:
         names = [name for folder in derived for name in sorted(self._folders[folder])]
         if not names:
             return
+        self.rotted = True
         rng = self._sim.rng
         name = rng.choice(names)
         if rng.random() < 0.5:

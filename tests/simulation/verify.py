@@ -51,6 +51,20 @@ def verify(world: World) -> None:
             if folded[name] != value and None not in (folded[name], value):
                 raise ViolationError(f"{name}: live {value}, the logs folded {what} {folded[name]}")
     world.ask(gateway, _retries(world, first))
+    if not world.disk.rotted:
+        _check_derived(world, state)
+
+
+def _check_derived(world: World, state: ShardState) -> None:
+    """Where no fault took them, every derived file is there that the shard or its newest checkpoint names. What is missing
+    is made anew, so nobody else would notice."""
+    intervals = [sealed.interval for sealed in state.sealed]  # type: ignore[attr-defined]
+    store = LookStore(world.disk)
+    for name in checkpoint.checkpoints(store, 0)[-1:]:
+        intervals += checkpoint.checkpoint_meta(store, name).intervals
+    missing = sorted({name for i in intervals for name in i.names if not store.exists(name)})
+    if missing:
+        raise ViolationError(f"derived files are missing: {missing}")
 
 
 async def _read_tails(world: World) -> bool:
