@@ -56,8 +56,8 @@ def verify(world: World) -> None:
 
 
 def _check_derived(world: World, state: ShardState) -> None:
-    """Where no fault took them, every derived file is there that the shard or its newest checkpoint names. What is missing
-    is made anew, so nobody else would notice."""
+    """Where no fault took them, every derived file that the shard or its newest checkpoint names is there. What is
+    missing is made anew, so nobody else would notice."""
     intervals = [sealed.interval for sealed in state.sealed]  # type: ignore[attr-defined]
     store = LookStore(world.disk)
     for name in checkpoint.checkpoints(store, 0)[-1:]:
