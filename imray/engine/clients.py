@@ -7,7 +7,6 @@ a log's writer runs (a `Directory`).
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -15,18 +14,15 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from imray.core.errors import InvalidError
 from imray.core.replies import Appended, Located, Refusal, Refused
 from imray.core.routing import log_of
 from imray.core.status import PartitionStatus, ShardStatus, no_partition_answer, no_shard_answer
 from imray.rpc import messages
-from imray.rpc.channel import Channel
+from imray.rpc.channel import Channel, answer_or_refusal
 from imray.rpc.directory import Directory
-from imray.rpc.endpoint import NoAnswerError, Parts
+from imray.rpc.endpoint import Parts
 from imray.rpc.methods import Method
 from imray.settings import Settings
-
-log = logging.getLogger("imray.clients")
 
 _TRY_S_MIN = 0.05
 """A try gets so long even where the deadline has all but passed."""
@@ -84,13 +80,7 @@ class LogClient:
         self, method: Method, content: Parts, decode: Callable[[memoryview], AnswerT], timeout_s: float
     ) -> AnswerT | Refusal:
         """One try. UNAVAILABLE where there is no answer: whether it was executed is unknown."""
-        try:
-            return decode(await self._channel.call(method, content, timeout_s))
-        except NoAnswerError as e:
-            return Refusal(Refused.UNAVAILABLE, str(e))
-        except InvalidError as e:
-            log.error("%s, %s: %s", self.name, method.name, e)
-            return Refusal(Refused.UNAVAILABLE, f"{self.name}: its answer cannot be read: {e}")
+        return await answer_or_refusal(self._channel, method, content, decode, timeout_s)
 
     def _reconnect(self) -> None:
         """Leave who answered, and look anew for the log's writer. Calls that wait there get no answer, and are made

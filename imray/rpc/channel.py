@@ -1,4 +1,4 @@
-"""Calls to whoever owns one log, wherever that is now.
+"""CallChannel to whoever owns one log, wherever that is now.
 
 Owns when to look up, to connect, and to do both again. Does not own retries: a call is sent once, and what its failure
 means is its caller's business.
@@ -7,12 +7,21 @@ means is its caller's business.
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
+from imray.core.errors import InvalidError
+from imray.core.replies import Refusal, Refused
 from imray.rpc.client import OnPush, RpcClient
 from imray.rpc.directory import Directory
 from imray.rpc.endpoint import Endpoint, NoAnswerError, Parts
 from imray.rpc.methods import Method
+
+log = logging.getLogger("imray.rpc")
+
+AnswerT = TypeVar("AnswerT")
 
 _CONNECT_S_MAX = 2.0
 """A process that does not shake hands in this time is looked up anew: others wait for the attempt."""
@@ -116,3 +125,26 @@ class Channel:
         self._look_up = False
         self._failure = None
         return client
+
+
+class CallChannel(Protocol):
+    """What `answer_or_refusal` needs of a `Channel`."""
+
+    name: str
+
+    async def call(self, method: Method, content: Parts, timeout_s: float) -> memoryview:
+        """As `Channel.call`."""
+
+
+async def answer_or_refusal(
+    channel: CallChannel, method: Method, content: Parts, decode: Callable[[memoryview], AnswerT], timeout_s: float
+) -> AnswerT | Refusal:
+    """One try, its answer decoded. UNAVAILABLE where there is none, or none that can be read: whether it was executed
+    is unknown."""
+    try:
+        return decode(await channel.call(method, content, timeout_s))
+    except NoAnswerError as e:
+        return Refusal(Refused.UNAVAILABLE, str(e))
+    except InvalidError as e:
+        log.error("%s, %s: %s", channel.name, method.name, e)
+        return Refusal(Refused.UNAVAILABLE, f"{channel.name}: its answer cannot be read: {e}")

@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from imray.core.columns import Rows
-from imray.core.errors import InvalidError
 from imray.core.grants import Declined, Granted, Report
-from imray.core.replies import Refusal, Refused
+from imray.core.replies import Refusal
 from imray.rpc import messages
-from imray.rpc.channel import Channel
+from imray.rpc.channel import Channel, answer_or_refusal
 from imray.rpc.directory import Directory
-from imray.rpc.endpoint import NoAnswerError, Parts
+from imray.rpc.endpoint import Parts
 from imray.rpc.methods import Method
 from imray.settings import Settings
 
@@ -29,9 +28,8 @@ class RpcHomeLink:
     Each call is one try. A Refusal that is UNAVAILABLE: no answer, whether it was executed is unknown."""
 
     def __init__(self, directory: Directory, home: int, settings: Settings, tls: ssl.SSLContext | None = None) -> None:
-        self._name = f"shard {home}"
         self._settings = settings
-        self._channel = Channel(directory, home, self._name, tls)
+        self._channel = Channel(directory, home, f"shard {home}", tls)
 
     async def register(self, slot: int, epoch: int, segment: int) -> bool | Refusal:
         """As `ShardWriter.register`."""
@@ -55,12 +53,7 @@ class RpcHomeLink:
     async def _call(
         self, method: Method, content: Parts, decode: Callable[[memoryview], AnswerT], timeout_s: float
     ) -> AnswerT | Refusal:
-        try:
-            return decode(await self._channel.call(method, content, timeout_s))
-        except NoAnswerError as e:
-            return Refusal(Refused.UNAVAILABLE, str(e))
-        except InvalidError as e:
-            return Refusal(Refused.UNAVAILABLE, f"{self._name}: its answer cannot be read: {e}")
+        return await answer_or_refusal(self._channel, method, content, decode, timeout_s)
 
     def close(self) -> None:
         """Close the connection: calls that wait get no answer."""

@@ -245,6 +245,7 @@ class PartitionWriter:
         self._link = link
         self._runtime = runtime
         self._encoding = runtime.worker(f"encode-{log_of(home, slot)}", 1)
+        self._stopping = False
         self.current: PartitionIncarnation | None = None
         """The incarnation that serves, or served last."""
         label = f"partition {slot} of shard {home}"
@@ -265,6 +266,8 @@ class PartitionWriter:
             encoding=self._encoding,
         )
         self.current = made
+        if self._stopping:
+            made.ended.set()  # it waits for nobody
         try:
             await made.register()
         except BaseException:
@@ -278,8 +281,9 @@ class PartitionWriter:
 
     async def stop(self) -> None:
         """As `WriteLoop.stop`."""
+        self._stopping = True
         if self.current is not None:
-            self.current.ended.set()  # an ask is not repeated
+            self.current.ended.set()  # neither an ask nor a registration is repeated
         await self.loop.stop()
         await self._encoding.end()
 

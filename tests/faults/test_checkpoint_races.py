@@ -18,7 +18,7 @@ from imray.settings import Settings
 from imray.shard.committer import Committer
 from tests.faults.test_derived import send
 from tests.support.batches import Msg, collect, commit, merge_all, msg_id, open_committer, seal
-from tests.support.owners import figures_of, owner_of, until_async
+from tests.support.owners import GatedStore, figures_of, owner_of, until_async
 
 
 def test_a_merge_that_ends_while_a_checkpoint_is_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,23 +51,6 @@ def test_a_merge_whose_parts_are_gone_is_thrown_away(tmp_path: Path) -> None:
     assert not committer.merged(parts, other)
     assert not committer.merged(committer.intervals[::-1], other)
     assert [(i.interval.first, i.interval.last) for i in committer.intervals] == [(1, 3), (4, 4)]
-
-
-class GatedStore(LocalStore):
-    """Holds puts of one kind while its gate is closed."""
-
-    def __init__(self, root: Path, held: str) -> None:
-        super().__init__(root)
-        self.held = held
-        self.gate = threading.Event()
-        self.gate.set()
-        self.holding = threading.Event()
-
-    def put_if_absent(self, name: str, parts: Sequence[bytes | memoryview]) -> bool:
-        if self.held in name and not self.gate.is_set():
-            self.holding.set()
-            assert self.gate.wait(60)
-        return super().put_if_absent(name, parts)
 
 
 async def test_upkeep_survives_every_checkpoint_that_overlaps_a_merge(

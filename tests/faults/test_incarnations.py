@@ -96,7 +96,10 @@ async def test_an_error_of_an_incarnation_that_is_over_ends_no_other(tmp_path: P
         assert owner.loop._failure is None
 
 
-async def test_a_put_that_never_returns_ends_the_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_put_that_never_returns_ends_the_process(tmp_path: Path, told: bool) -> None:
+    """Whether another error ends the incarnation or nobody says a word: else senders would time out for ever while the
+    shard says that it serves."""
     store = StallStore(tmp_path)
     ended = asyncio.Event()
     owner = ShardWriter(store, 0, SEED, Settings(put_timeout_s=0.2), on_fenced=ended.set)
@@ -104,25 +107,11 @@ async def test_a_put_that_never_returns_ends_the_process(tmp_path: Path) -> None
     store.write.clear()
     waiting = asyncio.create_task(owner.append(ipc_of([Msg("c", msg_id(1))])))
     await until_async(store.holding.is_set, "the put hangs")
-    owner.loop.fail(StorageError("something beside it"))
-    await asyncio.wait_for(ended.wait(), 60)
-    store.write.set()
-    assert isinstance(await asyncio.wait_for(waiting, 60), Refusal)
-    await owner.stop()
-
-
-async def test_a_put_that_hangs_without_a_word_ends_the_process(tmp_path: Path) -> None:
-    """Else senders would time out for ever while the shard says that it serves."""
-    store = StallStore(tmp_path)
-    ended = asyncio.Event()
-    owner = ShardWriter(store, 0, SEED, Settings(put_timeout_s=0.2), on_fenced=ended.set)
-    await owner.start()
-    store.write.clear()
-    waiting = asyncio.create_task(owner.append(ipc_of([Msg("c", msg_id(1))])))
-    await until_async(store.holding.is_set, "the put hangs")
+    if told:
+        owner.loop.fail(StorageError("something beside it"))
     await asyncio.wait_for(ended.wait(), 60)
     assert owner.state != "serving"
-    await asyncio.wait_for(owner.loop.stop(), 60)
+    await asyncio.wait_for(owner.loop.stop(), 60)  # though its thread hangs
     store.write.set()
     assert isinstance(await asyncio.wait_for(waiting, 60), Refusal)
     await owner.stop()

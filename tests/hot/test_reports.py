@@ -13,10 +13,9 @@ from imray.core.columns import Rows
 from imray.core.grants import Report
 from imray.core.routing import log_of
 from imray.log.segment import segment_prefix
-from tests.faults.test_checkpoint_races import GatedStore
 from tests.hot.test_group import _hot, _m, _rows, _stable
 from tests.support.groups import Group
-from tests.support.owners import until_async
+from tests.support.owners import GatedStore, until_async
 
 
 async def test_a_report_that_was_late_for_an_ask_of_duplicates_is_sent(

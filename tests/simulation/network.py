@@ -48,13 +48,13 @@ class SimChannel:
 
     def __init__(self, directory: SimDirectory, log: int, name: str, tls: None = None) -> None:
         self._directory = directory
-        self._name = name
+        self.name = name
 
     async def call(self, method: Method, content: Parts, timeout_s: float) -> memoryview:
         """One try. NoAnswerError: whether it was executed is unknown."""
         answer = await call(self._directory.process, self._directory.callee(), method, content, CALL_US)
         if answer is None:
-            raise NoAnswerError(f"{self._name} gave no answer")
+            raise NoAnswerError(f"{self.name} gave no answer")
         return answer
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -33,6 +34,23 @@ class NotingStore(FaultStore):
     def put_if_absent(self, name: str, parts: Sequence[bytes | memoryview]) -> bool:
         if name.startswith("wal/"):
             self.segments.append(open_segment(b"".join(parts), name).meta)
+        return super().put_if_absent(name, parts)
+
+
+class GatedStore(LocalStore):
+    """Holds puts of one kind while its gate is closed."""
+
+    def __init__(self, root: Path, held: str) -> None:
+        super().__init__(root)
+        self.held = held
+        self.gate = threading.Event()
+        self.gate.set()
+        self.holding = threading.Event()
+
+    def put_if_absent(self, name: str, parts: Sequence[bytes | memoryview]) -> bool:
+        if self.held in name and not self.gate.is_set():
+            self.holding.set()
+            assert self.gate.wait(60)
         return super().put_if_absent(name, parts)
 
 
