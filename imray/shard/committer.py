@@ -115,8 +115,19 @@ class Committer:
     def plan(self, requests: Sequence[Prepared]) -> Job:
         """Number the requests' rows and encode the new ones as the next segment. They are reserved now: if `put` does
         not succeed, this incarnation is over and its state worthless."""
+        job = self._plan(requests, True)
+        assert job is not None
+        return job
+
+    def plan_from_memory(self, requests: Sequence[Prepared]) -> Job | None:
+        """As `plan`. None where files must be read for it: nothing was planned."""
+        return self._plan(requests, False)
+
+    def _plan(self, requests: Sequence[Prepared], may_read: bool) -> Job | None:
         table, rows = gather(requests)
         located = locate(self.state, rows)
+        if located.maybe and not may_read:
+            return None
         old = self.confirmer.confirm(rows, located) if located.maybe else {}
         planned = plan(self.state, rows, located, old)
         now = self.clock_ms()

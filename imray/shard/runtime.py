@@ -9,11 +9,11 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol, TypeVar
+
+from imray.shard.threads import Threads
 
 T = TypeVar("T")
 
@@ -53,21 +53,6 @@ class Runtime:
     lock: Callable[[], Lock]
 
 
-class Threads:
-    """A worker of real threads."""
-
-    def __init__(self, name: str, threads: int = 1) -> None:
-        self._executor = ThreadPoolExecutor(threads, name)
-
-    def run(self, call: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-        """As `Worker.run`."""
-        return asyncio.get_running_loop().run_in_executor(self._executor, call, *args)
-
-    async def end(self, drop_waiting: bool = False) -> None:
-        """As `Worker.end`."""
-        await asyncio.to_thread(partial(self._executor.shutdown, wait=True, cancel_futures=drop_waiting))
-
-
 def wall_ms() -> int:
     """The wall clock of this machine, as `Runtime.wall_ms`."""
     return time.time_ns() // 1_000_000
@@ -91,10 +76,22 @@ class StateThread:
     def __init__(self, runtime: Runtime, name: str) -> None:
         self._worker = runtime.worker(name, 1)
         self._lock = runtime.lock()
+        self._handed_in = 0
+        """Calls in the thread whose end the event loop has not seen."""
 
     def run(self, call: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         """Call in the thread, in the order of these calls."""
-        return self._worker.run(self._locked, call, *args)
+        self._handed_in += 1
+        answer = self._worker.run(self._locked, call, *args)
+        answer.add_done_callback(self._returned)
+        return answer
+
+    def _returned(self, _answer: asyncio.Future[Any]) -> None:
+        self._handed_in -= 1
+
+    def run_in_turn(self, call: Callable[..., T], *args: Any) -> tuple[bool, T | None]:
+        """As `run_now`, where nothing waits for the thread either: it overtakes no call that was handed in before."""
+        return (False, None) if self._handed_in else self.run_now(call, *args)
 
     def run_now(self, call: Callable[..., T], *args: Any) -> tuple[bool, T | None]:
         """Call in the caller's own thread, where nobody else touches the state: True and the result. Else False.

@@ -61,6 +61,7 @@ class Deployment:
         self.writers: list[tuple[int, Process]] = []
         self.settings = Settings(
             rows_to_plan_ahead=rng.choice([1, 2, 1000]),
+            rows_at_once_max=rng.choice([0, 1, 1000]),
             checkpoint_ids_max=rng.choice([3, 6, 1000]),
             checkpoint_segments_max=rng.choice([4, 1000]),
             reopen_delay_s_max=0.1,

@@ -1,0 +1,88 @@
+"""Real threads that take calls: what a simulation replaces by its own. Owns their queue and their life."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class _Call(NamedTuple):
+    """A call that a thread is to make, and whom to tell."""
+
+    loop: asyncio.AbstractEventLoop
+    answer: asyncio.Future[Any]
+    call: Callable[..., Any]
+    args: tuple[Any, ...]
+
+
+class Threads:
+    """A worker of real threads: a queue and nothing else, since a small commit goes through it.
+
+    An executor's way there and back costs about three times the CPU (its futures have locks of their own). The threads
+    are daemons: a put that never returns does not keep a process that ends."""
+
+    def __init__(self, name: str, threads: int = 1) -> None:
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._name = name
+        self._count = threads
+        self._threads: list[threading.Thread] = []
+        self._ended = False
+
+    def run(self, call: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """As `imray.shard.runtime.Worker.run`. RuntimeError where it has ended."""
+        if self._ended:
+            raise RuntimeError(f"{self._name} takes no calls any more")
+        if not self._threads:
+            self._start()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+        self._calls.put(_Call(loop, answer, call, args))
+        return answer
+
+    def _start(self) -> None:
+        for number in range(self._count):
+            thread = threading.Thread(target=self._work, name=f"{self._name}_{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _work(self) -> None:
+        while (one := self._calls.get()) is not None:
+            if one.answer.cancelled():
+                continue
+            result: Any = None
+            error: BaseException | None = None
+            try:
+                result = one.call(*one.args)
+            except BaseException as e:  # noqa: BLE001 whoever waits for the call gets it
+                error = e
+            # a loop that is closed has nobody who waits
+            with contextlib.suppress(RuntimeError):
+                one.loop.call_soon_threadsafe(_tell, one.answer, result, error)
+            del one, result, error  # what it holds may be large, and the next call may come late
+
+    async def end(self, drop_waiting: bool = False) -> None:
+        """As `imray.shard.runtime.Worker.end`."""
+        self._ended = True
+        if drop_waiting:
+            with contextlib.suppress(Empty):
+                while (one := self._calls.get_nowait()) is not None:
+                    one.answer.cancel()
+        for _ in self._threads:
+            self._calls.put(None)
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
+
+
+def _tell(answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if answer.done():
+        return  # whoever asked has given up
+    if error is None:
+        answer.set_result(result)
+    else:
+        answer.set_exception(error)
