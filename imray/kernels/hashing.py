@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 
 from imray.kernels.arrays import I32, U64
 from imray.kernels.arrays import U8 as U8  # benchmarks import it from here
@@ -25,16 +25,36 @@ _P5 = np.uint64(0x27D4EB2F165667C5)
 
 
 @word_intrinsic
-def _load_u64(_typing: Any, data: Any, at: Any) -> Any:
-    """Eight bytes of a uint8 array at any place as a little-endian integer; the caller keeps within bounds."""
+def _u64_at(_typing: Any, address: Any) -> Any:
+    """Eight bytes at an address, aligned or not, as a little-endian integer; the caller keeps within bounds."""
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        array = context.make_array(sig.args[0])(context, builder, args[0])
-        pointer = cgutils.gep_inbounds(builder, array.data, args[1])
-        word = builder.bitcast(pointer, ir.IntType(64).as_pointer())
-        return builder.load(word, align=1, typ=ir.IntType(64))
+    def codegen(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.load(pointer, align=1, typ=ir.IntType(64))
 
-    return types.uint64(data, types.int64), codegen
+    return types.uint64(types.int64), codegen
+
+
+@word_intrinsic
+def _u32_at(_typing: Any, address: Any) -> Any:
+    """Four bytes, as `_u64_at`."""
+
+    def codegen(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], ir.IntType(32).as_pointer())
+        return builder.zext(builder.load(pointer, align=1, typ=ir.IntType(32)), ir.IntType(64))
+
+    return types.uint64(types.int64), codegen
+
+
+@word_intrinsic
+def _u8_at(_typing: Any, address: Any) -> Any:
+    """One byte, as `_u64_at`."""
+
+    def codegen(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+        return builder.zext(builder.load(pointer, align=1, typ=ir.IntType(8)), ir.IntType(64))
+
+    return types.uint64(types.int64), codegen
 
 
 @jit
@@ -58,7 +78,7 @@ def mix(h: np.uint64) -> np.uint64:
 
 
 @jit
-def _xxh64(data: U8, at: np.int64, end: np.int64) -> np.uint64:
+def _xxh64(at: np.int64, end: np.int64) -> np.uint64:
     n = end - at
     if n >= 32:
         v1 = np.uint64(_P1 + _P2)
@@ -66,10 +86,10 @@ def _xxh64(data: U8, at: np.int64, end: np.int64) -> np.uint64:
         v3 = np.uint64(0)
         v4 = np.uint64(np.uint64(0) - _P1)
         while end - at >= 32:
-            v1 = _round(v1, _load_u64(data, at))
-            v2 = _round(v2, _load_u64(data, at + 8))
-            v3 = _round(v3, _load_u64(data, at + 16))
-            v4 = _round(v4, _load_u64(data, at + 24))
+            v1 = _round(v1, _u64_at(at))
+            v2 = _round(v2, _u64_at(at + 8))
+            v3 = _round(v3, _u64_at(at + 16))
+            v4 = _round(v4, _u64_at(at + 24))
             at += 32
         h = np.uint64(_rotl(v1, 1) + _rotl(v2, 7) + _rotl(v3, 12) + _rotl(v4, 18))
         for v in (v1, v2, v3, v4):
@@ -78,19 +98,13 @@ def _xxh64(data: U8, at: np.int64, end: np.int64) -> np.uint64:
         h = _P5
     h = np.uint64(h + np.uint64(n))
     while end - at >= 8:
-        h = np.uint64(_rotl(np.uint64(h ^ _round(np.uint64(0), _load_u64(data, at))), 27) * _P1 + _P4)
+        h = np.uint64(_rotl(np.uint64(h ^ _round(np.uint64(0), _u64_at(at))), 27) * _P1 + _P4)
         at += 8
     if end - at >= 4:
-        w = (
-            np.uint64(data[at])
-            | np.uint64(data[at + 1]) << np.uint64(8)
-            | np.uint64(data[at + 2]) << np.uint64(16)
-            | np.uint64(data[at + 3]) << np.uint64(24)
-        )
-        h = np.uint64(_rotl(np.uint64(h ^ np.uint64(w * _P1)), 23) * _P2 + _P3)
+        h = np.uint64(_rotl(np.uint64(h ^ np.uint64(_u32_at(at) * _P1)), 23) * _P2 + _P3)
         at += 4
     while at < end:
-        h = np.uint64(_rotl(np.uint64(h ^ np.uint64(np.uint64(data[at]) * _P5)), 11) * _P1)
+        h = np.uint64(_rotl(np.uint64(h ^ np.uint64(_u8_at(at) * _P5)), 11) * _P1)
         at += 1
     return mix(h)
 
@@ -99,9 +113,10 @@ def _xxh64(data: U8, at: np.int64, end: np.int64) -> np.uint64:
 def hash_rows(data: U8, offsets: I32) -> U64:
     """XXH64 (seed 0) of each byte string data[offsets[i]:offsets[i+1]]."""
     n = len(offsets) - 1
+    start = np.int64(data.ctypes.data)
     out = np.empty(n, np.uint64)
     for i in range(n):
-        out[i] = _xxh64(data, np.int64(offsets[i]), np.int64(offsets[i + 1]))
+        out[i] = _xxh64(start + offsets[i], start + offsets[i + 1])
     return out
 
 
@@ -119,46 +134,56 @@ def _fold_product(_typing: Any, a: Any, b: Any) -> Any:
 
 
 @jit
-def _keyed(data: U8, at: np.int64, end: np.int64, key_a: np.uint64, key_b: np.uint64) -> np.uint64:
+def _keyed(at: np.int64, end: np.int64, key_a: np.uint64, key_b: np.uint64) -> np.uint64:
     n = end - at
     h = np.uint64(key_b ^ np.uint64(n))
     if n < 8:
         first = np.uint64(0)
         second = np.uint64(0)
         while at < end:
-            first = np.uint64(first << np.uint64(8) | np.uint64(data[at]))
+            first = np.uint64(first << np.uint64(8) | _u8_at(at))
             at += 1
     else:
         while end - at > 16:
-            h = _fold_product(_load_u64(data, at) ^ key_a, _load_u64(data, at + 8) ^ h)
+            h = _fold_product(_u64_at(at) ^ key_a, _u64_at(at + 8) ^ h)
             at += 16
         # the last 16 bytes, which may overlap those before; of 8 to 15 bytes the two ends
-        first = _load_u64(data, max(end - 16, end - n))
-        second = _load_u64(data, end - 8)
+        first = _u64_at(max(end - 16, end - n))
+        second = _u64_at(end - 8)
     h = _fold_product(first ^ key_a, second ^ h)
     return _fold_product(h ^ key_b, np.uint64(n) ^ key_a)
 
 
 @jit
-def keyed_hash_rows(data: U8, offsets: I32, seed: np.uint64) -> U64:
-    """A 64-bit fingerprint of each byte string data[offsets[i]:offsets[i+1]] under a secret seed.
+def keyed_hashes(count: int, offsets: int, data: int, seed: np.uint64) -> U64:
+    """A 64-bit fingerprint under a secret seed of each of `count` byte strings: those between the int32 at the address
+    `offsets`, from the address `data` on.
 
     Who does not know the seed cannot make two strings with one value. XXH64 does not give that: its lanes collide by
     arithmetic, under a secret seed every second time. The scheme is that of wyhash (Wang Yi,
     https://github.com/wangyi-fudan/wyhash): words under a key, multiplied to 128 bits and folded."""
+    # addresses, not arrays: of a small batch making arrays of its 13 buffers cost more than all the hashing, and each
+    # mixture of writable and unaligned ones would be compiled by itself, for a second, when it first comes
     key_a = mix(seed ^ _P1)
     key_b = mix(seed ^ _P2)
-    out = np.empty(len(offsets) - 1, np.uint64)
-    for i in range(len(out)):
-        out[i] = _keyed(data, np.int64(offsets[i]), np.int64(offsets[i + 1]), key_a, key_b)
+    out = np.empty(count, np.uint64)
+    end = np.int64(data + np.int64(_u32_at(offsets)))
+    for i in range(count):
+        start = end
+        end = np.int64(data + np.int64(_u32_at(offsets + 4 * i + 4)))
+        out[i] = _keyed(start, end, key_a, key_b)
     return out
 
 
 @jit
-def mix_keys(hashes: U64, index: I32, keys: U64) -> None:
-    """Fold the key of each row's dictionary value (index -1: null) into its hash, in place."""
+def mix_keys(hashes: U64, indices: int, valid: int, first: int, keys: U64) -> None:
+    """Fold the key of each row's dictionary value into its hash, in place: the int32 at the address `indices` say which
+    value, the bits from bit `first` on at the address `valid` (0: all are) which rows have one."""
     for i in range(len(hashes)):
-        k = keys[index[i]] if index[i] >= 0 else _P5
+        bit = first + i
+        k = _P5
+        if valid == 0 or (_u8_at(valid + bit // 8) >> np.uint64(bit % 8)) & np.uint64(1):
+            k = keys[_u32_at(indices + 4 * i)]
         hashes[i] = mix(np.uint64(_rotl(hashes[i], 17) ^ k))
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from imray.core.errors import InvalidError
 from imray.core.ids import ID_BYTES
 from imray.kernels.arrays import I32, I64, U8, U64, Bools
-from imray.kernels.hashing import keyed_hash_rows, mix_keys
+from imray.kernels.hashing import keyed_hashes, mix_keys
 
 SCHEMA_VERSION = 1
 
@@ -65,6 +65,20 @@ SEGMENT_SCHEMA = pa.schema(
     ]
 )
 
+
+class _Field(NamedTuple):
+    """What is asked of a batch's column: at hand, since each question to pyarrow costs half a microsecond."""
+
+    name: str
+    nullable: bool
+    is_text: bool
+
+
+_PLAIN_SEGMENT_SCHEMA = pa.schema([f.with_type(pa.string()) if f.type == TEXT else f for f in SEGMENT_SCHEMA])
+FEW_ROWS_MAX = 32
+"""Of a segment: with so few, writing a text column as a dictionary costs 15 us more than plain, and saves few bytes."""
+_NO_TEXTS = pa.nulls(FEW_ROWS_MAX, pa.string())
+_BATCH_FIELDS = [_Field(f.name, f.nullable, f.type == TEXT) for f in BATCH_SCHEMA]
 _ROWS_PER_EDGE_MIN = 128
 """Measured: copying so many rows costs what a slice does."""
 
@@ -100,6 +114,7 @@ class LogRecord(NamedTuple):
 Record = tuple[str, int, int, dict[str, object]]
 """The same with any body: what no writer makes, and a reader may find."""
 
+_NO_OFFSETS = pa.py_buffer(bytes(4))
 _PAYLOAD_TEXTS = ("sender", "topic", "content_type")
 
 
@@ -134,9 +149,9 @@ def from_ipc(data: object) -> pa.RecordBatch:
             raise InvalidError("the Arrow stream holds no record batch") from None
 
 
-def check_batch(batch: pa.RecordBatch) -> None:
-    """Refuse a batch whose columns are not those of BATCH_SCHEMA, that has nulls where none may be, or whose buffers do
-    not hold what they say."""
+def check_batch(batch: pa.RecordBatch) -> list[pa.Array]:
+    """The columns of a batch. Refuse one whose columns are not those of BATCH_SCHEMA, that has nulls where none may be,
+    or whose buffers do not hold what they say."""
     # lengths, offsets and indices that compiled code would follow; 3 ns a row
     try:
         batch.validate(full=True)
@@ -144,12 +159,13 @@ def check_batch(batch: pa.RecordBatch) -> None:
         raise InvalidError(f"the batch is malformed: {e}") from e
     if not batch.schema.equals(BATCH_SCHEMA, check_metadata=False):
         raise InvalidError(f"the batch has columns {batch.schema}; expected {BATCH_SCHEMA}")
-    for name in ("conv_id", "client_msg_id", "sender", "body"):
-        if batch.column(name).null_count:
-            raise InvalidError(f"column {name} holds null")
-    for field in BATCH_SCHEMA:
-        if field.type == TEXT and batch.column(field.name).dictionary.null_count:
+    columns: list[pa.Array] = batch.columns
+    for field, column in zip(_BATCH_FIELDS, columns, strict=True):
+        if not field.nullable and column.null_count:
+            raise InvalidError(f"column {field.name} holds null")
+        if field.is_text and column.dictionary.null_count:
             raise InvalidError(f"the dictionary of column {field.name} holds null")
+    return columns
 
 
 def dictionary_rows(column: pa.DictionaryArray) -> I32:
@@ -177,35 +193,65 @@ def body_parts(column: pa.Array) -> tuple[U8, I32]:
 
 
 def payload_fingerprints(batch: pa.RecordBatch, seed: int) -> U64:
-    """What tells a retry from a conflict, one value a row: of body, sender, topic and content type.
+    """`payloads_of` of a batch or a segment."""
+    return payloads_of(batch.column("body"), [batch.column(name) for name in _PAYLOAD_TEXTS], seed)
 
-    `client_ts` is left out: a client that stamps its retry anew still retries. Works on batches and segments. `seed` is
-    the folder's secret: nobody can make another payload with the fingerprint of a known one. Stored nowhere, so it may
-    change with the code."""
+
+def payloads_of(body: pa.Array, texts: Sequence[pa.DictionaryArray], seed: int) -> U64:
+    """What tells a retry from a conflict, one value a row: of body, sender, topic and content type, all of them valid.
+
+    `client_ts` is left out: a client that stamps its retry anew still retries. `seed` is the folder's secret: nobody
+    can make another payload with the fingerprint of a known one. Stored nowhere, so it may change with the code."""
     key = np.uint64(seed)
-    hashes = keyed_hash_rows(*body_parts(batch.column("body")), key)
-    for name in _PAYLOAD_TEXTS:
-        column = batch.column(name)
-        mix_keys(hashes, dictionary_rows(column), keyed_hash_rows(*body_parts(column.dictionary), key))
+    hashes = keyed_hashes(*_strings(body), key)
+    for column in texts:
+        valid, indices = column.buffers()
+        first = column.offset
+        at = indices.address + 4 * first if indices else 0
+        mix_keys(hashes, at, valid.address if valid else 0, first, keyed_hashes(*_strings(column.dictionary), key))
     return hashes
 
 
+def _strings(column: pa.Array) -> tuple[int, int, int]:
+    """How many rows a binary or string column has, and the addresses of its first offset and its data."""
+    _, offsets, data = column.buffers()
+    if not offsets or not len(column):
+        return 0, _NO_OFFSETS.address, 0
+    return len(column), offsets.address + 4 * column.offset, data.address if data else 0
+
+
 def segment_table(table: pa.Table, keep: Bools | None, seq: I64, server_ts_ms: int) -> pa.Table:
-    """The rows of a batch table that are new (`keep`; None: all) with their numbers, as a segment's table.
+    """The rows of a batch table that are new (`keep`; None: all) with their numbers, as a segment's table; up to
+    FEW_ROWS_MAX with plain texts.
 
     `seq` holds the numbers of the kept rows only."""
     if keep is not None:
         table = _kept(table, keep)
     rows = len(seq)
-    columns = {
-        "conv_seq": pa.array(seq, pa.int64()),
-        "kind": pa.array(np.zeros(rows, np.int8)),
-        "server_ts": pa.array(np.full(rows, server_ts_ms, np.int64)).view(MS),
-    }
-    return pa.Table.from_arrays(
-        [columns[f.name] if f.name in columns else table.column(f.name) for f in SEGMENT_SCHEMA],
-        schema=SEGMENT_SCHEMA,
+    numbers = pa.Array.from_buffers(pa.int64(), rows, [None, pa.py_buffer(np.ascontiguousarray(seq, np.int64))])
+    kinds = pa.Array.from_buffers(pa.int8(), rows, [None, pa.py_buffer(bytes(rows))])
+    times = pa.Array.from_buffers(
+        MS, rows, [None, pa.py_buffer(server_ts_ms.to_bytes(8, "little", signed=True) * rows)]
     )
+    few = 0 < rows <= FEW_ROWS_MAX
+    columns = table.combine_chunks().to_batches()[0].columns if few else table.columns
+    conv, ids, sender, topic, content_type, client_ts, body = [_plain(c) for c in columns] if few else columns
+    return pa.Table.from_arrays(
+        [conv, numbers, kinds, ids, sender, topic, content_type, client_ts, times, body],
+        schema=_PLAIN_SEGMENT_SCHEMA if few else SEGMENT_SCHEMA,
+    )
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """A dictionary column as its values; another one as it is."""
+    if not isinstance(column, pa.DictionaryArray):
+        return column
+    rows = len(column)
+    if column.null_count == rows:
+        return _NO_TEXTS.slice(0, rows)
+    # of one row the dictionary is the column; pyarrow takes 4 us to find out, and four times that in a cold cache
+    values = column.dictionary
+    return values if len(values) == rows == 1 else column.dictionary_decode()
 
 
 def _kept(table: pa.Table, keep: Bools) -> pa.Table:
@@ -223,8 +269,7 @@ def record_table(records: Sequence[LogRecord | Record], server_ts_ms: int) -> pa
         {"conv_id": conv, "conv_seq": seq, "kind": kind, "server_ts": server_ts_ms, "body": _json(body)}
         for conv, seq, kind, body in records
     ]
-    plain = pa.schema([f.with_type(pa.string()) if f.type == TEXT else f for f in SEGMENT_SCHEMA])
-    return pa.Table.from_pylist(rows, schema=plain).cast(SEGMENT_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=_PLAIN_SEGMENT_SCHEMA).cast(SEGMENT_SCHEMA)
 
 
 def _json(body: VoidRecord | HotRecord | dict[str, object] | None) -> bytes:

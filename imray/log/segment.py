@@ -17,7 +17,7 @@ from imray.core.errors import CorruptError
 from imray.core.log_progress import Fence
 from imray.log import digest as digests
 from imray.log.digest import Parts
-from imray.log.schema import SCHEMA_VERSION
+from imray.log.schema import FEW_ROWS_MAX, SCHEMA_VERSION, SEGMENT_SCHEMA
 
 T = TypeVar("T")
 META_KEY = b"imray"
@@ -36,9 +36,24 @@ _ENCODING = {
     "client_msg_id": "PLAIN",
     "body": "PLAIN",
 }
+_STATISTICS = ["conv_id", "conv_seq", "server_ts"]
+
+
+def _options(names: list[str]) -> dict[str, object]:
+    """How columns of these names are written."""
+    return {
+        "use_dictionary": [name for name in _DICTIONARY if name in names],
+        "column_encoding": {name: way for name, way in _ENCODING.items() if name in names} or None,
+        "write_statistics": [name for name in _STATISTICS if name in names],
+    }
+
+
+_MANY_ROWS = _options(SEGMENT_SCHEMA.names)
+# Of one row all else costs a third of the CPU more (182 against 125 us), and saves no bytes. Statistics would spare a
+# reader a page that it has read with the footer.
+_FEW_ROWS: dict[str, object] = {"use_dictionary": False, "write_statistics": False}
 # A third of the CPU of encoding less than with pyarrow's 1,024.
 _WRITE_BATCH_ROWS = 64 * 1024
-_STATISTICS = ["conv_id", "conv_seq", "server_ts"]
 
 
 class GrantNote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -116,22 +131,19 @@ def segment_number(name: str) -> int:
 
 def encode(table: pa.Table, meta: SegmentMeta) -> tuple[Parts, bytes]:
     """The file of a segment, in parts, and its digest."""
-    return digests.seal(encode_parquet(table, META_KEY, msgspec.json.encode(meta)))
+    options = _FEW_ROWS if table.num_rows <= FEW_ROWS_MAX else _MANY_ROWS
+    return digests.seal(_write(table, META_KEY, msgspec.json.encode(meta), compression="none", **options))
 
 
 def encode_parquet(table: pa.Table, key: bytes, value: bytes, compression: str = "none") -> pa.Buffer:
     """A Parquet file with `value` under `key` and a blank digest in its metadata."""
+    return _write(table, key, value, compression=compression, **_options(table.schema.names))
+
+
+def _write(table: pa.Table, key: bytes, value: bytes, **options: object) -> pa.Buffer:
     sink = pa.BufferOutputStream()
-    known = [f for f in _DICTIONARY if f in table.schema.names]
     with pq.ParquetWriter(
-        sink,
-        table.schema,
-        use_dictionary=known,
-        column_encoding={k: v for k, v in _ENCODING.items() if k in table.schema.names} or None,
-        compression=compression,
-        write_batch_size=_WRITE_BATCH_ROWS,
-        write_statistics=[c for c in _STATISTICS if c in table.schema.names],
-        store_schema=False,
+        sink, table.schema, write_batch_size=_WRITE_BATCH_ROWS, store_schema=False, **options
     ) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({key: value, digests.KEY: digests.BLANK})

@@ -40,11 +40,11 @@ class StallStore(LocalStore):
             self.holding.set()
             assert gate.wait(60)
 
-    def _write(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
+    def _write(self, path: str, parts: Sequence[bytes | memoryview]) -> None:
         self._wait(self.write)
         super()._write(path, parts)
 
-    def _sync_folder(self, folder: Path) -> None:
+    def _sync_folder(self, folder: str) -> None:
         self._wait(self.sync)
         super()._sync_folder(folder)
 
@@ -170,7 +170,7 @@ class FullStore(LocalStore):
         self.gate = threading.Event()
         self.gate.set()
 
-    def _write(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
+    def _write(self, path: str, parts: Sequence[bytes | memoryview]) -> None:
         assert self.gate.wait(60)
         if self.full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -41,25 +41,25 @@ class JournalStore(LocalStore):
         super().__init__(journal.root)
         self.journal = journal
 
-    def _write(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
-        self.journal.steps.append(("write", path, b"".join(parts)))
-        self._written = path
+    def _write(self, path: str, parts: Sequence[bytes | memoryview]) -> None:
+        self._written = Path(path)
+        self.journal.steps.append(("write", self._written, b"".join(parts)))
         super()._write(path, parts)
 
     def _sync_file(self, fd: int) -> None:
         self.journal.steps.append(("sync file", self._written))
 
-    def _link(self, temporary: Path, path: Path) -> bool:
+    def _link(self, temporary: str, path: str) -> bool:
         done = super()._link(temporary, path)
         if done:
-            self.journal.steps.append(("link", temporary, path))
+            self.journal.steps.append(("link", Path(temporary), Path(path)))
         return done
 
-    def _sync_folder(self, folder: Path) -> None:
+    def _sync_folder(self, folder: str) -> None:
         self.journal.syncs_until_death -= 1
         if self.journal.syncs_until_death == 0:
             raise Death
-        self.journal.steps.append(("sync folder", folder, [p for p in folder.iterdir() if p.is_dir()]))
+        self.journal.steps.append(("sync folder", Path(folder), [p for p in Path(folder).iterdir() if p.is_dir()]))
 
     def delete(self, name: str) -> None:
         super().delete(name)
@@ -150,7 +150,7 @@ class _Unsynced(LocalStore):
     def _sync_file(self, fd: int) -> None:
         pass
 
-    def _sync_folder(self, folder: Path) -> None:
+    def _sync_folder(self, folder: str) -> None:
         pass
 
 

@@ -32,7 +32,7 @@ class FastStore(LocalStore):
     def _sync_file(self, fd: int) -> None:
         pass
 
-    def _sync_folder(self, folder: Path) -> None:
+    def _sync_folder(self, folder: str) -> None:
         pass
 
 

@@ -70,12 +70,12 @@ class FaultStore(LocalStore):
         super()._sync_file(fd)
         self.step("fsynced")
 
-    def _link(self, temporary: Path, path: Path) -> bool:
+    def _link(self, temporary: str, path: str) -> bool:
         done = self._put.linked = super()._link(temporary, path)
         self.step("linked")
         return done
 
-    def _sync_folder(self, folder: Path) -> None:
+    def _sync_folder(self, folder: str) -> None:
         super()._sync_folder(folder)
         if getattr(self._put, "linked", False):
             self.step("folder synced")

@@ -41,13 +41,19 @@ def test_fingerprints_are_pinned() -> None:
     assert [int(v) for v in got] == [0xE83B254812C502DF]
 
 
+def _mixed(index: int, keys: np.ndarray, h: np.ndarray, first: int = 0) -> None:
+    indices = np.array([index], np.int32)
+    valid = np.array([(index >= 0) << first], np.uint8)
+    mix_keys(h, indices.ctypes.data, valid.ctypes.data, first, keys)
+
+
 def test_null_differs_from_every_value_and_order_counts() -> None:
     keys = np.array([1, 2], np.uint64)
     outs = []
     for index in ([0, 1], [1, 0], [-1, 0], [0, -1], [-1, -1]):
         h = np.full(1, 99, np.uint64)
         for i in index:
-            mix_keys(h, np.array([i], np.int32), keys)
+            _mixed(i, keys, h)
         outs.append(int(h[0]))
     assert len(set(outs)) == 5
 

@@ -29,7 +29,7 @@ class PlainStore(LocalStore):
     def _sync_file(self, fd: int) -> None:
         pass
 
-    def _sync_folder(self, folder: Path) -> None:
+    def _sync_folder(self, folder: str) -> None:
         pass
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -254,3 +255,38 @@ def test_a_segment_holds_just_the_rows_that_are_new(dropped: list[range]) -> Non
     out = segment_table(table, keep, seq, 77)
     assert out.column("body").to_pylist() == [b"%d" % i for i in np.flatnonzero(keep)]
     assert out.column("conv_seq").to_pylist() == seq.tolist()
+
+
+@pytest.mark.parametrize(("rows", "chunks"), [(2, 1), (1000, 1), (1001, 2)])
+def test_small_requests_become_one_chunk_and_large_ones_stay_where_they_are(rows: int, chunks: int) -> None:
+    messages = [
+        [replace(_BASE, conv=f"{r} {i % 3}", sender=f"{r}", topic=[None, "t"][i % 2]) for i in range(rows)]
+        for r in range(2)
+    ]
+    table, columns = gather([prepare(batch_of(m), SEED) for m in messages])
+    assert {column.num_chunks for column in table.columns} == {chunks}
+    assert table.column("topic").to_pylist() == [m.topic for request in messages for m in request]
+    assert table.column("conv_id").to_pylist() == [m.conv for request in messages for m in request]
+    names = [columns.names_data[a:b].tobytes().decode() for a, b in pairwise(columns.names_offsets)]
+    assert [names[i] for i in columns.conv] == table.column("conv_id").to_pylist()
+
+
+@pytest.mark.parametrize("keep", [[0], [1], [4], [5], [0, 4], [3, 4], [0, 1, 2, 3, 4, 5]])
+def test_plain_texts_of_few_rows_are_those_of_the_dictionaries(keep: list[int]) -> None:
+    """One row has a dictionary of one value, and of more, and none; more rows have one value, and only nulls."""
+    texts = [("a", None, "x"), ("b", None, "x"), ("b", "t", "x"), ("c", None, "x"), ("c", None, "x"), ("d", "u", None)]
+    messages = [replace(_BASE, conv=conv, topic=topic, content_type=kind) for conv, topic, kind in texts]
+    table, _ = gather([prepare(batch_of(messages), SEED)])
+    kept = np.isin(np.arange(len(texts)), keep)
+    out = segment_table(table, kept, np.arange(len(keep)), 77)
+    assert out.schema.field("topic").type == pa.string()
+    columns = [out.column(name).to_pylist() for name in ("conv_id", "topic", "content_type")]
+    assert list(zip(*columns, strict=True)) == [texts[i] for i in keep]
+    assert out.column("sender").to_pylist() == ["alice"] * len(keep)
+
+
+def test_one_row_in_a_batch_of_its_own_is_plain_too() -> None:
+    for topic in (None, "t"):
+        table, _ = gather([prepare(batch_of([replace(_BASE, topic=topic)]), SEED)])
+        (row,) = segment_table(table, None, np.array([5]), 77).to_pylist()
+        assert (row["conv_id"], row["topic"], row["body"], row["conv_seq"]) == ("c", topic, b"body", 5)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from imray.core.errors import CorruptError
-from imray.log.schema import SCHEMA_VERSION, SEGMENT_SCHEMA, void_table
+from imray.log.rows import gather, prepare
+from imray.log.schema import FEW_ROWS_MAX, SCHEMA_VERSION, SEGMENT_SCHEMA, segment_table, void_table
 from imray.log.segment import Segment, SegmentMeta, encode, open_segment, segment_name, segment_number
+from tests.support.batches import SEED, Msg, batch_of, msg_id
 
 _META = SegmentMeta(7, 42, 3, "n" * 32, "a" * 32, 1_700_000_000_123, 3)
 
@@ -61,6 +64,19 @@ def test_any_parquet_reader_can_read_it() -> None:
 def test_empty_segment() -> None:
     data, _ = _file(SEGMENT_SCHEMA.empty_table())
     assert open_segment(data, "x").table().num_rows == 0
+
+
+@pytest.mark.parametrize(("rows", "plain"), [(1, True), (FEW_ROWS_MAX, True), (FEW_ROWS_MAX + 1, False)])
+def test_few_rows_are_written_plain_and_read_as_all_others(rows: int, plain: bool) -> None:
+    messages = [Msg(f"c{i % 3}", msg_id(i), b"%d" % i, topic=[None, "t"][i % 2]) for i in range(rows)]
+    table, _ = gather([prepare(batch_of(messages), SEED)])
+    data, _ = _file(segment_table(table, None, np.arange(rows), 77))
+    back = open_segment(data, "x").table()
+    assert back.schema.equals(SEGMENT_SCHEMA, check_metadata=False)
+    assert back.drop_columns(["conv_seq", "kind", "server_ts"]).to_pylist() == table.to_pylist()
+    chunk = pq.read_metadata(io.BytesIO(data)).row_group(0).column(0)
+    assert chunk.path_in_schema == "conv_id"
+    assert chunk.has_dictionary_page is not plain
 
 
 def test_void_record() -> None:

@@ -59,12 +59,12 @@ class StepStore(LocalStore):
         self._note("sync file", path)
         super()._sync_file(fd)
 
-    def _link(self, temporary: Path, path: Path) -> bool:
-        self._note("link", path)
+    def _link(self, temporary: str, path: str) -> bool:
+        self._note("link", Path(path))
         return super()._link(temporary, path)
 
-    def _sync_folder(self, folder: Path) -> None:
-        self._note("sync folder", folder)
+    def _sync_folder(self, folder: str) -> None:
+        self._note("sync folder", Path(folder))
         super()._sync_folder(folder)
 
 
