@@ -11,13 +11,14 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from api.auth import SENDER_BYTES_MAX, Caller
 from api.problems import ProblemError
 from imray.core.errors import InvalidError
 from imray.core.ids import ID_BYTES, parse_client_msg_id
-from imray.core.routing import CONV_ID_BYTES_MAX, check_conv_id, check_text
-from imray.engine.batcher import Send
+from imray.core.routing import CONV_ID_BYTES_MAX, check_text
+from imray.engine.sends import Send
 from imray.log.schema import BATCH_SCHEMA, MS
 from imray.settings import Settings
 
@@ -67,9 +68,11 @@ _decode_message = msgspec.json.Decoder(MessageIn).decode
 _decode_batch = msgspec.json.Decoder(BatchIn).decode
 
 
-def media_type(request: Request, *known: str) -> str:
-    """The request's media type, the first known one where it names none; ProblemError 415 for any other."""
-    kind = request.headers.get("content-type", known[0]).partition(";")[0].strip().lower()
+def media_type(content_type: str | None, *known: str) -> str:
+    """The media type that a header names, the first known one where there is none; ProblemError 415 for any other."""
+    if content_type is None or content_type == known[0]:
+        return known[0]
+    kind = content_type.partition(";")[0].strip().lower()
     if kind not in known:
         raise ProblemError(415, "media-type", f"content type {kind!r}: send {' or '.join(known)}")
     return kind
@@ -81,8 +84,12 @@ def invalid(detail: str) -> ProblemError:
 
 
 async def read_body(request: Request, bytes_max: int) -> bytes:
-    """The request's body; 413 as soon as it is known to be too large, before it is read whole."""
-    length = request.headers.get("content-length")
+    """As `receive_body`."""
+    return await receive_body(request.headers.get("content-length"), request.receive, bytes_max)
+
+
+async def receive_body(length: str | None, receive: Receive, bytes_max: int) -> bytes:
+    """The request's body; 413 as soon as it is known to be too large, before it is read whole. `length`: the header."""
     # longer ones are refused as a number before they are one: thousands of digits are an error of their own
     if length is not None and length.isdecimal() and (len(length) > _LENGTH_DIGITS_MAX or int(length) > bytes_max):
         raise _request_too_large(bytes_max)
@@ -90,7 +97,7 @@ async def read_body(request: Request, bytes_max: int) -> bytes:
     size = 0
     more = True
     while more:
-        message = await request.receive()
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunk = message.get("body", b"")
@@ -115,11 +122,14 @@ def check_message(data: bytes, conv_id: str, caller: Caller, settings: Settings)
     """The message in the JSON of a single send."""
     try:
         message = _decode_message(data)
-        check_conv_id(conv_id)
+        _check_text(conv_id, "conv_id", CONV_ID_BYTES_MAX)
         body = message.body.encode()
         raw = parse_client_msg_id(message.client_msg_id)
         client_ts = None if message.client_ts is None else _client_ts(message.client_ts)
-        _check_names(message.topic, message.content_type)
+        if message.topic is not None:
+            _check_text(message.topic, "topic", TOPIC_BYTES_MAX)
+        if message.content_type is not None:
+            _check_text(message.content_type, "content_type", CONTENT_TYPE_BYTES_MAX)
     except msgspec.ValidationError as e:
         raise invalid(str(e)) from e
     except (msgspec.DecodeError, UnicodeError) as e:
@@ -223,11 +233,11 @@ def _first_bad(messages: Sequence[BatchMessageIn]) -> ProblemError:
     raise AssertionError("all ids are valid")
 
 
-def _check_names(topic: str | None, content_type: str | None) -> None:
-    if topic is not None:
-        check_text(topic, "topic", TOPIC_BYTES_MAX)
-    if content_type is not None:
-        check_text(content_type, "content_type", CONTENT_TYPE_BYTES_MAX)
+def _check_text(text: str, name: str, bytes_max: int) -> None:
+    """As `check_text`, which looks at each character."""
+    # of ASCII, the length in characters is the one in bytes, and what is not printable is a control character
+    if not (text.isascii() and text.isprintable() and 1 <= len(text) <= bytes_max):
+        check_text(text, name, bytes_max)
 
 
 def _client_ts(value: int | float) -> int:
@@ -269,7 +279,7 @@ def _sender(named: str | None, caller: Caller) -> str:
     if not caller.service:
         raise not_service()
     try:
-        check_text(named, "sender", SENDER_BYTES_MAX)
+        _check_text(named, "sender", SENDER_BYTES_MAX)
     except InvalidError as e:
         raise invalid(str(e)) from e
     return named

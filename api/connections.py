@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from api.limits import CALLING, Limits, over_budget
 from api.problems import ProblemError
 from api.watch import Watch, unsent
+from api.whole import WHOLE, answer_whole
 
 HEALTH = frozenset({b"/livez", b"/readyz"})
 """Answered whatever else is refused: who watches a gateway must not take a busy one for a dead one."""
@@ -182,8 +183,13 @@ class GuardedProtocol(HttpToolsProtocol):
             # no answer is made for a client that has not read the one before: it would have to be kept, too
             self._postponed = (cycle, app)
             return
+        cast(Any, cycle.scope)[WHOLE] = self._answer_whole
         CALLING.set(self.account)  # the task takes it along
         super()._start_asgi_task(cycle, app)
+
+    def _answer_whole(self, status: int, content: bytes) -> bool:
+        """For the request in work. No `partial` over its cycle: the two would hold each other."""
+        return answer_whole(cast(RequestResponseCycle, self._running), status, content)
 
     def on_response_complete(self) -> None:
         self._charge_asked(self._running)

@@ -8,8 +8,8 @@ on that way (`api.limits`); that of a single send is small.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from fastapi import APIRouter, Request, Response
@@ -21,13 +21,30 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.connections import guarded
 from api.limits import CALLING, SMALL_BYTES, Account, Limits, over_budget
 from api.problems import ProblemError
+from api.whole import WHOLE
 
 CONVERSATIONS = "/v1/conversations/"
 MESSAGES = "/messages"
 
 _SEND_LENGTH_MIN = len(CONVERSATIONS) + len(MESSAGES)
 
-RouteHandler = Callable[[str, Request], Awaitable[Response]]
+
+class SendHeaders(NamedTuple):
+    """What a send's headers say, where they say it."""
+
+    authorization: str | None
+    content_type: str | None
+    content_length: str | None
+
+
+class Answer(NamedTuple):
+    """A status, and what is said in JSON."""
+
+    status: int
+    content: bytes
+
+
+SendHandler = Callable[[str, SendHeaders, Receive], Awaitable[Answer]]
 
 
 class RawRoute(APIRoute):
@@ -48,7 +65,7 @@ class RequestRouter:
     """The ASGI app in front of FastAPI's: below CONVERSATIONS routes match the path as it was sent, so that an
     encoded '/' in a name does not split it; a single send goes straight to `send`."""
 
-    def __init__(self, app: ASGIApp, send: RouteHandler, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, send: SendHandler, limits: Limits) -> None:
         self._app = app
         self._send_endpoint = send
         self._limits = limits
@@ -70,12 +87,15 @@ class RequestRouter:
             return
         try:
             conv_id = decode("conv_id", path[len(CONVERSATIONS) : -len(MESSAGES)])
-            response = await self._send_endpoint(conv_id, Request(scope, receive))
+            status, content = await self._send_endpoint(conv_id, headers_of(scope["headers"]), receive)
         except ProblemError as e:
-            response = e.response()
+            await e.response()(scope, receive, send)
+            return
         except ClientDisconnect:
             return  # nobody is there to answer, and nothing was queued
-        await response(scope, receive, send)
+        answer_whole = scope.get(WHOLE)
+        if answer_whole is None or not answer_whole(status, content):
+            await Response(content, status, media_type="application/json")(scope, receive, send)
 
     async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
         """FastAPI's way, with the answer's bytes counted."""
@@ -154,6 +174,18 @@ class Strays:
         """All methods of the path: it may have several routes, and the framework names those of the first."""
         known = [methods for pattern, methods in self._methods if pattern.match(path)]
         return ", ".join(sorted(set().union(*known))) or (error.headers or {})["Allow"]
+
+
+def headers_of(headers: Sequence[tuple[bytes, bytes]]) -> SendHeaders:
+    """Of a request; of a header that stands there twice the first."""
+    found = dict(reversed(headers)).get
+    return SendHeaders(
+        _latin(found(b"authorization")), _latin(found(b"content-type")), _latin(found(b"content-length"))
+    )
+
+
+def _latin(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
 
 
 def decode(name: str, text: str) -> str:

@@ -41,7 +41,7 @@ def routes(engine: Engine, auth: Authenticator) -> APIRouter:
         see a pause at most. Needs a token with the role `service`."""
         if not auth.caller(request.headers.get("authorization")).service:
             raise ProblemError(403, "forbidden", _FOR_SERVICES)
-        media_type(request, "application/json")
+        media_type(request.headers.get("content-type"), "application/json")
         wanted = _wanted(conv_id, await read_body(request, _BODY_BYTES_MAX))
         refusal = await engine.make_hot(conv_id, wanted)
         if isinstance(refusal, Refusal):

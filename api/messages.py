@@ -10,32 +10,34 @@ import orjson
 import pyarrow as pa
 from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from api.arrow import check_batch_arrow
 from api.auth import Authenticator, Caller
-from api.checks import check_batch_json, check_message, media_type, read_body, single_bytes_max
+from api.checks import check_batch_json, check_message, media_type, read_body, receive_body, single_bytes_max
 from api.docs import json_body, problems
-from api.door import RawRoute, RouteHandler
+from api.door import Answer, RawRoute, SendHandler, SendHeaders, headers_of
 from api.outcomes import ARROW_TYPE, CONFLICT, CREATED, DUPLICATE, Outcomes
 from api.problems import ProblemError, refused, unexpected
 from api.schemas import BatchRequest, BatchResponse, PathConvId, SendRequest, SendResponse
 from imray.core.ids import format_client_msg_id
 from imray.core.replies import WAITS, Refusal, Refused
 from imray.core.routing import offset_of
-from imray.engine.batcher import Send, SendAnswer
+from imray.engine.batcher import SendAnswer
 from imray.engine.engine import Engine
+from imray.engine.sends import Send
 
 log = logging.getLogger("imray.messages")
 
 _JSON = "application/json"
 
 
-def routes(engine: Engine, auth: Authenticator) -> tuple[APIRouter, RouteHandler]:
+def routes(engine: Engine, auth: Authenticator) -> tuple[APIRouter, SendHandler]:
     """The routes of this module, and the endpoint of a single send."""
     router = APIRouter(tags=["messages"], route_class=RawRoute)
     settings = engine.settings
-    one_bytes_max = single_bytes_max(settings)
     rates = auth.rates
+    send_one = _single(engine, auth)
 
     @router.post(
         "/v1/conversations/{conv_id}/messages",
@@ -51,18 +53,8 @@ def routes(engine: Engine, auth: Authenticator) -> tuple[APIRouter, RouteHandler
     async def send(conv_id: PathConvId, request: Request) -> Response:
         """The answer comes when the message is durable. 409 carries the first `conv_seq` of the id.
         After 503 or 504 retry with the same `client_msg_id`."""
-        try:
-            caller = auth.caller(request.headers.get("authorization"))
-            media_type(request, _JSON)
-            message = check_message(await read_body(request, one_bytes_max), conv_id, caller, settings)
-            rates.messages(caller.sender, caller.service, 1)
-            return _one(message, await engine.send(message), engine.shard_of(conv_id), caller)
-        except (ProblemError, ClientDisconnect):
-            raise
-        except Exception as e:
-            # this way does not lead through the framework, which catches such things for the others
-            log.exception("a send failed")
-            raise unexpected() from e
+        status, content = await send_one(conv_id, headers_of(request.scope["headers"]), request.receive)
+        return Response(content, status, media_type=_JSON)
 
     @router.post(
         "/v1/messages:batch",
@@ -79,7 +71,7 @@ def routes(engine: Engine, auth: Authenticator) -> tuple[APIRouter, RouteHandler
         A malformed message refuses the whole request. An Arrow IPC stream has the columns conv_id, client_msg_id
         (16 bytes or text) and body, optionally sender, topic, content_type and client_ts; its answer is one, too."""
         caller = auth.caller(request.headers.get("authorization"))
-        kind = media_type(request, _JSON, ARROW_TYPE)
+        kind = media_type(request.headers.get("content-type"), _JSON, ARROW_TYPE)
         data = await read_body(request, settings.request_bytes_max)
         conv_ids: list[str] = []
         if kind == ARROW_TYPE:
@@ -89,7 +81,31 @@ def routes(engine: Engine, auth: Authenticator) -> tuple[APIRouter, RouteHandler
         rates.messages(caller.sender, caller.service, batch.num_rows)
         return _many(await _send_columns(engine, batch, caller), conv_ids, batch, kind)
 
-    return router, send
+    return router, send_one
+
+
+def _single(engine: Engine, auth: Authenticator) -> SendHandler:
+    """The endpoint of a single send: from the caller's token to the answer."""
+    settings = engine.settings
+    bytes_max = single_bytes_max(settings)
+    rates = auth.rates
+
+    async def send_one(conv_id: str, headers: SendHeaders, receive: Receive) -> Answer:
+        try:
+            caller = auth.caller(headers.authorization)
+            media_type(headers.content_type, _JSON)
+            data = await receive_body(headers.content_length, receive, bytes_max)
+            message = check_message(data, conv_id, caller, settings)
+            rates.messages(caller.sender, caller.service, 1)
+            return _one(message, await engine.send(message), engine.shard_of(conv_id), caller)
+        except (ProblemError, ClientDisconnect):
+            raise
+        except Exception as e:
+            # this way does not lead through the framework, which catches such things for the others
+            log.exception("a send failed")
+            raise unexpected() from e
+
+    return send_one
 
 
 async def _send_columns(engine: Engine, batch: pa.RecordBatch, caller: Caller) -> Outcomes:
@@ -112,7 +128,7 @@ async def _send_columns(engine: Engine, batch: pa.RecordBatch, caller: Caller) -
     return Outcomes.of(batch.num_rows, await engine.send_batches(batches), where, caller.service)
 
 
-def _one(send: Send, sent: SendAnswer, shard: int, caller: Caller) -> Response:
+def _one(send: Send, sent: SendAnswer, shard: int, caller: Caller) -> Answer:
     answer, i = sent
     if isinstance(answer, Refusal):
         raise refused(answer, caller.service)
@@ -151,7 +167,7 @@ def _one(send: Send, sent: SendAnswer, shard: int, caller: Caller) -> Response:
         "server_ts": server_ts,
         "stable_seq": stable,
     }
-    return Response(orjson.dumps(content), status, media_type=_JSON)
+    return Answer(status, orjson.dumps(content))
 
 
 def _many(outcomes: Outcomes, conv_ids: list[str], batch: pa.RecordBatch, kind: str) -> Response:

@@ -15,40 +15,12 @@ import pyarrow as pa
 
 from imray.core.replies import Appended, Refusal, Refused
 from imray.engine.clients import LogClient
-from imray.log.schema import BATCH_SCHEMA, MS, encode_text, to_ipc
+from imray.engine.sends import Send, record_batch, stream_of
+from imray.log.schema import to_ipc
 from imray.settings import Settings
 
 _ROW_BYTES = 200
 """What a queued send costs beside its body, about."""
-
-
-class Send(NamedTuple):
-    """One message, checked."""
-
-    conv_id: str
-    client_msg_id: bytes
-    sender: str
-    topic: str | None
-    content_type: str | None
-    client_ts: int | None
-    body: bytes
-
-
-def record_batch(sends: list[Send]) -> pa.RecordBatch:
-    """The columns of some sends."""
-    conv_id, ids, sender, topic, content_type, client_ts, body = zip(*sends, strict=True)
-    return pa.record_batch(
-        [
-            encode_text(conv_id),
-            pa.array(ids, pa.binary(16)),
-            encode_text(sender),
-            encode_text(topic),
-            encode_text(content_type),
-            pa.array(client_ts, MS),
-            pa.array(body, pa.binary()),
-        ],
-        schema=BATCH_SCHEMA,
-    )
 
 
 class SendAnswer(NamedTuple):
@@ -139,7 +111,7 @@ class Batcher:
         answer: Appended | Refusal = Refusal(Refused.UNAVAILABLE, "the gateway is stopping", unknown=True)
         try:
             deadline = time.monotonic() + self._deadline_s
-            answer = await self._client.append(to_ipc(_join([w.what for w in taken])), deadline)
+            answer = await self._client.append(_join([w.what for w in taken]), deadline)
         finally:
             self._calls -= 1
             row = 0
@@ -152,8 +124,8 @@ class Batcher:
             self._flush()
 
 
-def _join(parts: list[Send | pa.RecordBatch]) -> pa.RecordBatch:
-    """One batch of single sends and batches, in their order."""
+def _join(parts: list[Send | pa.RecordBatch]) -> bytes | pa.Buffer:
+    """One batch of single sends and batches, in their order, as it goes to a shard."""
     batches: list[pa.RecordBatch] = []
     sends: list[Send] = []
     for part in parts:
@@ -164,8 +136,10 @@ def _join(parts: list[Send | pa.RecordBatch]) -> pa.RecordBatch:
             batches.append(record_batch(sends))
             sends = []
         batches.append(part)
+    if not batches:
+        return stream_of(sends)
     if sends:
         batches.append(record_batch(sends))
     if len(batches) == 1:
-        return batches[0]
-    return pa.Table.from_batches(batches).unify_dictionaries().combine_chunks().to_batches()[0]
+        return to_ipc(batches[0])
+    return to_ipc(pa.Table.from_batches(batches).unify_dictionaries().combine_chunks().to_batches()[0])

@@ -17,10 +17,11 @@ from imray.core.pages import SEQ_MAX, NoPage, Page, PageAsk, PageCall, PageFault
 from imray.core.replies import Appended, Located, Refusal, Refused
 from imray.core.routing import home_of, log_of, shard_of
 from imray.core.status import PartitionStatus, ShardStatus
-from imray.engine.batcher import Batcher, Send, SendAnswer
+from imray.engine.batcher import Batcher, SendAnswer
 from imray.engine.clients import ShardClient
 from imray.engine.history_client import HistoryClient
 from imray.engine.hot_routes import HotRoutes
+from imray.engine.sends import Send
 from imray.log.manifest import Manifest
 from imray.rpc.directory import Directory
 from imray.settings import Settings

@@ -19,7 +19,8 @@ from imray.core.pages import Page, PageAsk
 from imray.core.replies import Appended, Located, Refusal
 from imray.core.routing import shard_of
 from imray.core.status import ServingState, ShardStatus
-from imray.engine.batcher import Send, SendAnswer
+from imray.engine.batcher import SendAnswer
+from imray.engine.sends import Send
 from imray.settings import Settings
 
 KEY = b"k" * 32

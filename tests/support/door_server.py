@@ -13,8 +13,8 @@ from urllib.parse import parse_qs
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.checks import read_body
-from api.door import RequestRouter
+from api.checks import receive_body
+from api.door import Answer, RequestRouter, SendHeaders, headers_of
 from api.limits import CALLING, Limits
 from api.problems import ProblemError
 from api.server import bind, server
@@ -24,27 +24,26 @@ _STOP_TIMEOUT_S = 10.0
 PATH = "/v1/conversations/c/messages"
 
 
-def _authenticate(request: Request) -> None:
+def _authenticate(name: str | None) -> None:
     """As `api.app` does: who is named in the header is believed."""
     account = CALLING.get()
-    name = request.headers.get("authorization")
     if account is not None and name is not None:
         account.subject = name
 
 
-async def _send(_conv_id: str, request: Request) -> Response:
-    _authenticate(request)
-    size = len(await read_body(request, 64 * 1024 * 1024))
-    return Response(b'{"bytes":%d}' % size, media_type="application/json")
+async def _send(_conv_id: str, headers: SendHeaders, receive: Receive) -> Answer:
+    _authenticate(headers.authorization)
+    return Answer(200, b'{"bytes":%d}' % len(await receive_body(headers.content_length, receive, 64 * 1024 * 1024)))
 
 
 async def _app(scope: Scope, receive: Receive, send: Send) -> None:
     """GET: as many bytes as the query asks for. POST: how many came."""
     request = Request(scope, receive)
     if scope["method"] == "POST":
-        await (await _send("", request))(scope, receive, send)
+        status, content = await _send("", headers_of(scope["headers"]), receive)
+        await Response(content, status, media_type="application/json")(scope, receive, send)
         return
-    _authenticate(request)
+    _authenticate(request.headers.get("authorization"))
     query = parse_qs(scope["query_string"].decode())
     body = b"x" * int(query.get("bytes", ["2"])[0])
     if "part" in query:

@@ -19,6 +19,7 @@ from api.auth import Authenticator, Caller, make_token
 from api.door import decode
 from api.problems import ProblemError
 from imray.core.errors import InvalidError
+from imray.core.routing import check_text
 from imray.settings import Settings
 
 SERVICE, PLAIN = Caller("bot", True), Caller("ada", False)
@@ -67,6 +68,19 @@ def test_only_a_service_names_the_sender() -> None:
     with pytest.raises(ProblemError) as refused:
         checks.check_message(data, "c", PLAIN, Settings())
     assert refused.value.status == 403
+
+
+@pytest.mark.parametrize("text", ["", "x" * 128, "x" * 129, "\u00e9" * 64, "\u00e9" * 65, "a b", *map(chr, range(256))])
+def test_a_single_send_has_the_names_that_check_text_lets_through(text: str) -> None:
+    """Whose short way for plain names must let nothing else through."""
+    data = json.dumps({"client_msg_id": uuid.uuid4().hex, "body": "", "topic": text}).encode()
+    try:
+        check_text(text, "topic", 128)
+    except InvalidError as e:
+        with pytest.raises(ProblemError, match=str(e)):
+            checks.check_message(data, "c", PLAIN, Settings())
+    else:
+        assert checks.check_message(data, "c", PLAIN, Settings()).topic == text
 
 
 def test_paths_are_decoded_once() -> None:

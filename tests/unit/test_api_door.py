@@ -11,7 +11,8 @@ import pytest
 
 from imray.core.columns import RowStatus
 from imray.core.replies import Appended, Firsts, Refusal
-from imray.engine.batcher import Send, SendAnswer
+from imray.engine.batcher import SendAnswer
+from imray.engine.sends import Send
 from imray.settings import Settings
 from tests.support.api_system import FakeBackend, app_over, bearer, client_of
 

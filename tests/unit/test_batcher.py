@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from imray.core.replies import Appended, Firsts, Refusal, Refused
-from imray.engine.batcher import Batcher, Send, SendAnswer, record_batch
+from imray.engine.batcher import Batcher, SendAnswer
+from imray.engine.sends import Send, record_batch
 from imray.log.schema import from_ipc
 from imray.settings import Settings
 

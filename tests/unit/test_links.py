@@ -10,8 +10,8 @@ import pytest
 
 from api.problems import STATUS_OF_REFUSAL, refused
 from imray.core.replies import Appended, Located, Refusal, Refused
-from imray.engine.batcher import Send, record_batch
 from imray.engine.clients import ShardClient
+from imray.engine.sends import Send, record_batch
 from imray.log.schema import to_ipc
 from tests.support.fake_writers import LOST, SETTINGS, TRY_S, FakeDirectory, appended, fake_directory, located, refusal
 

@@ -11,8 +11,8 @@ import pytest
 
 from imray.core.replies import Appended, Refusal, Refused
 from imray.core.routing import log_of
-from imray.engine.batcher import Send, record_batch
 from imray.engine.engine import Engine
+from imray.engine.sends import Send, record_batch
 from imray.log.manifest import Manifest
 from tests.support.fake_writers import LOST, SETTINGS, FakeDirectory, appended, fake_directory, refusal
 
