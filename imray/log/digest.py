@@ -25,12 +25,14 @@ _ARROW_HEAD_BYTES = 8192
 Parts = Sequence[memoryview | bytes]
 
 
-def seal(data: pa.Buffer) -> tuple[Parts, bytes]:
-    """Fill in the digest of an encoded file that holds BLANK under KEY: the file in parts, and the 16 bytes."""
+def seal(data: pa.Buffer | memoryview) -> tuple[Parts, bytes]:
+    """Fill in the digest of an encoded file that holds BLANK under KEY: the file, which is `data` itself, and the 16
+    bytes."""
     view = memoryview(data).cast("B")
     at = _find(view, "<new file>") + len(_MARK)
     digest = _digest(view, at)
-    return (view[:at], digest.hex().encode(), view[at + _HEX :]), digest
+    view[at : at + _HEX] = digest.hex().encode()
+    return (view,), digest
 
 
 def verify(data: bytes | memoryview | pa.Buffer, name: str) -> bytes:

@@ -79,6 +79,30 @@ def test_few_rows_are_written_plain_and_read_as_all_others(rows: int, plain: boo
     assert chunk.has_dictionary_page is not plain
 
 
+def _large(names: list[str]) -> pa.Table:
+    rows = 10_000
+    index = (np.arange(rows) % len(names)).astype(np.int32)
+    batch = batch_of([Msg("c", msg_id(i), b"%d" % i) for i in range(rows)])
+    senders = pa.DictionaryArray.from_arrays(pa.array(index), pa.array(names))
+    table, _ = gather([prepare(batch.set_column(2, batch.schema.field(2), senders), SEED)])
+    return segment_table(table, None, np.arange(rows), 77)
+
+
+def test_many_rows_are_encoded_where_they_can_be_written_from() -> None:
+    table = _large(["a", "b"])
+    ((data,), _) = encode(table, _META)
+    assert pa.py_buffer(data).address % 4096 == 0
+    assert open_segment(data, "x").table().equals(table.combine_chunks())
+
+
+def test_a_file_may_be_larger_than_the_memory_that_was_set_apart() -> None:
+    """pyarrow writes the rows of a second dictionary plain."""
+    table = pa.concat_tables([_large([f"{r} {i:1000}" for i in range(100)]) for r in range(2)])
+    ((data,), _) = encode(table, _META)
+    assert len(data) > 5 * table.nbytes
+    assert open_segment(data, "x").table().to_pylist() == table.to_pylist()
+
+
 def test_void_record() -> None:
     data, _ = _file(void_table("c", 5, 9, "why", 1))
     (row,) = open_segment(data, "x").table().to_pylist()

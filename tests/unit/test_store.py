@@ -8,9 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from imray.core.errors import StorageError
+from imray.log import posix
+from imray.log.posix import DIRECT_BYTES_MIN, aligned_memory
 from imray.log.store import LocalStore
 
 _NAMES = [f"wal/shard=0000/{n:04d}" for n in range(60)]
@@ -143,6 +146,29 @@ def test_many_parts_and_none(tmp_path: Path) -> None:
     assert store.put_if_absent("a/empty", [])
     assert store.get("a/empty") == b""
     assert (store.map("a/x"), store.map("a/empty")) == (b"".join(parts), b"")
+
+
+@pytest.mark.parametrize("skipped", [0, 8])
+@pytest.mark.parametrize("more", [[], [b"tail"], [b"x" * 5000, b"y" * 300_000]])
+@pytest.mark.parametrize("size", [DIRECT_BYTES_MIN, DIRECT_BYTES_MIN + 1, 5 * 1024 * 1024 - 7])
+def test_large_files_of_any_length_and_place_in_memory(
+    tmp_path: Path, size: int, more: list[bytes], skipped: int
+) -> None:
+    memory = aligned_memory(size + skipped)
+    memory[:] = np.random.default_rng(size).bytes(size + skipped)
+    parts = [memory[skipped:], *more]
+    assert LocalStore(tmp_path).put_if_absent("a/x", parts)
+    assert (tmp_path / "a/x").read_bytes() == b"".join(parts)
+
+
+def test_aligned_memory_is_written_from_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[int] = []
+    monkeypatch.setattr(posix, "_set_direct", lambda _: True)
+    monkeypatch.setattr(posix, "_write_copied", lambda _, views: copied.append(sum(map(len, views))))
+    for skipped in (0, 1):
+        with (tmp_path / f"{skipped}").open("wb") as file:
+            posix.write_parts(file.fileno(), [aligned_memory(1_000_001)[skipped:]])
+    assert copied == [1_000_001 % 4096, 1_000_000]
 
 
 def test_a_store_lets_go_of_its_descriptors(tmp_path: Path) -> None:
