@@ -7,31 +7,26 @@ does not have it. Nothing here ends a grant by time. Pure: no Ray, no I/O, no cl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from imray.core.columns import Commit, First, KnownIds, Plan, Rows
+from imray.core.columns import First, KnownIds, Plan, Rows
 from imray.core.dedup import IdTable
 from imray.core.errors import FencedError, InvalidError
-from imray.core.fold import mark_durable, reserve
+from imray.core.fold import advance_log, mark_numbers_durable, reserve
 from imray.core.grants import Declined, DeclineReason, Granted, Report
 from imray.core.log_progress import Fence
 from imray.core.routing import log_position_of
 from imray.core.sequencer import commit_of, plan
-from imray.core.state import HotGroup, ShardState
-from imray.kernels.arrays import I32
+from imray.core.state import ShardState
+from imray.kernels.arrays import I32, I64
 
 OUTSTANDING_MAX = 4
 """Grants of one partition that are not known to be settled: one being written, one asked beside it, and reports on
 their way. Past it the partition waits."""
 _ANSWERS_KEPT = 4
-_STEP_MIN = 1 << 10
-_STEP_BLOCKS = 4
-_STEP_S = 0.25
-"""A ceiling is logged so many numbers, blocks of each partition, or seconds ahead, whatever is most: seldom enough to
-cost little, near enough that a crash voids little. The next one is logged when half of that is left: two blocks of
-each, one being written and one asked beside it."""
+_INDICES_MAX = 10_000
 
 
 @dataclass
@@ -42,7 +37,10 @@ class Block:
     slot: int
     epoch: int
     """Of the partition's writer."""
-    commit: Commit
+    touched: I32
+    """State indices of the conversations that it has numbers of, from `touched_first` to `touched_last`."""
+    touched_first: I64
+    touched_last: I64
     table: IdTable
     entries: tuple[int, int]
     asked_at: float
@@ -72,6 +70,8 @@ class Blocks:
         self.outstanding: dict[int, Block] = {}
         self._slots: dict[int, Slot] = {}
         self._grants = 0
+        self._indices: dict[bytes, int] = {}
+        """Of hot conversations, by name."""
         self.cooling: set[int] = set()
         """Conversations that turn cold: no more grants for them."""
         self.closed = False
@@ -107,6 +107,72 @@ class Blocks:
         self._remember(slot, ask, answer)
         return answer
 
+    def grant_at_once(self, slot: int, ask: int, rows: Rows, now: float) -> Granted | None:
+        """The same as `grant` in one pass over the rows, for the plain case: one conversation, and every id is new.
+
+        None where it is not, or there is another reason to look closer: nothing has changed then."""
+        state = self._state
+        n = len(rows)
+        if not n or len(rows.names_offsets) != 2 or self.closed or self._is_full(slot):
+            return None
+        conv = self._hot_index(rows)
+        group = state.hot.get(conv)
+        if group is None or conv in self.cooling:
+            return None
+        first = int(state.conversations.heads[conv]) + 1
+        number = self._grants + 1
+        if first + n - 1 > group.ceiling or state.may_know(rows.fps, rows.ids, conv):
+            return None
+        table = state.recent
+        entry = table.count
+        if not table.add_new(rows.fps, rows.ids, conv, first, rows.payload, -number):
+            return None
+        state.conversations.heads[conv] = first + n - 1
+        last = first + n - 1
+        touched = np.array([conv], np.int32), np.array([first]), np.array([last])
+        self._granted(slot, touched, (table, entry, entry + n), now)
+        answer = Granted(
+            sequencer=self.sequencer,
+            grant=number,
+            rows=n,
+            first=first,
+            plan=None,
+            stable=int(state.conversations.stable[conv]),
+            partitions={state.conversations.name(conv): group.partitions},
+        )
+        self._remember(slot, ask, answer)
+        return answer
+
+    def _hot_index(self, rows: Rows) -> int:
+        """The index of the rows' one conversation, -1 where it is not known. That of a name never changes."""
+        name = rows.names_data[rows.names_offsets[0] : rows.names_offsets[1]].tobytes()
+        found = self._indices.get(name)
+        if found is None:
+            found = int(self._state.conversations.find(rows.names_data, rows.names_offsets)[0])
+            if found in self._state.hot and len(self._indices) < _INDICES_MAX:
+                self._indices[name] = found
+        return found
+
+    def _is_full(self, slot: int) -> bool:
+        return sum(b.slot == slot for b in self.outstanding.values()) >= OUTSTANDING_MAX
+
+    def _granted(
+        self, slot: int, touched: tuple[I32, I64, I64], reserved: tuple[IdTable, int, int], now: float
+    ) -> None:
+        self._grants += 1
+        table, first, end = reserved
+        self.outstanding[self._grants] = Block(
+            number=self._grants,
+            slot=slot,
+            epoch=self._slots[slot].epoch,
+            touched=touched[0],
+            touched_first=touched[1],
+            touched_last=touched[2],
+            table=table,
+            entries=(first, end),
+            asked_at=now,
+        )
+
     def grant(
         self, slot: int, ask: int, rows: Rows, located: KnownIds, old: dict[int, First], now: float
     ) -> Granted | Declined:
@@ -117,7 +183,7 @@ class Blocks:
         convs = conversations_of(rows, located.conv)
         if len(located.fresh) or any(c not in state.hot or c in self.cooling for c in convs):
             return self._remember(slot, ask, Declined(DeclineReason.MOVED))
-        if sum(b.slot == slot for b in self.outstanding.values()) >= OUTSTANDING_MAX:
+        if self._is_full(slot):
             return Declined(DeclineReason.WAIT)
         planned = plan(state, rows, located, old, slot)
         ceilings = [state.hot[c].ceiling for c in planned.touched.tolist()]
@@ -125,20 +191,10 @@ class Blocks:
             return Declined(DeclineReason.WAIT)
         number = 0
         if len(planned.touched):
-            self._grants += 1
-            number = self._grants
-            epoch = self._slots[slot].epoch
-            commit = commit_of(planned, rows, -number, epoch, 0)
-            table, first, end = reserve(state, commit)
-            self.outstanding[number] = Block(
-                number=number,
-                slot=slot,
-                epoch=epoch,
-                commit=commit,
-                table=table,
-                entries=(first, end),
-                asked_at=now,
-            )
+            number = self._grants + 1
+            commit = commit_of(planned, rows, -number, self._slots[slot].epoch, 0)
+            touched = commit.touched, commit.touched_first, commit.touched_last
+            self._granted(slot, touched, reserve(state, commit), now)
         return self._remember(slot, ask, self._answer(number, rows, planned, convs))
 
     def _remember(self, slot: int, ask: int, answer: Granted | Declined) -> Granted | Declined:
@@ -185,15 +241,8 @@ class Blocks:
         frozen = block.table is state.frozen
         block.table.mark_durable(*block.entries, log_position)
         state.segment_ts[log_position] = report.server_ts
-        done = replace(
-            block.commit,
-            log_position=log_position,
-            epoch=epoch,
-            server_ts=report.server_ts,
-            controls=(),
-            sequencer=self.sequencer,
-        )
-        mark_durable(state, done, report.digest, frozen)
+        advance_log(state, log_position, epoch, report.digest, self.sequencer, frozen=frozen)
+        mark_numbers_durable(state, log_position, (block.touched, block.touched_first, block.touched_last), frozen)
 
     def follow(self, slot: int, epoch: int, sequencer: int, found: Report, fence: Fence | None = None) -> None:
         """One more segment of a partition's log, read: it uses a grant, or is a fence where `found.grant` is 0.
@@ -233,7 +282,7 @@ class Blocks:
 
     def in_flight(self, conv: int) -> bool:
         """Whether a grant of a conversation is outstanding."""
-        return any((b.commit.touched == conv).any() for b in self.outstanding.values())
+        return any((b.touched == conv).any() for b in self.outstanding.values())
 
     @property
     def frozen_in_flight(self) -> bool:
@@ -259,25 +308,5 @@ def ranges_of(blocks: Sequence[Block]) -> list[tuple[int, int, int]]:
     return [
         (int(c), int(a), int(b))
         for block in blocks
-        for c, a, b in zip(
-            block.commit.touched, block.commit.touched_first, block.commit.touched_last, strict=True
-        )
-    ]  # fmt: skip
-
-
-def next_ceiling(group: HotGroup, head: int, block: int, rate_per_s: float) -> int | None:
-    """The ceiling to log now, while half of the way to the old one is left; None: not yet. `block`: the largest that
-    was lately asked for; `rate_per_s`: numbers given out a second, where that is known."""
-    step = max(_STEP_MIN, _STEP_BLOCKS * group.partitions * block, int(_STEP_S * rate_per_s))
-    return head + step if group.ceiling - head < step // 2 else None
-
-
-def unexplained(state: ShardState) -> list[tuple[int, int, int]]:
-    """After recovery, every log fenced and read: (conversation, first, last) of all that was granted and not written.
-
-    They will never be messages. Nothing below the ceiling may be granted again."""
-    found = []
-    for conv, group in sorted(state.hot.items()):
-        head = int(state.conversations.heads[conv])
-        found += [(conv, first, last) for first, last in group.holes(max(group.ceiling, head))]
-    return found
+        for c, a, b in zip(block.touched, block.touched_first, block.touched_last, strict=True)
+    ]

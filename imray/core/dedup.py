@@ -6,17 +6,22 @@ Owns memory only. A hit in the table is confirmed here against the full 128 bits
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 from imray.kernels.arrays import I32, I64, U32, U64, Bools
 from imray.kernels.bloom import probe_bits, set_bits
-from imray.kernels.id_table import find_entries, insert_entries, slots_for
+from imray.kernels.id_table import contains_any, find_entries, insert_entries, insert_if_new, slots_for
 
 _CAPACITIES = (1 << 14, 1 << 21)
 """A table grows to these, then doubles. Few steps, early: copying and inserting a million ids anew stops commits for
 200 ms, while memory that was asked for costs nothing until it is used."""
+_PLAIN = np.uint64(0x9E3779B97F4A7C15)
+"""Of the filters in files: it may not change."""
+_SPREAD = np.uint64(0xD6E8FEB86659FD93)
+"""Of the filter in front: where it is wrong about an id, the others are not for that (`imray.kernels.bloom`)."""
 RELEASED = -1
 """The conversation of an entry whose grant became void: no row has it, so none finds it."""
 
@@ -32,6 +37,7 @@ class IdTable:
         self.count = 0
         self._allocate(capacity)
         self.slots = slots_for(capacity)
+        self._taken: I64 = np.empty(0, np.int64)
 
     def _allocate(self, capacity: int) -> None:
         self.fps = np.empty(capacity, np.uint64)
@@ -72,6 +78,31 @@ class IdTable:
         self.row[a:b] = row
         insert_entries(fps, self.slots, a)
         self.count = b
+
+    def add_new(self, fps: U64, ids: U64, conv: int, first_seq: int, payload: U64, log_position: int) -> bool:
+        """As `add` for rows of one conversation, numbered from `first_seq`, which are rows 0, 1, ... of their segment.
+
+        Looked up and added in one pass. False where one of them is known or comes twice: then nothing was added."""
+        n = len(fps)
+        a = self.count
+        b = a + n
+        if b > len(self.fps):
+            self._grow(b)
+        if n > len(self._taken):
+            self._taken = np.empty(2 * n, np.int64)
+        if not insert_if_new(fps, ids, conv, self.slots, self.ids, self.conv, a, self._taken):
+            return False
+        self.fps[a:b] = fps
+        self.seq[a:b] = np.arange(first_seq, first_seq + n)
+        self.payload[a:b] = payload
+        self.log_position[a:b] = log_position
+        self.row[a:b] = np.arange(n)
+        self.count = b
+        return True
+
+    def has_any(self, fps: U64, ids: U64, conv: int) -> bool:
+        """Whether an entry holds one of some ids of a conversation."""
+        return bool(self.count) and contains_any(fps, ids, conv, self.slots, self.ids, self.conv)
 
     def _grow(self, need: int) -> None:
         old = {name: getattr(self, name) for name in self._COLUMNS}
@@ -118,10 +149,58 @@ class BlockedBloom:
     def build(cls, fps: U64) -> BlockedBloom:
         """The filter over these fingerprints."""
         words = np.zeros(8 * max(1, -(-len(fps) * cls.BITS_PER_ID // 512)), np.uint64)
-        set_bits(fps, words)
+        set_bits(fps, words, _PLAIN)
         return cls(words)
 
     def maybe(self, fps: U64) -> Bools | None:
         """True for each row that may be in the filter; None where no row may."""
         out = np.empty(len(fps), np.bool_)
-        return out if probe_bits(fps, self.words, out) else None
+        return out if probe_bits(fps, self.words, _PLAIN, out) else None
+
+
+class SealedFilter:
+    """One filter in front of those of many sealed files: an id that it does not know need not be asked for in any.
+
+    Two bytes an id, or up to four: it is made with room for as many again."""
+
+    def __init__(self, room: int) -> None:
+        """`room`: ids that it may hold."""
+        self._room = room
+        self._count = 0
+        self._words: U64 = np.zeros(8 * max(1, -(-room * BlockedBloom.BITS_PER_ID // 512)), np.uint64)
+        self.holds: set[SealedIds] = set()
+        """The files whose ids are in it."""
+        self._of: Sequence[SealedIds] | None = None
+
+    def has_room(self, more: int) -> bool:
+        """Whether so many further ids may be put into it."""
+        return self._count + more <= self._room
+
+    def put(self, sealed: SealedIds, fps: U64) -> None:
+        """Put the ids of one more file into it. Others may look meanwhile; only one may put."""
+        set_bits(fps, self._words, _SPREAD)
+        self._count += len(fps)
+        self.holds.add(sealed)
+
+    def merged(self, parts: Sequence[SealedIds], whole: SealedIds) -> None:
+        """One file has just the ids of some others, and takes their place."""
+        if self.holds.issuperset(parts):
+            self.holds.difference_update(parts)
+            self.holds.add(whole)
+
+    def stands_for(self, files: Sequence[SealedIds]) -> bool:
+        """Whether it holds the ids of all of these. The same list again costs nothing: it is never changed in place."""
+        if self._of is not files and self.holds.issuperset(files):
+            self._of = files
+            self.holds.intersection_update(files)  # what others took the place of need not be kept
+        return self._of is files
+
+    def maybe(self, fps: U64) -> Bools | None:
+        """True for each row that may be in one of the files; None where no row may."""
+        out = np.empty(len(fps), np.bool_)
+        return out if probe_bits(fps, self._words, _SPREAD, out) else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held."""
+        return self._words.nbytes

@@ -14,7 +14,7 @@ import numpy as np
 from imray.core.columns import Commit, Control, Rows
 from imray.core.dedup import IdTable, SealedIds
 from imray.core.errors import FencedError, InvalidError
-from imray.core.log_progress import LogProgress
+from imray.core.log_progress import Fence, LogProgress
 from imray.core.postings import Postings
 from imray.core.routing import segment_of, slot_of
 from imray.core.state import HotGroup, ShardState
@@ -175,27 +175,54 @@ def reserve(state: ShardState, commit: Commit) -> tuple[IdTable, int, int]:
     return table, first, table.count
 
 
-def mark_durable(state: ShardState, commit: Commit, digest: bytes, frozen: bool = False) -> None:
-    """The commit is durable: readers may see it. `frozen`: its ids are in the frozen table."""
-    slot = slot_of(commit.log_position)
-    progress = state.progress(slot)
-    progress.advance(segment_of(commit.log_position), commit.epoch, digest, commit.fence)
-    progress.sequencer = max(progress.sequencer, commit.sequencer)
-    if frozen:
-        state.frozen_partitions[slot] = progress.copy()
+def mark_durable(state: ShardState, commit: Commit, digest: bytes) -> None:
+    """The commit is durable: readers may see it."""
+    advance_log(state, commit.log_position, commit.epoch, digest, commit.sequencer, commit.fence)
     for control in commit.controls:
         _control(state, control)
-    mark_final_numbers(state, commit.touched, commit.touched_first, commit.touched_last)
-    if len(commit.touched):
-        postings = state.frozen_postings if frozen else state.postings
-        postings.add(commit.log_position, commit.touched, commit.touched_first, commit.touched_last)
-        if state.hot and np.isin(commit.touched, list(state.hot)).any():
-            postings.ascending = False  # a void record comes after higher numbers
+    mark_numbers_durable(state, commit.log_position, (commit.touched, commit.touched_first, commit.touched_last))
+
+
+def advance_log(
+    state: ShardState,
+    log_position: int,
+    epoch: int,
+    digest: bytes,
+    sequencer: int,
+    fence: Fence | None = None,
+    frozen: bool = False,
+) -> None:
+    """One more segment of a log is durable. `frozen`: its ids are in the frozen table."""
+    slot = slot_of(log_position)
+    progress = state.progress(slot)
+    progress.advance(segment_of(log_position), epoch, digest, fence)
+    progress.sequencer = max(progress.sequencer, sequencer)
+    if frozen:
+        state.frozen_partitions[slot] = progress.copy()
+
+
+def mark_numbers_durable(
+    state: ShardState, log_position: int, touched: tuple[I32, I64, I64], frozen: bool = False
+) -> None:
+    """A segment's numbers are messages, or void: conversations, first and last number of each."""
+    conv, first, last = touched
+    if not len(conv):
+        return
+    mark_final_numbers(state, conv, first, last)
+    postings = state.frozen_postings if frozen else state.postings
+    postings.add(log_position, conv, first, last)
+    if state.hot and are_hot(state, conv).any():
+        postings.ascending = False  # a void record comes after higher numbers
 
 
 def mark_final_numbers(state: ShardState, conv: I32, first: I64, last: I64) -> None:
     """Ranges of numbers are durable or void. InvalidError where some of them were before."""
     stable = state.conversations.stable
+    if len(conv) == 1 and (group := state.hot.get(int(conv[0]))) is not None:
+        # a block, almost always: a tenth of what the columns' way takes
+        group.mark_final(int(first[0]), int(last[0]))
+        stable[conv[0]] = group.stable
+        return
     if state.hot:
         is_hot = are_hot(state, conv)
         for i in np.flatnonzero(is_hot).tolist():

@@ -30,9 +30,13 @@ class Postings:
 
     def add(self, log_position: int, conv: I32, first: I64, last: I64) -> None:
         """Record one commit's numbers."""
-        order = np.argsort(conv, kind="stable")
         self.ascending &= slot_of(log_position) == 0
-        self.entries.append(Posting(log_position, conv[order], first[order], last[order]))
+        if len(conv) > 1:
+            order = np.argsort(conv, kind="stable")
+            conv = conv[order]
+            first = first[order]
+            last = last[order]
+        self.entries.append(Posting(log_position, conv, first, last))
 
     def spans(self, conv: int, low: int, high: int) -> list[tuple[int, int, int]]:
         """(log position, first, last) of every segment with numbers of `conv` in low..high, ascending."""

@@ -27,10 +27,7 @@ def locate(state: ShardState, rows: Rows) -> KnownIds:
     recent = state.recent.find(rows.fps, rows.ids, conv)
     frozen = state.frozen.find(rows.fps, rows.ids, conv) if state.frozen is not None else None
     maybe: list[tuple[SealedIds, I64]] = []
-    for ids in state.sealed:
-        hit = ids.maybe(rows.fps)
-        if hit is None:
-            continue
+    for ids, hit in state.maybe_sealed(rows.fps):
         for table in (recent, frozen):
             if table is not None:
                 hit &= table < 0

@@ -8,12 +8,15 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from imray.core.conversations import Conversations
-from imray.core.dedup import IdTable, SealedIds
+from imray.core.dedup import IdTable, SealedFilter, SealedIds
 from imray.core.errors import InvalidError
 from imray.core.log_progress import LogProgress
 from imray.core.postings import Postings
 from imray.core.routing import segment_of, slot_of
+from imray.kernels.arrays import U64, Bools
 
 
 @dataclass
@@ -74,6 +77,9 @@ class ShardState:
     frozen: IdTable | None = None
     """Recent ids that are being sealed into a file right now."""
     sealed: list[SealedIds] = field(default_factory=list)
+    """Replaced whole, never changed in place."""
+    sealed_filter: SealedFilter | None = None
+    """In front of `sealed`, where it stands for all of it."""
     log: LogProgress = field(default_factory=LogProgress)
     """The shard's own log."""
     partitions: dict[int, LogProgress] = field(default_factory=dict)
@@ -94,6 +100,29 @@ class ShardState:
     def progress(self, slot: int) -> LogProgress:
         """Where one of its logs stands; slot 0 is its own."""
         return self.log if slot == 0 else self.partitions[slot]
+
+    def maybe_sealed(self, fps: U64) -> list[tuple[SealedIds, Bools]]:
+        """For each sealed file that may have some of these ids: True for each row that may be there."""
+        if self.sealed_filter is None or not self.sealed_filter.stands_for(self.sealed):
+            return [(ids, hit) for ids in self.sealed if (hit := ids.maybe(fps)) is not None]
+        some = self.sealed_filter.maybe(fps)
+        if some is None:
+            return []
+        few = fps[some]
+        found: list[tuple[SealedIds, Bools]] = []
+        for ids in self.sealed:
+            hit = ids.maybe(few)
+            if hit is not None:
+                whole = np.zeros(len(fps), np.bool_)
+                whole[some] = hit
+                found.append((ids, whole))
+        return found
+
+    def may_know(self, fps: U64, ids: U64, conv: int) -> bool:
+        """Whether one of some ids of a conversation may have been sent before `recent` began."""
+        if self.frozen is not None and self.frozen.has_any(fps, ids, conv):
+            return True
+        return any(hit.any() for _, hit in self.maybe_sealed(fps))
 
     def epoch_of(self, log_position: int) -> int:
         """The epoch that wrote the segment at a log position."""

@@ -1,4 +1,8 @@
-"""The bits of a blocked Bloom filter: six for a fingerprint, all in one block of 64 bytes (eight words)."""
+"""The bits of a blocked Bloom filter: six for a fingerprint, all in one block of 64 bytes (eight words).
+
+`spread` is odd, and moves the bits: filters with different ones are wrong about different ids. The block does not
+depend on it, so ids that are sorted are put in from one end of the memory to the other.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +13,25 @@ from imray.kernels.compiler import jit
 
 
 @jit
-def set_bits(fps: U64, words: U64) -> None:
+def set_bits(fps: U64, words: U64, spread: np.uint64) -> None:
     """Set the six bits of each fingerprint in its block."""
     blocks = np.uint64(len(words) // 8)
     for i in range(len(fps)):
         base = np.int64(((fps[i] >> np.uint64(32)) * blocks) >> np.uint64(32)) * 8
-        h = fps[i] * np.uint64(0x9E3779B97F4A7C15)
+        h = np.uint64(fps[i] * spread)
         for w in range(6):
             bit = (h >> np.uint64(9 * w + 1)) & np.uint64(0x1FF)
             words[base + np.int64(bit >> np.uint64(6))] |= np.uint64(1) << (bit & np.uint64(63))
 
 
 @jit
-def probe_bits(fps: U64, words: U64, out: Bools) -> int:
+def probe_bits(fps: U64, words: U64, spread: np.uint64, out: Bools) -> int:
     """out[i] = whether all six bits of a fingerprint are set; how many are."""
     blocks = np.uint64(len(words) // 8)
     found = 0
     for i in range(len(fps)):
         base = np.int64(((fps[i] >> np.uint64(32)) * blocks) >> np.uint64(32)) * 8
-        h = fps[i] * np.uint64(0x9E3779B97F4A7C15)
+        h = np.uint64(fps[i] * spread)
         hit = True
         for w in range(6):
             bit = (h >> np.uint64(9 * w + 1)) & np.uint64(0x1FF)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from imray.kernels.arrays import I32, U64
+from imray.kernels.arrays import I32, I64, U64
 from imray.kernels.compiler import jit
 
 FREE = np.uint64(0)
@@ -33,6 +33,49 @@ def find_entries(fps: U64, ids: U64, conv: I32, slots: U64, e_ids: U64, e_conv: 
                     break
             at = (at + np.uint64(1)) & mask
     return found
+
+
+@jit
+def contains_any(fps: U64, ids: U64, conv: int, slots: U64, e_ids: U64, e_conv: I32) -> bool:
+    """Whether an entry holds (conv, ids[i]) for any i."""
+    mask = np.uint64(len(slots) - 1)
+    for i in range(len(fps)):
+        at = fps[i] & mask
+        tag = fps[i] & TAG_MASK
+        while slots[at] != FREE:
+            if slots[at] & TAG_MASK == tag:
+                e = np.int64(slots[at] & ENTRY_MASK) - 1
+                if e_ids[e, 0] == ids[i, 0] and e_ids[e, 1] == ids[i, 1] and e_conv[e] == conv:
+                    return True
+            at = (at + np.uint64(1)) & mask
+    return False
+
+
+@jit
+def insert_if_new(fps: U64, ids: U64, conv: int, slots: U64, e_ids: U64, e_conv: I32, first: int, taken: I64) -> bool:
+    """Put rows of one conversation into entries first, first+1, ... in one pass: their slots, `e_ids` and `e_conv`.
+
+    False where an entry holds one of them, or the rows repeat one: then nothing has changed. `taken` is scratch, one
+    element a row."""
+    mask = np.uint64(len(slots) - 1)
+    for i in range(len(fps)):
+        at = fps[i] & mask
+        tag = fps[i] & TAG_MASK
+        while slots[at] != FREE:
+            if slots[at] & TAG_MASK == tag:
+                e = np.int64(slots[at] & ENTRY_MASK) - 1
+                if e_ids[e, 0] == ids[i, 0] and e_ids[e, 1] == ids[i, 1] and e_conv[e] == conv:
+                    # what was inserted last goes first, so every chain of slots is as it was
+                    for j in range(i - 1, -1, -1):
+                        slots[taken[j]] = FREE
+                    return False
+            at = (at + np.uint64(1)) & mask
+        slots[at] = tag | np.uint64(first + i + 1)
+        taken[i] = np.int64(at)
+        e_ids[first + i, 0] = ids[i, 0]
+        e_ids[first + i, 1] = ids[i, 1]
+        e_conv[first + i] = conv
+    return True
 
 
 @jit

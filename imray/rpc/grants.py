@@ -105,6 +105,10 @@ def decode_ask(data: memoryview) -> Ask:
 
 def _check_rows(rows: Rows) -> None:
     offsets = rows.names_offsets
+    if len(offsets) == 2 and offsets[0] == 0 and offsets[1] == len(rows.names_data):
+        if rows.conv.any():
+            raise InvalidError("a row of an ask has no name")
+        return
     if not len(offsets) or offsets[0] < 0 or offsets[-1] > len(rows.names_data) or (offsets[1:] < offsets[:-1]).any():
         raise InvalidError("the names of an ask do not lie within its text")
     if len(rows) and (rows.conv.min() < 0 or rows.conv.max() >= len(offsets) - 1):

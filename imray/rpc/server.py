@@ -92,26 +92,38 @@ class ServerConnection(Connection):
         if handler is None:
             self._no_answer(frame, f"nobody answers method {frame.method} for log {frame.log} in this process")
             return
+        try:
+            answer = handler(frame.content, self)
+            if not isinstance(answer, Awaitable):
+                self._send_answer(frame, answer)
+                return
+        except Exception as e:  # noqa: BLE001 a bug of one handler must not cost the other calls their answers
+            self._failed(frame, e)
+            return
         self._unanswered += 1
         # one task, which sends the answer, too: a callback for that would be one more turn of the event loop
-        self._server.run(self._answer(handler, frame))
+        self._server.run(self._answer(answer, frame))
 
-    async def _answer(self, handler: Handler, call: Frame) -> None:
+    async def _answer(self, answer: Awaitable[Parts], call: Frame) -> None:
         try:
-            answer = await handler(call.content, self)
-            self.send_frame(Kind.ANSWER, call.method, call.log, call.call, answer)
+            self._send_answer(call, await answer)
         except asyncio.CancelledError:
             self._no_answer(call, "the call was cancelled in the process that had it")
             raise
-        except ImrayError as e:
-            log.warning("method %d of log %d failed: %s", call.method, call.log, e)
-            self._no_answer(call, f"{type(e).__name__}: {e}")
-        except Exception as e:  # a bug of one handler must not cost the other calls their answers
-            log.exception("method %d of log %d failed", call.method, call.log)
-            self._no_answer(call, f"{type(e).__name__}: {e}")
+        except Exception as e:  # noqa: BLE001 as above
+            self._failed(call, e)
         finally:
             self._unanswered -= 1
             self.read_on()
+
+    def _send_answer(self, call: Frame, answer: Parts) -> None:
+        self.send_frame(Kind.ANSWER, call.method, call.log, call.call, answer)
+
+    def _failed(self, call: Frame, error: Exception) -> None:
+        known = isinstance(error, ImrayError)
+        level = logging.WARNING if known else logging.ERROR
+        log.log(level, "method %d of log %d failed: %s", call.method, call.log, error, exc_info=not known and error)
+        self._no_answer(call, f"{type(error).__name__}: {error}")
 
     def _no_answer(self, call: Frame, text: str) -> None:
         content = text[:_ERROR_CHARS_MAX].encode(errors="replace")
@@ -140,8 +152,9 @@ class ServerConnection(Connection):
                 log.exception("a callback for the end of a connection failed")
 
 
-Handler: TypeAlias = Callable[[memoryview, ServerConnection], Awaitable[Parts]]
-"""Gets a call's content, whose memory is its own, and returns the answer's. An error: the caller gets NoAnswerError."""
+Handler: TypeAlias = Callable[[memoryview, ServerConnection], Parts | Awaitable[Parts]]
+"""Gets a call's content, whose memory is its own, and returns the answer's: at once, or by something to await, which
+costs a task. An error: the caller gets NoAnswerError."""
 
 
 class RpcServer:

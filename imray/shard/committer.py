@@ -14,7 +14,7 @@ import numpy as np
 
 from imray.core.blocks import Blocks
 from imray.core.columns import Plan, RowStatus
-from imray.core.dedup import IdTable
+from imray.core.dedup import IdTable, SealedFilter
 from imray.core.fold import are_hot, commit_read_back, freeze, mark_durable, reserve, sealed
 from imray.core.hot_detector import HotDetector
 from imray.core.replies import Appended, Located, Refusal
@@ -233,12 +233,18 @@ class Committer:
         """Whether what was set aside can be sealed: no grant of it is outstanding."""
         return self.blocks is None or not self.blocks.frozen_in_flight
 
-    def sealed(self, files: Sequence[SealedInterval]) -> None:
+    def sealed(self, files: Sequence[SealedInterval], sealed_filter: SealedFilter | None = None) -> None:
         """The checkpoint of the last freeze is durable; its ids are in the last of `files`. What was merged or made
-        anew while it was written stays so."""
+        anew while it was written stays so. `sealed_filter`: one that may stand for all from now on."""
+        self.state.sealed_filter = sealed_filter
         self._used = sealed(self.state, [*self.intervals, files[-1]])
         self._snapshot = None
         self.rewrite = False
+
+    def use_filter(self, sealed_filter: SealedFilter | None) -> None:
+        """Look here first from now on, unless a checkpoint has brought another."""
+        if self.state.sealed_filter is None:
+            self.state.sealed_filter = sealed_filter
 
     def clear_used(self) -> IdTable | None:
         """Clear the table of the last freeze, if not done yet. In any thread: nobody else uses it, and clearing tens
@@ -261,6 +267,8 @@ class Committer:
         if at is None or [id(p) for p in parts] != [id(p) for p in there[at : at + len(parts)]]:
             return False
         self.state.sealed = [*there[:at], whole, *there[at + len(parts) :]]
+        if self.state.sealed_filter is not None and len(parts) > 1:
+            self.state.sealed_filter.merged(parts, whole)  # what is made anew from the log may have more in it
         self._replaced += parts
         self.confirmer.forget(parts)
         return True
@@ -281,14 +289,16 @@ class Committer:
         """Figures for operators."""
         state = self.state
         tables = [t for t in (state.recent, state.frozen, state.spare) if t is not None]
-        filters = [i.bloom.words for i in self.intervals if i.bloom is not None]
+        filters_bytes = sum(i.bloom.words.nbytes for i in self.intervals if i.bloom is not None)
+        if state.sealed_filter is not None:
+            filters_bytes += state.sealed_filter.nbytes
         return LogFigures(
             epoch=state.log.epoch,
             segment=state.log.segment,
             conversations=state.conversations.count,
             recent_ids=state.recent.count + (state.frozen.count if state.frozen is not None else 0),
             sealed_ids=sum(i.interval.ids for i in self.intervals),
-            bytes=state.conversations.nbytes + sum(t.nbytes for t in tables) + sum(f.nbytes for f in filters),
+            bytes=state.conversations.nbytes + sum(t.nbytes for t in tables) + filters_bytes,
             checkpoint_segment=state.covered.get(0, 0),
         )
 

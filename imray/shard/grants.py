@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from imray.core.blocks import Block, Blocks, conversations_of, next_ceiling, ranges_of, unexplained
+from imray.core.blocks import Block, Blocks, conversations_of, ranges_of
+from imray.core.ceilings import next_ceiling, unexplained
 from imray.core.columns import Rows
 from imray.core.errors import CorruptError, InvalidError
 from imray.core.grants import Declined, DeclineReason, Granted, Report
@@ -79,19 +80,31 @@ class Grants:
             return known
         if self.committer.checkpoint_overdue:
             return self.blocks.decline(slot, ask, DeclineReason.BUSY)
-        state = self.committer.state
-        located = locate(state, rows)
+        at_once = self.blocks.grant_at_once(slot, ask, rows, now_s)
+        if at_once is not None:
+            self._asked(self._counted(at_once), len(rows))
+            return at_once
+        located = locate(self.committer.state, rows)
         if located.maybe and not may_read:
             return None
         old = self.committer.confirmer.confirm(rows, located) if located.maybe else {}
         answer = self.blocks.grant(slot, ask, rows, located, old, now_s)
         if isinstance(answer, Granted) and answer.grant:
-            commit = self.blocks.outstanding[answer.grant].commit
-            self.committer.hot_detector.add(commit.touched, commit.touched_last - commit.touched_first + 1)
-        for conv in conversations_of(rows, located.conv):
-            self._block_max[conv] = max(self._block_max.get(conv, 0), len(rows))
-            self._want_ceiling(conv)
+            self._counted(answer)
+        self._asked(conversations_of(rows, located.conv), len(rows))
         return answer
+
+    def _counted(self, answer: Granted) -> list[int]:
+        """Count a grant's numbers for the rates of its conversations, which are returned."""
+        block = self.blocks.outstanding[answer.grant]
+        self.committer.hot_detector.add(block.touched, block.touched_last - block.touched_first + 1)
+        convs: list[int] = block.touched.tolist()
+        return convs
+
+    def _asked(self, convs: list[int], rows: int) -> None:
+        for conv in convs:
+            self._block_max[conv] = max(self._block_max.get(conv, 0), rows)
+            self._want_ceiling(conv)
 
     def _want_ceiling(self, conv: int) -> None:
         group = self.committer.state.hot.get(conv)

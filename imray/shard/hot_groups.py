@@ -16,10 +16,10 @@ from imray.core.errors import CorruptError, FencedError, UnavailableError
 from imray.core.grants import Declined, Granted, Report
 from imray.core.replies import Refusal, Refused
 from imray.core.routing import PARTITIONS_MAX
-from imray.core.state import HotGroup
-from imray.core.status import HotFigures, HotGroupStatus
+from imray.core.status import HotFigures
 from imray.settings import Settings
 from imray.shard.grants import Grants
+from imray.shard.hot_status import group_statuses
 from imray.shard.jobs import Records
 from imray.shard.runtime import Runtime, StateThread
 
@@ -28,8 +28,8 @@ log = logging.getLogger("imray.hot")
 _WATCH_S = 0.1
 """Between two looks at outstanding grants: a tenth of what an operator would notice."""
 _TICK_S = 1.0
-_ROWS_AT_ONCE_MAX = 2000
-"""Asks up to so many rows take less than a millisecond, and are answered on the event loop where no file is read."""
+_ROWS_AT_ONCE_MAX = 16_000
+"""Asks up to so many rows take about a millisecond, and are answered on the event loop where no file is read."""
 _COOL_TIMEOUT_S = 10.0
 """A group turns cold once its grants are settled, by fencing if need be (`grant_timeout_s`)."""
 
@@ -104,24 +104,37 @@ class HotGroups:
             return Refusal(Refused.UNAVAILABLE, "the shard has recovered meanwhile: try again")
         return await self._record_in_log(records)
 
+    def ask_now(
+        self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
+    ) -> Granted | Declined | Refusal | None:
+        """As `ask`, where that takes no file and no wait; None: it does, and nothing was granted."""
+        if self._ended:
+            return self._not_the_writer()
+        if len(rows) > _ROWS_AT_ONCE_MAX:
+            return None
+        now_s = self._runtime.monotonic_s()
+        try:
+            _, answer = self._state.run_now(self._timed_ask, slot, epoch, ask, rows, reports, now_s, False)
+        finally:
+            self._after_ask()
+        return answer
+
     async def ask(
         self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
     ) -> Granted | Declined | Refusal:
         """As `Grants.ask`. If the call fails its outcome is unknown: the same `ask` is sent again."""
         if self._ended:
-            return Refusal(Refused.UNAVAILABLE, "the shard is not the writer any more: ask again")
-        args = slot, epoch, ask, rows, reports, self._runtime.monotonic_s()
-        answer: Granted | Declined | None = None
+            return self._not_the_writer()
+        now_s = self._runtime.monotonic_s()
         try:
-            if len(rows) <= _ROWS_AT_ONCE_MAX:
-                _, answer = self._state.run_now(self._timed_ask, *args, False)
-            if answer is None:
-                answer = await self._state.run(self._timed_ask, *args, True)
+            answer = await self._state.run(self._timed_ask, slot, epoch, ask, rows, reports, now_s, True)
         finally:
-            if self._waiting or self.grants.ceilings_wanted or self.grants.committer.checkpoint_due:
-                self._after_ask()  # its reports were heard, even where the ask itself failed
+            self._after_ask()
         assert answer is not None
         return answer
+
+    def _not_the_writer(self) -> Refusal:
+        return Refusal(Refused.UNAVAILABLE, "the shard is not the writer any more: ask again")
 
     def _timed_ask(
         self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report], now_s: float, may_read: bool
@@ -133,10 +146,12 @@ class HotGroups:
         return answer
 
     def _after_ask(self) -> None:
-        if self._ended:
+        """Its reports were heard, even where the ask itself failed."""
+        wanted = self.grants.ceilings_wanted
+        if self._ended or not (self._waiting or wanted or self.grants.committer.checkpoint_due):
             return
         self._settled()
-        if self.grants.ceilings_wanted:
+        if wanted:
             self._spawn(self._log_ceilings())
 
     def log_ceilings_soon(self) -> None:
@@ -236,33 +251,8 @@ class HotGroups:
 
     async def figures(self) -> HotFigures:
         """Of each hot group, for operators."""
-        return HotFigures(await self._state.run(self._groups), self._asks, round(self._asks_cpu_s, 6))
-
-    def _groups(self) -> list[HotGroupStatus]:
-        committer = self.grants.committer
-        return [self._status_of(conv, group) for conv, group in committer.state.hot.items()]
-
-    def _status_of(self, conv: int, group: HotGroup) -> HotGroupStatus:
-        committer = self.grants.committer
-        conversations = committer.state.conversations
-        mine = [b for b in self.grants.blocks.outstanding.values() if (b.commit.touched == conv).any()]
-        oldest = min(mine, key=lambda b: b.asked_at, default=None)
-        name = conversations.name(conv)
-        head = int(conversations.heads[conv])
-        stable = int(conversations.stable[conv])
-        return HotGroupStatus(
-            conv_id=name,
-            partitions=group.partitions,
-            head=head,
-            stable_seq=stable,
-            lag=head - stable,
-            grants=len(mine),
-            oldest_grant_age_s=round(self._runtime.monotonic_s() - oldest.asked_at, 3) if oldest else None,
-            oldest_grant_slot=oldest.slot if oldest else None,
-            rate_per_s=round(committer.hot_detector.rates.get(conv, 0.0)),
-            voids=self.grants.voids[name],
-            by_rate=group.by_rate,
-        )
+        groups = await self._state.run(group_statuses, self.grants, self._runtime.monotonic_s())
+        return HotFigures(groups, self._asks, round(self._asks_cpu_s, 6))
 
     async def _restart_partitions(self) -> None:
         """After a restart of the shard: its partitions may have died with the node."""

@@ -6,7 +6,8 @@ Owns the tables from methods to writers. Does not own the bytes (`imray.rpc.mess
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from typing import Any
 
 import msgspec
 
@@ -70,8 +71,13 @@ def shard_handlers(writer: ShardWriter) -> Handlers:
     async def register(content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_register_answer(await writer.register(*messages.decode_register(content)))
 
-    async def ask(content: memoryview, _caller: ServerConnection) -> Parts:
-        return messages.encode_ask_answer(await writer.ask(*messages.decode_ask(content)))
+    def ask(content: memoryview, _caller: ServerConnection) -> Parts | Coroutine[Any, Any, Parts]:
+        arguments = messages.decode_ask(content)
+        at_once = writer.ask_now(*arguments)
+        return ask_later(arguments) if at_once is None else messages.encode_ask_answer(at_once)
+
+    async def ask_later(arguments: messages.Ask) -> Parts:
+        return messages.encode_ask_answer(await writer.ask(*arguments))
 
     async def report(content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_done(await writer.report(*messages.decode_report(content)))

@@ -191,6 +191,13 @@ class ShardWriter:
         hot = self._hot
         return self._not_ready() if hot is None else await hot.register(slot, epoch, segment)
 
+    def ask_now(
+        self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
+    ) -> Granted | Declined | Refusal | None:
+        """As `HotGroups.ask_now`."""
+        hot = self._hot
+        return self._not_ready() if hot is None else hot.ask_now(slot, epoch, ask, rows, reports)
+
     async def ask(
         self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
     ) -> Granted | Declined | Refusal:

@@ -15,6 +15,7 @@ from imray.core.errors import CorruptError, DerivedError, StorageError, Unavaila
 from imray.log import checkpoint
 from imray.log.remake import remake
 from imray.log.sealed import SealedInterval, remove
+from imray.log.sealed_filter import grown
 from imray.settings import Settings
 from imray.shard.committer import Committer
 from imray.shard.runtime import Runtime, StateThread, Worker
@@ -138,7 +139,8 @@ class Upkeep:
             # ids under an outstanding grant cannot be sealed; grants settle by themselves, or their writer is fenced
             await self._until_settled(committer.frozen_settled)
             files = await self._in(sealing, checkpoint.write, committer.store, snap, committer.intervals)
-            await self._on_state(committer.sealed, files)
+            sealed_filter = await self._in(sealing, grown, committer.state.sealed_filter, files)
+            await self._on_state(committer.sealed, files, sealed_filter)
             # in this thread, after this checkpoint and before the next: what a checkpoint is about to name stays
             replaced, in_use = await self._on_state(committer.take_replaced)
             await self._in(sealing, committer.collect, replaced, in_use)
@@ -152,13 +154,14 @@ class Upkeep:
             self._checkpoint_task = None
 
     async def _load(self) -> None:
+        committer = self._committer
         try:
-            removed = await self._in(self._workers.merging, self._committer.store.sweep)
+            removed = await self._in(self._workers.merging, committer.store.sweep)
             if removed:
                 log.info("removed %d files that were never published", removed)
         except StorageError as e:
             log.warning("%s", e)
-        for sealed in self._committer.intervals:
+        for sealed in committer.intervals:
             blind = sealed.bloom is None
             try:
                 await self._in(self._workers.merging, sealed.loaded)
@@ -168,6 +171,9 @@ class Upkeep:
                 log.warning("shard %d: sealed ids are not read ahead: %s", self._committer.shard, e)
             except DerivedError as e:
                 await self.mend(e.file)
+        # in the thread of the checkpoints: two that put ids into one filter would undo each other's bits
+        sealed_filter = await self._in(self._workers.sealing, grown, committer.state.sealed_filter, committer.intervals)
+        await self._on_state(committer.use_filter, sealed_filter)
 
     async def _merge(self) -> None:
         committer = self._committer

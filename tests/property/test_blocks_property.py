@@ -71,13 +71,18 @@ class BlocksMachine(RuleBasedStateMachine):
         self.head, self.asks, self.epochs = 2, {1: 0, 2: 0}, {1: 1, 2: 1}
         self.stable = 2
 
-    @rule(slot=st.sampled_from([1, 2]), ids=st.lists(st.integers(1, 40), min_size=1, max_size=5), twice=st.booleans())
-    def ask(self, slot: int, ids: list[int], twice: bool) -> None:
+    @rule(
+        slot=st.sampled_from([1, 2]),
+        ids=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+        twice=st.booleans(),
+        at_once=st.booleans(),
+    )
+    def ask(self, slot: int, ids: list[int], twice: bool, at_once: bool) -> None:
         """A batch, with retries in it."""
         self.asks[slot] += 1
         full = sum(s == slot for s, _ in self.open.values()) >= OUTSTANDING_MAX
         messages = [_m(n) for n in ids]
-        answer = self.home.ask(slot, self.asks[slot], *messages, epoch=self.epochs[slot])
+        answer = self.home.ask(slot, self.asks[slot], *messages, epoch=self.epochs[slot], at_once=at_once)
         if full:
             assert isinstance(answer, Declined)
             assert answer.why == "wait"

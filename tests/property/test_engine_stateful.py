@@ -28,6 +28,7 @@ from imray.core.errors import FencedError
 from imray.core.sequencer import locate, plan
 from imray.core.state import ShardState
 from imray.log import checkpoint, confirm, recovery, sealed
+from imray.log.sealed_filter import grown
 from imray.log.store import LocalStore
 from imray.settings import Settings
 from imray.shard.committer import Committer
@@ -221,7 +222,7 @@ class ShardMachine(RuleBasedStateMachine):
                 self.committer = self._open()
             return
         self.store.crash_before = -1
-        committer.sealed(files)
+        committer.sealed(files, grown(committer.state.sealed_filter, files))
         if (table := committer.clear_used()) is not None:
             committer.recycle(table)
         collect(committer)

@@ -9,6 +9,7 @@ import pytest
 
 from imray.core import fold, state
 from imray.core.blocks import Block, Blocks
+from imray.core.dedup import SealedFilter
 from imray.core.errors import InvalidError
 from imray.log import recovery
 from imray.log.retire import Retired
@@ -17,6 +18,7 @@ from imray.shard.commit_queue import Flight
 from imray.shard.committer import Committer
 from imray.shard.grants import Grants
 from imray.shard.partition_writer import PartitionIncarnation
+from imray.shard.runtime import StateThread
 from imray.shard.write_loop import WriteLoop
 from tests.simulation.mutations import rule
 
@@ -25,7 +27,7 @@ from tests.simulation.mutations import rule
 def a_checkpoint_brings_back_the_list_it_began_with(patch: pytest.MonkeyPatch) -> None:
     """What was merged while a checkpoint was written is forgotten, and the parts are deleted all the same."""
 
-    def sealed(self: Committer, files: Any) -> None:
+    def sealed(self: Committer, files: Any, _filter: Any = None) -> None:
         self._used = fold.sealed(self.state, list(files))
         self._snapshot = None
         self.rewrite = False
@@ -37,6 +39,28 @@ def a_checkpoint_brings_back_the_list_it_began_with(patch: pytest.MonkeyPatch) -
 
     patch.setattr(Committer, "sealed", sealed)
     patch.setattr(Committer, "collect", collect)
+
+
+@rule()
+def the_filter_in_front_lacks_what_was_sealed_last(patch: pytest.MonkeyPatch) -> None:
+    """An interval counts as held, and its ids are not in it."""
+
+    def put(self: SealedFilter, sealed: Any, _fps: Any) -> None:
+        self.holds.add(sealed)
+
+    patch.setattr(SealedFilter, "put", put)
+
+
+@rule()
+def one_pass_looks_at_recent_ids_only(patch: pytest.MonkeyPatch) -> None:
+    """A block is granted without a look at what was frozen or sealed."""
+    patch.setattr(state.ShardState, "may_know", lambda *_: False)
+
+
+@rule(rare=True)
+def a_small_commit_overtakes_what_waits_for_the_thread(patch: pytest.MonkeyPatch) -> None:
+    """What is planned and marked durable at once does not look whether something was handed in before."""
+    patch.setattr(StateThread, "run_in_turn", StateThread.run_now)
 
 
 @rule()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,7 +25,8 @@ class Served:
 
     async def handle(self, method: Method, content: bytes) -> bytes:
         """One call."""
-        return b"".join(await self._handlers[method](memoryview(content), cast("ServerConnection", None)))
+        answer = self._handlers[method](memoryview(content), cast("ServerConnection", None))
+        return b"".join(await answer if isinstance(answer, Awaitable) else answer)
 
 
 @dataclass

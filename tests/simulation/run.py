@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from imray.core import blocks
+from imray.core import ceilings
 from imray.log import sealed
 from imray.log.segment import Segment
 from imray.shard import grants, home_link, hot_groups
@@ -53,8 +53,8 @@ def small_world(rng: random.Random) -> Iterator[None]:
         return whole if columns is None else whole.select(columns)
 
     with (
-        patch.object(blocks, "_STEP_MIN", 6),
-        patch.object(blocks, "_STEP_BLOCKS", 2),
+        patch.object(ceilings, "_STEP_MIN", 6),
+        patch.object(ceilings, "_STEP_BLOCKS", 2),
         patch.object(grants, "_CEILING_MIN", 6),
         patch.object(hot_groups, "_TICK_S", 0.05),
         patch.object(sealed, "MERGE_FANOUT", 2),

@@ -14,6 +14,7 @@ from imray.core.replies import Appended
 from imray.log import checkpoint
 from imray.log.rows import Prepared, gather, prepare
 from imray.log.schema import BATCH_SCHEMA, MS, encode_text, from_ipc, to_ipc
+from imray.log.sealed_filter import grown
 from imray.log.store import LocalStore
 from imray.settings import Settings
 from imray.shard.committer import Committer
@@ -120,7 +121,8 @@ def open_committer(root: Path | LocalStore, settings: Settings | None = None, cl
 
 def seal(committer: Committer) -> None:
     """Make a checkpoint, as the shard's upkeep does."""
-    committer.sealed(checkpoint.write(committer.store, committer.freeze(), committer.intervals))
+    files = checkpoint.write(committer.store, committer.freeze(), committer.intervals)
+    committer.sealed(files, grown(committer.state.sealed_filter, files))
 
 
 def merge_all(committer: Committer) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from imray.core import blocks as module
-from imray.core.blocks import OUTSTANDING_MAX, Block, Blocks, next_ceiling, ranges_of, unexplained
+from imray.core import ceilings as module
+from imray.core.blocks import OUTSTANDING_MAX, Block, Blocks, ranges_of
+from imray.core.ceilings import next_ceiling, unexplained
 from imray.core.columns import Control, RowStatus
 from imray.core.errors import FencedError, InvalidError
 from imray.core.fold import ReadBack, apply, commit_read_back, freeze
@@ -59,12 +60,16 @@ class HomeShard:
         log_position = self.state.log.segment + 1
         apply(self.state, commit_read_back(self.state, log_position, 1, 0, back), bytes(16))
 
-    def ask(self, slot: int, ask: int, *messages: Msg, epoch: int = 1, now: float = 0.0) -> Granted | Declined:
-        """As `Grants.ask`."""
+    def ask(
+        self, slot: int, ask: int, *messages: Msg, epoch: int = 1, now: float = 0.0, at_once: bool = True
+    ) -> Granted | Declined:
+        """As `Grants.ask`; without `at_once` by the columns' way, whatever the rows are."""
         known = self.blocks.answered(slot, epoch, ask)
         if known is not None:
             return known
         rows = rows_of(messages)
+        if at_once and (granted := self.blocks.grant_at_once(slot, ask, rows, now)) is not None:
+            return granted
         return self.blocks.grant(slot, ask, rows, locate(self.state, rows), {}, now)
 
     def granted(self, slot: int, ask: int, *messages: Msg, epoch: int = 1) -> Granted:

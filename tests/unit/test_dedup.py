@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from imray.core.dedup import BlockedBloom, IdTable
+from imray.core.dedup import BlockedBloom, IdTable, SealedFilter
 from imray.kernels.id_table import first_in_batch, slots_for
 from tests.support.batches import random_fps
 
@@ -86,3 +86,55 @@ def test_filter_has_no_false_no_and_few_false_maybes(n: int) -> None:
 
 def test_filter_over_nothing() -> None:
     assert BlockedBloom.build(random_fps(0)).maybe(random_fps(100)) is None
+
+
+class _File:
+    """A sealed file, as far as the filter in front knows it."""
+
+    def maybe(self, fps: np.ndarray) -> np.ndarray | None:
+        raise AssertionError("it was asked")
+
+
+def test_the_filter_in_front_knows_every_id_that_was_put_into_it() -> None:
+    front, rng = SealedFilter(20_000), np.random.default_rng(2)
+    files, all_fps = [_File(), _File()], rng.integers(0, 2**64, 20_000, np.uint64)
+    for sealed, fps in zip(files, (all_fps[:5000], all_fps[5000:]), strict=True):
+        assert front.has_room(len(fps))
+        front.put(sealed, np.sort(fps))
+    assert not front.has_room(1)
+    hit = front.maybe(all_fps)
+    assert hit is not None
+    assert hit.all()
+    other = front.maybe(rng.integers(0, 2**64, 100_000, np.uint64))
+    assert other is not None
+    assert other.mean() < 0.006
+    plain = BlockedBloom.build(all_fps).maybe(rng.integers(0, 2**64, 100_000, np.uint64))
+    assert plain is not None
+
+
+def test_the_filter_in_front_is_wrong_about_other_ids_than_those_behind_it() -> None:
+    rng = np.random.default_rng(3)
+    known, others = rng.integers(0, 2**64, 50_000, np.uint64), rng.integers(0, 2**64, 2_000_000, np.uint64)
+    behind, front = BlockedBloom.build(known), SealedFilter(50_000)
+    front.put(_File(), known)
+    a, b = behind.maybe(others), front.maybe(others)
+    assert a is not None
+    assert b is not None
+    assert (a & b).mean() < 5 * a.mean() * b.mean()
+
+
+def test_the_filter_in_front_stands_for_just_the_files_that_it_holds() -> None:
+    front, fps = SealedFilter(1000), np.arange(1, 9, dtype=np.uint64)
+    a, b, c, whole = _File(), _File(), _File(), _File()
+    front.put(a, fps)
+    front.put(b, fps)
+    both = [a, b]
+    assert front.stands_for(both)
+    assert front.stands_for(both)
+    assert not front.stands_for([a, b, c])
+    front.merged([b, c], whole)
+    assert not front.stands_for([a, whole]), "it lacks the ids of c"
+    front.put(c, fps)
+    front.merged([b, c], whole)
+    assert front.stands_for([a, whole])
+    assert not front.stands_for([a, b]), "whose place was taken is not kept"

@@ -50,9 +50,13 @@ class Writer:
 
     def __init__(self) -> None:
         self.answer: Any = None
+        self.answer_now: Any = None
         self.called: list[tuple[Any, ...]] = []
         self.waits = asyncio.Event()
         self.waits.set()
+
+    def ask_now(self, *_args: Any) -> Any:
+        return self.answer_now
 
     def __getattr__(self, method: str) -> Any:
         async def call(*args: Any) -> Any:
@@ -205,6 +209,12 @@ async def test_ask(writer: Writer, link: RpcHomeLink, answer: object) -> None:
     assert (method, slot, epoch, ask, reports) == ("ask", SLOT, 5, 17, REPORTS)
     for column in ("names_data", "names_offsets", "conv", "ids", "fps", "payload"):
         np.testing.assert_array_equal(getattr(rows, column), getattr(ROWS, column))
+
+
+async def test_an_ask_that_can_be_answered_at_once_goes_no_further(writer: Writer, link: RpcHomeLink) -> None:
+    writer.answer_now = Declined(DeclineReason.BUSY)
+    assert await link.ask(SLOT, 5, 17, ROWS, REPORTS) == Declined(DeclineReason.BUSY)
+    assert not writer.called
 
 
 async def test_an_ask_without_an_answer_ends_by_its_own_time_out_as_unknown(writer: Writer, link: RpcHomeLink) -> None:

@@ -1,0 +1,45 @@
+"""The filter in front of a shard's sealed intervals, made and kept up: `imray.core.dedup.SealedFilter`.
+
+Derived from what is derived: without it every interval's own filter is asked, which is as right and slower.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from imray.core.dedup import SealedFilter
+from imray.core.errors import DerivedError, StorageError
+from imray.log.sealed import SealedInterval
+
+log = logging.getLogger("imray.sealed")
+
+IDS_MAX = 64_000_000
+"""2 to 4 bytes each: beyond it (256 MB) memory is worth more than time."""
+_ROOM_MIN = 1 << 16
+
+
+def grown(before: SealedFilter | None, intervals: Sequence[SealedInterval]) -> SealedFilter | None:
+    """A filter over the ids of some intervals: `before`, with what it lacks put in, or a new one where it has no room.
+
+    None: there is nothing to filter, or too much, or an ids file cannot be read now. For one thread at a time: two that
+    put ids into one filter would undo each other's bits."""
+    total = sum(sealed.interval.ids for sealed in intervals)
+    if not total or total > IDS_MAX:
+        return None
+    lacking = intervals
+    found = before
+    if found is not None:
+        lacking = [sealed for sealed in intervals if sealed not in found.holds]
+        if not found.has_room(sum(sealed.interval.ids for sealed in lacking)):
+            found = None
+    if found is None:
+        lacking = intervals
+        found = SealedFilter(max(_ROOM_MIN, 2 * total))
+    try:
+        for sealed in lacking:
+            found.put(sealed, sealed.ids.column("fp").to_numpy())
+    except (DerivedError, StorageError) as e:
+        log.warning("every filter of sealed ids is asked until all can be read: %s", e)
+        return None
+    return found
