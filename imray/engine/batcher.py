@@ -56,6 +56,8 @@ class Batcher:
         self._calls = 0
         """In flight."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Asked for once: that is a call of the kernel each time, which looks whether the process has forked."""
 
     async def send(self, send: Send) -> SendAnswer:
         """One message, in the next call."""
@@ -66,21 +68,25 @@ class Batcher:
         answer, row = await self._add(batch, batch.num_rows, batch.nbytes)
         return answer if isinstance(answer, Refusal) else answer.slice(row, batch.num_rows)
 
-    async def _add(self, what: Send | pa.RecordBatch, rows: int, size: int) -> SendAnswer:
+    def _add(self, what: Send | pa.RecordBatch, rows: int, size: int) -> asyncio.Future[SendAnswer]:
         settings = self._settings
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        answer: asyncio.Future[SendAnswer] = self._loop.create_future()
         if self._rows + rows > settings.gateway_queue_rows_max or self._bytes + size > settings.gateway_queue_bytes_max:
             detail = f"the gateway's queue for {self._client.name} is full: retry later"
-            return SendAnswer(Refusal(Refused.BUSY, detail), 0)
-        waiting = QueuedSend(what, rows, size, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+            answer.set_result(SendAnswer(Refusal(Refused.BUSY, detail), 0))
+            return answer
+        self._waiting.append(QueuedSend(what, rows, size, answer))
         self._waiting_rows += rows
         self._rows += rows
         self._bytes += size
         self._flush()
-        return await waiting.answer
+        return answer
 
     def _flush(self) -> None:
         settings = self._settings
+        assert self._loop is not None
         while self._waiting and (
             not self._calls
             or (
@@ -88,7 +94,7 @@ class Batcher:
                 and self._calls < settings.gateway_calls_in_flight_max
             )
         ):
-            task = asyncio.get_running_loop().create_task(self._call(self._take()))
+            task = self._loop.create_task(self._call(self._take()))
             self._calls += 1
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

@@ -58,9 +58,9 @@ class Engine:
             if self._hot_routes.is_final(log, sent.answer, [send.conv_id]):
                 return sent
             unknown = _maybe_written(sent.answer)
-        answer, row = await self._batchers[home].send(send)
-        self._hot_routes.update(answer, [send.conv_id])
-        return SendAnswer(_after(unknown, answer), row)
+        sent = await self._batchers[home].send(send)
+        self._hot_routes.update(sent.answer, (send.conv_id,))
+        return SendAnswer(_after(unknown, sent.answer), sent.row) if unknown else sent
 
     def ways(self, batch: pa.RecordBatch) -> np.ndarray:
         """For each conversation in a batch's dictionary the log that its messages should go to: all of them one way, so
