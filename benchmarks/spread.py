@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ import ray
 
 from benchmarks.engine import WARMUP_S, Engine, check_ack, engine, shard_client
 from benchmarks.harness import Options, Sample, percentile
+from benchmarks.processes import process_cpu
 from benchmarks.workload import Batches, conversation_names
 from imray.core.replies import Refusal
 from imray.core.routing import log_of
@@ -29,7 +29,6 @@ from imray.rpc import tls
 from imray.settings import Settings
 
 _TIMEOUT_S = 60.0
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 (CONV,) = conversation_names(1)
 
 
@@ -129,10 +128,10 @@ def saturate(options: Options, senders: Sequence[Any], partitions: int, settings
         runs = [p.run.remote(spread.home.namespace, spread.targets, begin, end, window) for p in senders]
         time.sleep(max(0.0, begin - time.monotonic()))
         home_begin, rest_begin = spread.status()
-        used_begin = [_cpu_s(p) for p in pids]
+        used_begin = [process_cpu(p).total_s for p in pids]
         time.sleep(max(0.0, end - time.monotonic()))
         home_end, rest_end = spread.status()
-        used_end = [_cpu_s(p) for p in pids]
+        used_end = [process_cpu(p).total_s for p in pids]
         answers = ray.get(runs, timeout=options.seconds + _TIMEOUT_S)
     rows = sum(r for r, _ in answers)
     latencies = [x for _, found in answers for x in found]
@@ -160,10 +159,3 @@ def saturate(options: Options, senders: Sequence[Any], partitions: int, settings
 
 async def _make_hot(home: Engine, partitions: int) -> Refusal | None:
     return await shard_client(home.namespace).make_hot(CONV, partitions, time.monotonic() + _TIMEOUT_S)
-
-
-def _cpu_s(pid: int | None) -> float:
-    """User and system time of a process."""
-    assert pid is not None, "who serves says its process"
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * _TICK_S
