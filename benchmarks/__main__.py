@@ -22,6 +22,7 @@ NAMES = (
     "hot_group",
     "many_conversations",
     "hot_group_scaling",
+    "small_commits",
     "http_single",
     "http_batch",
     "ack_latency",
@@ -31,7 +32,8 @@ NAMES = (
 _COSTS = {
     "hot_group": (12.0, 3, 3),
     "many_conversations": (12.0, 2, 2),
-    "hot_group_scaling": (12.0, 10, 3),
+    "hot_group_scaling": (12.0, 11, 3),
+    "small_commits": (12.0, 6, 6),
     "http_single": (10.0, 2, 2),
     "http_batch": (10.0, 6, 6),
     "ack_latency": (30.0, 8, 4),
@@ -39,6 +41,10 @@ _COSTS = {
     "restart": (20.0, 2, 2),
 }
 """Seconds to start, and how many sides a turn has, in full and in the quick form."""
+_KNOW_QUOTA = ("hot_group_scaling",)
+_QUOTA_SIDES = (15, 12)
+"""With a quota, in full and in the quick form."""
+_QUOTA_WINDOW = 1
 _SIDE_S = 6.0
 """What a side takes beside its measurement: warming up, a fresh folder, processes."""
 _QUICK_S = 1.0
@@ -55,10 +61,17 @@ def main(
         Path, typer.Option("--dir", help="Where data is written; a real disk, or fsync means nothing.")
     ] = ROOT / "benchmarks" / "results",
     producers: Annotated[int, typer.Option(min=1, help="Producer processes of the engine benchmarks.")] = 2,
-    window: Annotated[int, typer.Option(min=1, help="Batches in flight for each producer.")] = Options.window,
+    window: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Batches in flight for each producer: {Options.window}; 1 with --quota."),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="One short turn of each; all of them within 5 minutes.")
     ] = False,
+    quota: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Cores for each writer (hot_group_scaling): two cores stand for many machines."),
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Write the table into benchmarks/README.md.")] = False,
     results: Annotated[Path | None, typer.Option("--from", help="Show an earlier --json file instead.")] = None,
 ) -> None:
@@ -70,11 +83,15 @@ def main(
         chosen = list(dict.fromkeys(names or NAMES))
         if unknown := [n for n in chosen if n not in NAMES]:
             raise typer.BadParameter(f"{unknown}: there are {', '.join(NAMES)}")
+        if quota is not None and (others := [n for n in chosen if n not in _KNOW_QUOTA]):
+            raise typer.BadParameter(f"{', '.join(others)} do not know --quota: {', '.join(_KNOW_QUOTA)} does")
         folder = folder.resolve()
         if machine.filesystem(folder)[0] in machine.NOT_DISKS:
             raise typer.BadParameter(f"{folder} is in memory: choose a folder on a disk with --dir")
         folder.mkdir(parents=True, exist_ok=True)
-        options = Options(folder, repeat, seconds, producers, window)
+        if window is None:
+            window = Options.window if quota is None else _QUOTA_WINDOW
+        options = Options(folder, repeat, seconds, producers, window, quota=quota)
         if quick:
             options = replace(options, repeat=1, seconds=_QUICK_S, quick=True)
         say(f"about {minutes(chosen, options):.0f} min for {', '.join(chosen)}; --quick is the short form")
@@ -82,7 +99,8 @@ def main(
         figures = run_one(chosen[0], options) if len(chosen) == 1 else run_each(chosen, options, failed)
         if as_json is not None:
             as_json.write_text(report.to_json(figures, where, asdict(options) | {"folder": str(folder)}))
-    report.show(figures, where)
+    if figures or failed:
+        report.show(figures, where)
     if markdown:
         report.put_between_marks(_README, report.markdown(figures, where))
     if failed:
@@ -95,6 +113,8 @@ def minutes(names: list[str], options: Options) -> float:
     total_s = 0.0
     for name in names:
         fixed_s, full_sides, quick_sides = _COSTS[name]
+        if options.quota is not None:
+            full_sides, quick_sides = _QUOTA_SIDES
         sides = quick_sides if options.quick else full_sides
         total_s += fixed_s + options.repeat * sides * (_SIDE_S + options.seconds)
     return max(1.0, total_s / 60)

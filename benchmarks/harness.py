@@ -44,6 +44,8 @@ class Options:
     """Batches in flight for each producer."""
     quick: bool = False
     """Leave out what takes long and answers a question of its own."""
+    quota: float | None = None
+    """Cores that each writer may use, for what knows it; None: all."""
 
     @contextlib.contextmanager
     def fresh_folder(self) -> Iterator[Path]:

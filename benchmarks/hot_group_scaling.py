@@ -7,9 +7,11 @@ block and an id in it cost the home shard, and what a message costs all writers 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
+from benchmarks import hot_group_quota
 from benchmarks.engine import cluster
 from benchmarks.harness import Figure, Options, Sample, column, in_turns, ratios
 from benchmarks.spread import saturate, spreaders
@@ -19,7 +21,11 @@ QUESTION = "one conversation on K partitions: rates, latencies, and whose CPU, b
 _TOPICS = (1, 2, 4, 8)
 _QUICK_PARTITIONS = (1, 4)
 _ROWS = 10_000
-_BLOCK_ROWS = (1_000, 10_000)
+_BLOCK_TARGETS_US = {100: 200.0, 1_000: 400.0, 10_000: 2_000.0}
+"""By the messages in a block: all the CPU that the home shard's process may take for one."""
+_BLOCK_ROWS = tuple(_BLOCK_TARGETS_US)
+_EQUATION_ROWS = (1_000, 10_000)
+"""The blocks that say what a block costs, and what an id in it does."""
 _BLOCK_PARTITIONS = 4
 _STEADY_IDS = 150_000
 _SLOW_PUT_S = 0.02
@@ -31,7 +37,11 @@ _WINDOW_SLOW = 16
 
 
 def run(options: Options) -> list[Figure]:
-    """In turns: the single writer and K = 1, 2, 4, 8; then blocks of two sizes; then a store that takes 20 ms a put."""
+    """In turns: the single writer and K = 1, 2, 4, 8; then a store that takes 20 ms a put; then blocks of three sizes.
+
+    With a quota another run, over HTTP: `benchmarks.hot_group_quota`."""
+    if options.quota is not None:
+        return hot_group_quota.run(options)
     plain = Settings()
     if options.quick:
         with cluster(), spreaders(options.producers, _ROWS) as senders:
@@ -55,13 +65,13 @@ def run(options: Options) -> list[Figure]:
             for k in (0, *_SLOW_PARTITIONS)
         }
         turns |= in_turns(sides, options.repeat)
-        with spreaders(options.producers, _BLOCK_ROWS[0]) as small:
+        with ExitStack() as stack:
             # as many batches in flight as partitions: every block is one batch
             window = max(1, _BLOCK_PARTITIONS // options.producers)
-            sides = {
-                f"blocks {rows}": partial(saturate, options, who, _BLOCK_PARTITIONS, steady, window)
-                for rows, who in zip(_BLOCK_ROWS, (small, senders), strict=True)
-            }
+            sides = {}
+            for rows in _BLOCK_ROWS:
+                who = stack.enter_context(spreaders(options.producers, rows)) if rows != _ROWS else senders
+                sides[f"blocks {rows}"] = partial(saturate, options, who, _BLOCK_PARTITIONS, steady, window)
             turns |= in_turns(sides, options.repeat)
     return [*_rates(turns, ("single", *(f"K={k}" for k in _TOPICS))), *_home(turns), *_slow(turns)]
 
@@ -99,25 +109,27 @@ def _pair(of: Sequence[Sample], to: Sequence[Sample], key: str) -> tuple[list[fl
 
 def _home(turns: dict[str, list[Sample]]) -> list[Figure]:
     """The home shard's CPU as a price for a block and one for an id in it: two sizes of blocks, two equations."""
-    small, large = (turns[f"blocks {rows}"] for rows in _BLOCK_ROWS)
+    small, large = (turns[f"blocks {rows}"] for rows in _EQUATION_ROWS)
     per_block, per_id = [], []
     for a, b in zip(small, large, strict=True):
         determinant = a["asks"] * b["rows"] - b["asks"] * a["rows"]
         per_block.append(1e6 * (a["asks_cpu_s"] * b["rows"] - b["asks_cpu_s"] * a["rows"]) / determinant)
         per_id.append(1e6 * (a["asks"] * b["asks_cpu_s"] - b["asks"] * a["asks_cpu_s"]) / determinant)
-    note = f"answering threads, from blocks of {_BLOCK_ROWS[0]:,} and {_BLOCK_ROWS[1]:,}"
+    note = f"answering threads, from blocks of {_EQUATION_ROWS[0]:,} and {_EQUATION_ROWS[1]:,}"
     figures = [
         Figure("home shard: CPU a block", "us", per_block, TARGET_BLOCK_US, more_is_better=False, note=note),
         Figure("home shard: CPU an id", "us", per_id, TARGET_ID_US, more_is_better=False, note=note),
     ]
-    for rows, found in zip(_BLOCK_ROWS, (small, large), strict=True):
+    for rows, target in _BLOCK_TARGETS_US.items():
+        found = turns[f"blocks {rows}"]
         carries = [1e6 / (block / rows + each) for block, each in zip(per_block, per_id, strict=True)]
         sizes = [s["rows"] / max(1, s["asks"]) for s in found]
+        name = f"batches of {rows:,}"
         whole = [1e6 * s["home_cpu_s"] / 1e6 * (s["rows"] / max(1, s["asks"])) for s in found]
         figures += [
             Figure(f"one sequencer's core carries, blocks of {rows:,}", "messages/s", carries),
-            Figure(f"batches of {rows:,}: mean block", "messages", sizes),
-            Figure(f"batches of {rows:,}: home process, all it does, a block", "CPU us", whole),
+            Figure(f"{name}: mean block", "messages", sizes),
+            Figure(f"{name}: home process, all it does, a block", "CPU us", whole, target, more_is_better=False),
         ]
     return figures
 

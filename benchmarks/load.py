@@ -139,9 +139,15 @@ class Connection(asyncio.Protocol):
 
 async def measure(host: str, port: int, all_sources: Sequence[Source], warmup_s: float, seconds: float) -> dict:
     """Drive one connection for each source; rates and latencies of what was answered after the warm-up."""
-    loop = asyncio.get_running_loop()
     now = time.perf_counter()
-    clock = Clock(now + warmup_s, now + warmup_s + seconds)
+    return await measure_between(host, port, all_sources, now + warmup_s, now + warmup_s + seconds)
+
+
+async def measure_between(host: str, port: int, all_sources: Sequence[Source], begin_s: float, end_s: float) -> dict:
+    """As `measure`: drive from now on until `end_s`, and count from `begin_s` on (both time.perf_counter)."""
+    loop = asyncio.get_running_loop()
+    clock = Clock(begin_s, end_s)
+    seconds = end_s - begin_s
     finished: list[asyncio.Future[None]] = []
     for source in all_sources:
         done = loop.create_future()

@@ -122,9 +122,9 @@ class ArrowBatch:
 
     _TEMPLATES = 2
 
-    def __init__(self, target: Target, names: list[str], rows: int) -> None:
+    def __init__(self, target: Target, names: list[str], rows: int, topic: str | None = None) -> None:
         self.rows = rows
-        self._batches = Batches(rows, names, int.from_bytes(os.urandom(8)), self._TEMPLATES)
+        self._batches = Batches(rows, names, int.from_bytes(os.urandom(8)), self._TEMPLATES, topic)
         self._target = target
 
     def next(self) -> bytes:

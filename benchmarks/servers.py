@@ -28,17 +28,21 @@ class Server:
 
     url: str
     token: str
+    pid: int = 0
+    """The process that was started; its servers are below it."""
 
 
 @contextlib.contextmanager
-def imray(options: Options) -> Iterator[Server]:
-    """`imray up` over a fresh folder, on a free port."""
+def imray(options: Options, shards: int | None = None) -> Iterator[Server]:
+    """`imray up` over a fresh folder, on a free port; None: as many shards as by default."""
     with options.fresh_folder() as data:
         command = [sys.executable, "-m", "imray.cli", "up", "--data", str(data), "--port", "0", "--json"]
+        if shards is not None:
+            command += ["--shards", str(shards)]
         with _process(command, subprocess.PIPE) as process:
             assert process.stdout is not None
             info = json.loads(_first_line(process.stdout))
-            yield Server(info["url"], info["token"])
+            yield Server(info["url"], info["token"], process.pid)
 
 
 @contextlib.contextmanager

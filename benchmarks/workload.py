@@ -69,7 +69,7 @@ def conversation_names(count: int) -> list[str]:
     return [f"room-{i:06d}" for i in range(count)]
 
 
-def record_batch(rows: int, names: Sequence[str], rng: np.random.Generator) -> pa.RecordBatch:
+def record_batch(rows: int, names: Sequence[str], rng: np.random.Generator, topic: str | None = None) -> pa.RecordBatch:
     """A batch as a gateway makes it: random conversations of `names`, only the used ones in the dictionary."""
     if len(names) == 1:
         conv = constant_text(names[0], rows)
@@ -79,7 +79,8 @@ def record_batch(rows: int, names: Sequence[str], rng: np.random.Generator) -> p
         conv = pa.DictionaryArray.from_arrays(pa.array(index.astype(np.int32)), dictionary)
     ids = pa.Array.from_buffers(pa.binary(ID_BYTES), rows, [None, pa.py_buffer(rng.bytes(ID_BYTES * rows))])
     nothing = constant_text(None, rows)
-    columns = [conv, ids, constant_text("alice", rows), nothing, nothing, pa.nulls(rows, MS), bodies(rows, rng)]
+    topics = constant_text(topic, rows)
+    columns = [conv, ids, constant_text("alice", rows), topics, nothing, pa.nulls(rows, MS), bodies(rows, rng)]
     return pa.record_batch(columns, schema=BATCH_SCHEMA)
 
 
@@ -88,10 +89,12 @@ class Batches:
 
     A stream is valid until `next` has been called as often as there are templates."""
 
-    def __init__(self, rows: int, names: Sequence[str], seed: int, templates: int = 16) -> None:
+    def __init__(
+        self, rows: int, names: Sequence[str], seed: int, templates: int = 16, topic: str | None = None
+    ) -> None:
         self.rows = rows
         self._rng = np.random.default_rng(seed)
-        made = [_with_place(record_batch(rows, names, self._rng)) for _ in range(templates)]
+        made = [_with_place(record_batch(rows, names, self._rng, topic)) for _ in range(templates)]
         self._streams: list[tuple[U8, int]] = made
         self._turn = 0
 
