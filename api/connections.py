@@ -62,6 +62,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self._running is not None:
+            cast(Any, self._running.scope).pop(WHOLE, None)  # it holds the connection, which holds it
         self.watch.leave(self)
         self.account.end()
 

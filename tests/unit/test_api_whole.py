@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
 from typing import Any
 
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.server import ServerState
 
-from api.door import SendHeaders, headers_of
+from api.door import Answer, RequestRouter, SendHeaders, headers_of
+from api.limits import Limits
+from api.server import server
 from api.whole import answer_whole
+from imray.settings import Settings
 
 _CONTENT = b'{"conv_seq":1}'
 
@@ -88,6 +95,50 @@ async def test_a_client_that_does_not_read_is_waited_for_by_others() -> None:
     exchange.cycle.flow.pause_writing()
     assert not answer_whole(exchange.cycle, 201, _CONTENT)
     assert (exchange.transport.writes, exchange.cycle.response_started) == ([], False)
+
+
+class Peer(Transport):
+    """A transport of a connection that nobody is behind."""
+
+    def get_extra_info(self, _name: str) -> None:
+        """Nothing is known."""
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    abort = Transport.close
+
+
+async def test_a_closed_connection_is_gone_at_once() -> None:
+    """Not with the next full collection, which may be hours away: what its scope holds must not hold it."""
+    limits = Limits(Settings())
+
+    async def send(_conv_id: str, _headers: SendHeaders, _receive: Receive) -> Answer:
+        return Answer(201, _CONTENT)
+
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise AssertionError("the send went another way")
+
+    config = server(RequestRouter(app, send, limits), limits.settings).config
+    config.load()
+    connection: Any = config.http_protocol_class(config, ServerState(), {})  # type: ignore[operator]
+    transport = Peer()
+    connection.connection_made(transport)
+    connection.data_received(b"POST /v1/conversations/c/messages HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}")
+    await asyncio.sleep(0.01)
+    assert [write.partition(b"\r\n")[0] for write in transport.writes] == [b"HTTP/1.1 201 Created"]
+    connection.connection_lost(None)
+    seen = weakref.ref(connection)
+    gc.disable()
+    try:
+        del connection
+        await asyncio.sleep(0.01)
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_of_a_header_that_stands_there_twice_the_first_counts() -> None:
