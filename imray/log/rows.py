@@ -36,52 +36,70 @@ Item = TypeVar("Item", bound=np.generic)
 _COPIED_ROWS_MAX = 1000
 """Of a request, on average over a commit: copying so many rows of 100 bytes costs less than each chunk more does in
 encoding, 12 us."""
+_TOGETHER_ROWS_MAX = 100
+"""Of a request: the fingerprints of so few cost less than the calls that ask for them, which are made once a commit."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """One request's batch with its rows as columns, fingerprints and all: what can be done before its turn."""
+    """One request's batch, checked, with all that is worth doing before its turn."""
 
     batch: pa.RecordBatch
-    rows: Rows
+    columns: Sequence[pa.Array]
+    """Those of the batch: each is 1 us of pyarrow's, in a cold cache 2."""
+    seed: int
+    rows: Rows | None
+    """Its rows as columns; None: there are few, and the columns are made for all of a commit at once."""
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.batch.num_rows  # type: ignore[no-any-return]
 
 
 def prepare(batch: pa.RecordBatch, seed: int) -> Prepared:
-    """Check a batch and compute its fingerprints. InvalidError where its columns are not as agreed."""
-    conv, ids, sender, topic, content_type, _, body = check_batch(batch)
-    names = conv.dictionary
-    names_data, names_offsets = body_parts(names)
-    keys = hash_rows(names_data, names_offsets)
-    # two names may share a key, so the names themselves decide
-    if len(names) > 1 and len(np.unique(keys)) != len(keys) and len(names.unique()) != len(names):
-        raise InvalidError("the dictionary of conv_id names a conversation twice")
+    """Check a batch and, where it is large, compute its fingerprints. InvalidError where its columns are not as
+    agreed."""
+    columns = check_batch(batch)
+    names = columns[0].dictionary
+    if len(names) > 1:
+        keys = hash_rows(*body_parts(names))
+        # two names may share a key, so the names themselves decide
+        if len(np.unique(keys)) != len(keys) and len(names.unique()) != len(names):
+            raise InvalidError("the dictionary of conv_id names a conversation twice")
+    rows = _rows_of(columns, seed) if batch.num_rows > _TOGETHER_ROWS_MAX else None
+    return Prepared(batch, columns, seed, rows)
+
+
+def _rows_of(columns: Sequence[pa.Array], seed: int) -> Rows:
+    """The columns of a checked batch, with fingerprints."""
+    conv, ids, sender, topic, content_type, _, body = columns
+    names_data, names_offsets = body_parts(conv.dictionary)
     local = dictionary_rows(conv)
     words = id_words(ids)
-    rows = Rows(
+    return Rows(
         names_data=names_data,
         names_offsets=names_offsets,
         conv=local,
         ids=words,
-        fps=id_fingerprints(words, local, keys, np.uint64(seed)),
+        fps=id_fingerprints(words, local, hash_rows(names_data, names_offsets), np.uint64(seed)),
         payload=payloads_of(body, (sender, topic, content_type), seed),
     )
-    return Prepared(batch, rows)
 
 
 def gather(requests: Sequence[Prepared]) -> tuple[pa.Table, Rows]:
     """The requests of one commit as one table (dictionaries unified) and its rows as columns. Large requests are not
     copied: each is a chunk."""
-    if len(requests) == 1:
-        return pa.Table.from_batches([requests[0].batch]), requests[0].rows
-    each = [r.rows for r in requests]
     batches = [r.batch for r in requests]
-    if sum(map(len, each)) <= _COPIED_ROWS_MAX * len(each):
-        table = pa.Table.from_batches([pa.concat_batches(batches)])
-    else:
-        table = pa.Table.from_batches(batches).unify_dictionaries()
+    copied = len(batches) > 1 and sum(map(len, requests)) <= _COPIED_ROWS_MAX * len(batches)
+    if copied:
+        batches = [pa.concat_batches(batches)]
+    table = pa.Table.from_batches(batches)
+    if copied and all(r.rows is None for r in requests):
+        return table, _rows_of(batches[0].columns, requests[0].seed)
+    each = [r.rows or _rows_of(r.columns, r.seed) for r in requests]
+    if len(each) == 1:
+        return table, each[0]
+    if not copied:
+        table = table.unify_dictionaries()
     conv = table.column("conv_id").chunks
     names_data, names_offsets = body_parts(conv[0].dictionary)
     return table, Rows(

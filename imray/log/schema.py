@@ -114,6 +114,7 @@ class LogRecord(NamedTuple):
 Record = tuple[str, int, int, dict[str, object]]
 """The same with any body: what no writer makes, and a reader may find."""
 
+_READ_OPTIONS = pa.ipc.IpcReadOptions(use_threads=False)
 _NO_OFFSETS = pa.py_buffer(bytes(4))
 _PAYLOAD_TEXTS = ("sender", "topic", "content_type")
 
@@ -142,7 +143,7 @@ def to_ipc(batch: pa.RecordBatch) -> pa.Buffer:
 
 def from_ipc(data: object) -> pa.RecordBatch:
     """The one record batch of a stream made by `to_ipc`, zero-copy over `data` (anything with a buffer)."""
-    with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
+    with pa.ipc.open_stream(pa.py_buffer(data), options=_READ_OPTIONS) as reader:
         try:
             return reader.read_next_batch()
         except StopIteration:

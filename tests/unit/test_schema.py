@@ -11,10 +11,12 @@ import pytest
 import xxhash
 
 from imray.core.errors import InvalidError
+from imray.kernels.hashing import hash_rows, id_fingerprints
 from imray.log.rows import gather, prepare
 from imray.log.schema import (
     BATCH_SCHEMA,
     TEXT,
+    body_parts,
     check_batch,
     constant_text,
     encode_text,
@@ -230,6 +232,23 @@ def test_a_name_twice_in_the_dictionary_is_refused() -> None:
 def test_two_names_with_one_key_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imray.log.rows.hash_rows", lambda _, offsets: np.full(len(offsets) - 1, 5, np.uint64))
     assert len(prepare(_two_names(["a", "b"]), SEED)) == 2
+
+
+@pytest.mark.parametrize("sizes", [[1], [100], [101], [1, 2, 1], [100, 101], [101, 102], [1, 3000], [1500, 1500]])
+def test_fingerprints_are_those_of_each_request_by_itself(sizes: list[int]) -> None:
+    """Made before a request's turn or for all at once, over one chunk or several."""
+    requests = [
+        [Msg(f"{r} {i % 3}", msg_id(i), b"%d" % i, f"{r}", [None, "t"][i % 2]) for i in range(n)]
+        for r, n in enumerate(sizes)
+    ]
+    _, rows = gather([prepare(batch_of(m), SEED) for m in requests])
+    messages = [m for request in requests for m in request]
+    assert len(rows) == len(messages)
+    assert rows.payload.tolist() == payload_fingerprints(batch_of(messages), SEED).tolist()
+    assert [words.tobytes() for words in rows.ids] == [m.id for m in messages]
+    conv = np.arange(len(messages), dtype=np.int32)
+    keys = hash_rows(*body_parts(pa.array([m.conv for m in messages])))
+    assert rows.fps.tolist() == id_fingerprints(rows.ids, conv, keys, np.uint64(SEED)).tolist()
 
 
 def test_requests_become_one_table_and_the_new_rows_a_segment() -> None:
