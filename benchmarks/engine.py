@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from imray.settings import Settings
 
 BATCH_ROWS = 20_000
 WARMUP_S = 5.0
+THREAD = "thread "
+"""Before a thread's name in a sample."""
 _START_TIMEOUT_S = 60.0
 _GRACE_S = 60.0
 
@@ -71,6 +74,16 @@ class Engine:
         if status.state is not ServingState.SERVING or status.log is None:
             raise RuntimeError(f"the shard does not serve: {status.detail}")
         return status.log
+
+
+def thread_names(started: Engine) -> dict[int, str]:
+    """What Python calls the threads of the shard's process, by their numbers: the kernel knows them by one name."""
+    found: dict[int, str] = ray.get(started.actor.__ray_call__.remote(_own_threads), timeout=_START_TIMEOUT_S)
+    return found
+
+
+def _own_threads(_actor: Any) -> dict[int, str]:
+    return {t.native_id: t.name for t in threading.enumerate() if t.native_id is not None}
 
 
 def shard_client(namespace: str) -> ShardClient:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PROC = Path("/proc")
+_OTHER = "other"
 # Fields of a stat file, counted after the name in brackets
 _PARENT = 1
 _USER = 11
@@ -58,6 +60,17 @@ def thread_cpu(pid: int) -> dict[int, CpuTime]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
+
+
+def by_thread(first: dict[int, CpuTime], last: dict[int, CpuTime], names: dict[int, str]) -> dict[str, CpuTime]:
+    """What the threads used between two looks, by their names without numbers; "other" for those without a name.
+
+    Who used nothing is left out."""
+    used: dict[str, CpuTime] = {}
+    for thread, spent in last.items():
+        name = re.sub(r"([-_ ]\d+)+$", "", names.get(thread, _OTHER))
+        used[name] = used.get(name, CpuTime()) + spent - first.get(thread, CpuTime())
+    return {name: spent for name, spent in used.items() if spent.total_s > 0}
 
 
 def descendants(pid: int) -> dict[int, str]:

@@ -6,21 +6,17 @@ C connections straight to the shard, all from this one process, each with one ba
 from __future__ import annotations
 
 import asyncio
-import re
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
-import ray
 
 from benchmarks.ack_latency import Shapes, bare_like, segment_bytes
-from benchmarks.engine import WARMUP_S, Engine, check_ack, cluster, engine, shard_client
+from benchmarks.engine import THREAD, WARMUP_S, check_ack, cluster, engine, shard_client, thread_names
 from benchmarks.harness import Figure, Options, Sample, column, differences, in_turns, percentile
-from benchmarks.processes import CpuTime, process_cpu, thread_cpu
+from benchmarks.processes import CpuTime, by_thread, process_cpu, thread_cpu
 from benchmarks.workload import Batches, conversation_names
 from imray.engine.clients import ShardClient
 
@@ -32,9 +28,6 @@ _QUICK_S = 2.0
 """Ticks of 10 ms: what is shorter has no digits."""
 _ACK_TIMEOUT_S = 60.0
 _STATUS_TIMEOUT_S = 10.0
-_OTHER = "other"
-_THREAD = "thread "
-"""Before a thread's name in a sample."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,7 @@ def _send(options: Options, connections: int, shapes: Shapes) -> Sample:
         "generator_cores": (last.own_cpu_s - first.own_cpu_s) / elapsed_s,
     }
     used = by_thread(first.threads, last.threads, names)
-    return sample | {f"{_THREAD}{name}": spent.total_s / commits * 1e6 for name, spent in used.items()}
+    return sample | {f"{THREAD}{name}": spent.total_s / commits * 1e6 for name, spent in used.items()}
 
 
 async def _drive(namespace: str, pid: int, connections: int, seconds: float) -> tuple[list[float], _Reading, _Reading]:
@@ -127,25 +120,6 @@ async def _read(watcher: ShardClient, pid: int) -> _Reading:
     return _Reading(time.monotonic(), status.log.segment, process_cpu(pid), thread_cpu(pid), time.process_time())
 
 
-def thread_names(started: Engine) -> dict[int, str]:
-    """What Python calls the threads of the shard's process, by their numbers: the kernel knows them by one name."""
-    found: dict[int, str] = ray.get(started.actor.__ray_call__.remote(_own_threads), timeout=_STATUS_TIMEOUT_S)
-    return found
-
-
-def _own_threads(_actor: Any) -> dict[int, str]:
-    return {t.native_id: t.name for t in threading.enumerate() if t.native_id is not None}
-
-
-def by_thread(first: dict[int, CpuTime], last: dict[int, CpuTime], names: dict[int, str]) -> dict[str, CpuTime]:
-    """What the threads used between two looks, by their names without numbers; `_OTHER` for those not Python's."""
-    used: dict[str, CpuTime] = {}
-    for thread, spent in last.items():
-        name = re.sub(r"([-_ ]\d+)+$", "", names.get(thread, _OTHER))
-        used[name] = used.get(name, CpuTime()) + spent - first.get(thread, CpuTime())
-    return used
-
-
 def _figures(connections: int, found: list[Sample], bare: list[Sample]) -> list[Figure]:
     """The lines of one number of connections; threads that used nothing have none."""
     name = f"C={connections}"
@@ -163,8 +137,7 @@ def _figures(connections: int, found: list[Sample], bare: list[Sample]) -> list[
         figure("CPU a commit, user", "us", "user_us"),
         figure("CPU a commit, kernel", "us", "kernel_us"),
     ]
-    threads = {key for sample in found for key, value in sample.items() if key.startswith(_THREAD) and value > 0}
-    for key in sorted(threads):
+    for key in sorted({key for sample in found for key in sample if key.startswith(THREAD)}):
         values = [float(sample.get(key, 0.0)) for sample in found]
         figures.append(Figure(f"{name}: CPU a commit, {key}", "us", values))
     above = differences(column(found, "p50_ms"), column(bare, "p50_ms"))

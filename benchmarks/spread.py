@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from benchmarks.engine import WARMUP_S, Engine, check_ack, engine, shard_client
+from benchmarks.engine import THREAD, WARMUP_S, Engine, check_ack, engine, shard_client, thread_names
 from benchmarks.harness import Options, Sample, percentile
-from benchmarks.processes import process_cpu
+from benchmarks.processes import by_thread, process_cpu, thread_cpu
 from benchmarks.workload import Batches, conversation_names
 from imray.core.replies import Refusal
 from imray.core.routing import log_of
@@ -119,20 +119,26 @@ def group(options: Options, partitions: int, settings: Settings) -> Iterator[Gro
 
 
 def saturate(options: Options, senders: Sequence[Any], partitions: int, settings: Settings, window: int) -> Sample:
-    """The highest rate that the senders get acks at: messages a second, latencies, and who used the CPU for it."""
+    """The highest rate that the senders get acks at: messages a second, latencies, and who used the CPU for it
+    (processes, and the home shard's threads: CPU s a million)."""
     with group(options, partitions, settings) as spread:
         home, rest = spread.status()
-        pids = [home.pid, *(t.pid for t in rest)]
+        home_pid = home.pid
+        assert home_pid is not None, "who serves says its process"
+        pids = [home_pid, *(t.pid for t in rest)]
         begin = time.monotonic() + WARMUP_S
         end = begin + options.seconds
         runs = [p.run.remote(spread.home.namespace, spread.targets, begin, end, window) for p in senders]
         time.sleep(max(0.0, begin - time.monotonic()))
         home_begin, rest_begin = spread.status()
         used_begin = [process_cpu(p).total_s for p in pids]
+        threads_begin = thread_cpu(home_pid)
         time.sleep(max(0.0, end - time.monotonic()))
         home_end, rest_end = spread.status()
         used_end = [process_cpu(p).total_s for p in pids]
+        threads_end = thread_cpu(home_pid)
         answers = ray.get(runs, timeout=options.seconds + _TIMEOUT_S)
+        threads = by_thread(threads_begin, threads_end, thread_names(spread.home))
     rows = sum(r for r, _ in answers)
     latencies = [x for _, found in answers for x in found]
     used = [b - a for a, b in zip(used_begin, used_end, strict=True)]
@@ -154,6 +160,7 @@ def saturate(options: Options, senders: Sequence[Any], partitions: int, settings
         "blocks": segments,
         "asks": home_end.hot.asks - home_begin.hot.asks,
         "asks_cpu_s": home_end.hot.asks_cpu_s - home_begin.hot.asks_cpu_s,
+        **{f"{THREAD}{name}": spent.total_s / rows * 1e6 for name, spent in threads.items()},
     }
 
 

@@ -12,11 +12,10 @@ import pytest
 from benchmarks import hot_group_quota, quota
 from benchmarks.__main__ import NAMES, minutes
 from benchmarks.harness import ROOT, Options
-from benchmarks.processes import CpuTime, parse_machine, parse_stat, process_cpu, thread_cpu
+from benchmarks.processes import CpuTime, by_thread, parse_machine, parse_stat, process_cpu, thread_cpu
 from benchmarks.quota import NoQuotaError, Quotas, Throttling, find_hierarchy, own_path, parse_cpu_stat
 from benchmarks.requests import ArrowBatch, Target
 from benchmarks.senders import spread_topics
-from benchmarks.small_commits import by_thread
 from imray.core.routing import slot_for
 from imray.log.schema import check_batch, from_ipc
 
@@ -139,7 +138,8 @@ def test_the_machine_is_busy_with_what_is_not_idle_and_not_stolen() -> None:
 def test_threads_are_told_apart_by_their_python_names() -> None:
     first = {1: CpuTime(1.0, 0.0), 2: CpuTime(1.0, 1.0)}
     last = {1: CpuTime(3.0, 0.0), 2: CpuTime(1.0, 2.0), 3: CpuTime(0.5, 0.0), 4: CpuTime(0.25, 0.0)}
-    used = by_thread(first, last, {1: "commit-0_0", 2: "put-shard 0_0", 3: "put-shard 0_1"})
+    first[5] = last[5] = CpuTime(9.0, 9.0)
+    used = by_thread(first, last, {1: "commit-0_0", 2: "put-shard 0_0", 3: "put-shard 0_1", 5: "merge-0_0"})
     assert used == {"commit": CpuTime(2.0, 0.0), "put-shard": CpuTime(0.5, 1.0), "other": CpuTime(0.25, 0.0)}
 
 
