@@ -33,9 +33,10 @@ from imray.log.segment import Segment
 Item = TypeVar("Item", bound=np.generic)
 
 
-_COPIED_ROWS_MAX = 1000
-"""Of a request, on average over a commit: copying so many rows of 100 bytes costs less than each chunk more does in
-encoding, 12 us."""
+_COPIED_BYTES_MAX = 128 * 1024
+"""Of a request, on average over a commit: copying so much costs what each chunk more does in encoding, 12 us."""
+_BYTES_BUT_BODY = 50
+"""Of a row in memory, about."""
 _TOGETHER_ROWS_MAX = 100
 """Of a request: the fingerprints of so few cost less than the calls that ask for them, which are made once a commit."""
 
@@ -89,7 +90,7 @@ def gather(requests: Sequence[Prepared]) -> tuple[pa.Table, Rows]:
     """The requests of one commit as one table (dictionaries unified) and its rows as columns. Large requests are not
     copied: each is a chunk."""
     batches = [r.batch for r in requests]
-    copied = len(batches) > 1 and sum(map(len, requests)) <= _COPIED_ROWS_MAX * len(batches)
+    copied = len(batches) > 1 and sum(map(_size, requests)) <= _COPIED_BYTES_MAX * len(batches)
     if copied:
         batches = [pa.concat_batches(batches)]
     table = pa.Table.from_batches(batches)
@@ -110,6 +111,12 @@ def gather(requests: Sequence[Prepared]) -> tuple[pa.Table, Rows]:
         fps=np.concatenate([r.fps for r in each]),
         payload=np.concatenate([r.payload for r in each]),
     )
+
+
+def _size(request: Prepared) -> int:
+    """Its bytes, about: pyarrow takes 12 us to tell them."""
+    data = request.columns[-1].buffers()[2]
+    return len(request) * _BYTES_BUT_BODY + (data.size if data else 0)
 
 
 def _join(columns: list[npt.NDArray[Item]]) -> npt.NDArray[Item]:

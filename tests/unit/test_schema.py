@@ -234,7 +234,9 @@ def test_two_names_with_one_key_are_not(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(prepare(_two_names(["a", "b"]), SEED)) == 2
 
 
-@pytest.mark.parametrize("sizes", [[1], [100], [101], [1, 2, 1], [100, 101], [101, 102], [1, 3000], [1500, 1500]])
+@pytest.mark.parametrize(
+    "sizes", [[1], [100], [101], [1, 2, 1], [100, 101], [101, 102], [1, 3000], [1500, 1500], [1, 6000]]
+)
 def test_fingerprints_are_those_of_each_request_by_itself(sizes: list[int]) -> None:
     """Made before a request's turn or for all at once, over one chunk or several."""
     requests = [
@@ -276,10 +278,15 @@ def test_a_segment_holds_just_the_rows_that_are_new(dropped: list[range]) -> Non
     assert out.column("conv_seq").to_pylist() == seq.tolist()
 
 
-@pytest.mark.parametrize(("rows", "chunks"), [(2, 1), (1000, 1), (1001, 2)])
-def test_small_requests_become_one_chunk_and_large_ones_stay_where_they_are(rows: int, chunks: int) -> None:
+@pytest.mark.parametrize(
+    ("rows", "body", "chunks"), [(2, 10, 1), (2000, 10, 1), (2500, 10, 2), (2, 60_000, 1), (3, 60_000, 2), (2, 0, 1)]
+)
+def test_small_requests_become_one_chunk_and_large_ones_stay_where_they_are(rows: int, body: int, chunks: int) -> None:
     messages = [
-        [replace(_BASE, conv=f"{r} {i % 3}", sender=f"{r}", topic=[None, "t"][i % 2]) for i in range(rows)]
+        [
+            replace(_BASE, conv=f"{r} {i % 3}", sender=f"{r}", topic=[None, "t"][i % 2], body=bytes(body))
+            for i in range(rows)
+        ]
         for r in range(2)
     ]
     table, columns = gather([prepare(batch_of(m), SEED) for m in messages])
