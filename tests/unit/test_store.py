@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from imray.core.errors import StorageError
@@ -169,6 +170,15 @@ def test_aligned_memory_is_written_from_where_it_is(tmp_path: Path, monkeypatch:
         with (tmp_path / f"{skipped}").open("wb") as file:
             posix.write_parts(file.fileno(), [aligned_memory(1_000_001)[skipped:]])
     assert copied == [1_000_001 % 4096, 1_000_000]
+
+
+def test_aligned_memory_is_aligned_whoever_allocates_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyarrow promises 64 bytes; its allocator of today gives whole pages, that of the system does not."""
+    allocate = pa.allocate_buffer
+    monkeypatch.setattr(posix.pa, "allocate_buffer", lambda n: allocate(n, memory_pool=pa.system_memory_pool()))
+    for size in (1, 5000, 1_000_000):
+        memory = aligned_memory(size)
+        assert (len(memory), pa.py_buffer(memory).address % 4096) == (size, 0)
 
 
 def test_a_store_lets_go_of_its_descriptors(tmp_path: Path) -> None:
