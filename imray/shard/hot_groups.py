@@ -169,6 +169,13 @@ class HotGroups:
         if self.grants.committer.state.hot:
             await self._record(self.grants.exact_ceilings())
 
+    def report_now(self, slot: int, epoch: int, reports: Sequence[Report]) -> bool:
+        """As `report`, where nobody else is at the state; False: somebody is, and nothing was heard."""
+        heard, _ = self._state.run_now(self.grants.report, slot, epoch, reports)
+        if heard:
+            self._settled()
+        return heard
+
     async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
         """A partition's segments are durable. None: heard."""
         await self._state.run(self.grants.report, slot, epoch, reports)

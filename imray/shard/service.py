@@ -79,8 +79,12 @@ def shard_handlers(writer: ShardWriter) -> Handlers:
     async def ask_later(arguments: messages.Ask) -> Parts:
         return messages.encode_ask_answer(await writer.ask(*arguments))
 
-    async def report(content: memoryview, _caller: ServerConnection) -> Parts:
-        return messages.encode_done(await writer.report(*messages.decode_report(content)))
+    def report(content: memoryview, _caller: ServerConnection) -> Parts | Coroutine[Any, Any, Parts]:
+        arguments = messages.decode_report(content)
+        return messages.encode_done(None) if writer.report_now(*arguments) else report_later(arguments)
+
+    async def report_later(arguments: messages.ReportArgs) -> Parts:
+        return messages.encode_done(await writer.report(*arguments))
 
     async def status(_content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_struct(await shard_status(writer))

@@ -205,6 +205,10 @@ class ShardWriter:
         hot = self._hot
         return self._not_ready() if hot is None else await hot.ask(slot, epoch, ask, rows, reports)
 
+    def report_now(self, slot: int, epoch: int, reports: Sequence[Report]) -> bool:
+        """As `HotGroups.report_now`."""
+        return self._hot is not None and self._hot.report_now(slot, epoch, reports)
+
     async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
         """As `HotGroups.report`."""
         hot = self._hot

@@ -58,6 +58,9 @@ class Writer:
     def ask_now(self, *_args: Any) -> Any:
         return self.answer_now
 
+    def report_now(self, *_args: Any) -> bool:
+        return bool(self.answer_now)
+
     def __getattr__(self, method: str) -> Any:
         async def call(*args: Any) -> Any:
             self.called.append((method, *args))
