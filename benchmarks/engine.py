@@ -78,11 +78,12 @@ class Engine:
 
 def thread_names(started: Engine) -> dict[int, str]:
     """What Python calls the threads of the shard's process, by their numbers: the kernel knows them by one name."""
-    found: dict[int, str] = ray.get(started.actor.__ray_call__.remote(_own_threads), timeout=_START_TIMEOUT_S)
+    found: dict[int, str] = ray.get(started.actor.__ray_call__.remote(own_threads), timeout=_START_TIMEOUT_S)
     return found
 
 
-def _own_threads(_actor: Any) -> dict[int, str]:
+def own_threads(_actor: Any) -> dict[int, str]:
+    """The names of the threads of the process that this runs in, by their numbers."""
     return {t.native_id: t.name for t in threading.enumerate() if t.native_id is not None}
 
 

@@ -18,10 +18,12 @@ from typing import Any
 import orjson
 
 from benchmarks import servers
+from benchmarks.engine import THREAD
 from benchmarks.harness import Figure, Options, Sample, column, in_turns, ratios, say
-from benchmarks.processes import CpuTime, descendants, machine_cpu, process_cpu
+from benchmarks.processes import CpuTime, by_thread, descendants, machine_cpu, process_cpu, thread_cpu
 from benchmarks.quota import NoQuotaError, Quotas, Throttling, find_hierarchy, quotas
 from benchmarks.senders import Senders, senders, spread_topics
+from benchmarks.thread_names import known_by
 from benchmarks.workload import conversation_names
 from imray.core.status import ServingState
 
@@ -64,10 +66,12 @@ class System:
 
     def __init__(self, server: servers.Server) -> None:
         self.server = server
-        found = [pid for pid, title in descendants(server.pid).items() if title == "ray::Gateway"]
+        found = [pid for pid, words in descendants(server.pid).items() if words[0] == "ray::Gateway"]
         if len(found) != 1:
             raise RuntimeError(f"{len(found)} gateways below process {server.pid}, not one")
         (self.gateway,) = found
+        self.home_threads: dict[int, str] = {}
+        """Their names."""
 
     def spread(self, partitions: int) -> Writers:
         """Have the conversation written by so many partitions (0: by its home shard alone), and wait until they are."""
@@ -117,6 +121,7 @@ class _Reading:
     shard_at_s: float
     """Asked last: a writer that waits for its share answers late."""
     cpu: dict[int, CpuTime]
+    home_threads: dict[int, CpuTime]
     throttling: dict[int, Throttling]
     busy_s: float
     stolen_s: float
@@ -125,10 +130,11 @@ class _Reading:
     def take(cls, system: System, limits: Quotas, writers: Writers, others: Sequence[int]) -> _Reading:
         cpu = {pid: process_cpu(pid) for pid in (*writers.all, *others)}
         throttling = {pid: limits.throttling(pid) for pid in writers.all}
+        home_threads = thread_cpu(writers.home)
         at_s = time.perf_counter()
         busy_s, stolen_s = machine_cpu()
         shard = system.shard()
-        return cls(at_s, shard, time.perf_counter(), cpu, throttling, busy_s, stolen_s)
+        return cls(at_s, shard, time.perf_counter(), cpu, home_threads, throttling, busy_s, stolen_s)
 
 
 def run(options: Options) -> list[Figure]:
@@ -153,6 +159,7 @@ def _run(options: Options) -> list[Figure]:
         system = System(server)
         with senders(server, _CONV, topics, options.window, ROWS) as who, quotas(quota) as limits:
             _compile(system, who)
+            system.home_threads = known_by(server)
             for rows in ROWS:
                 sides: dict[str, Callable[[], Sample]] = {
                     _side(rows, k): partial(_saturate, options, system, who, limits, rows, k) for k in (0, *partitions)
@@ -193,12 +200,14 @@ def _saturate(options: Options, system: System, who: Senders, limits: Quotas, ro
     answer = who.result(0.0)
     if system.await_writers(partitions) != writers:
         raise RuntimeError("a writer was started anew meanwhile, without a limit")
-    return _sample(answer, options.seconds, limits.cores, writers, others, first, last)
+    threads = by_thread(first.home_threads, last.home_threads, system.home_threads)
+    sample = _sample(answer, limits.cores, writers, others, first, last)
+    messages = max(1.0, sample["per_second"] * options.seconds)
+    return {**sample, **{f"{THREAD}{name}": used.total_s / messages * 1e6 for name, used in threads.items()}}
 
 
 def _sample(
     answer: Sample,
-    seconds: float,
     quota: float,
     writers: Writers,
     others: tuple[int, int],
@@ -265,5 +274,8 @@ def _figures(turns: dict[str, list[Sample]], rows: int, partitions: int) -> list
             figure("partitions used of their quotas", "share", "partitions_of_quota"),
             figure("the most throttled partition", "s/s", "partitions_throttled"),
         ]
+    for key in sorted({key for sample in found for key in sample if key.startswith(THREAD)}):
+        used = [float(sample.get(key, 0.0)) for sample in found]
+        figures.append(Figure(f"{side}: home shard, {key}", "CPU s/million", used))
     mean = figure("mean block" if partitions else "mean commit", "messages", "block_rows")
     return [*figures, mean, figure("the machine", "cores busy", "busy_cores")]

@@ -73,8 +73,8 @@ def by_thread(first: dict[int, CpuTime], last: dict[int, CpuTime], names: dict[i
     return {name: spent for name, spent in used.items() if spent.total_s > 0}
 
 
-def descendants(pid: int) -> dict[int, str]:
-    """The processes below one, with their titles (the first word of each command line)."""
+def descendants(pid: int) -> dict[int, list[str]]:
+    """The processes below one, with the words of their command lines; the first is the title of one that has one."""
     parents: dict[int, int] = {}
     for folder in _PROC.iterdir():
         if folder.name.isdigit():
@@ -86,15 +86,15 @@ def descendants(pid: int) -> dict[int, str]:
     below = {pid}
     while more := {child for child, parent in parents.items() if parent in below} - below:
         below |= more
-    return {child: _title(child) for child in below - {pid}}
+    return {child: _command(child) for child in below - {pid}}
 
 
-def _title(pid: int) -> str:
+def _command(pid: int) -> list[str]:
     try:
         words = (_PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return words[0].decode(errors="replace").strip()
+        return [""]
+    return [word.decode(errors="replace").strip() for word in words]
 
 
 def parse_machine(text: str) -> tuple[float, float]:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from benchmarks.harness import ROOT, Options
@@ -30,6 +31,8 @@ class Server:
     token: str
     pid: int = 0
     """The process that was started; its servers are below it."""
+    namespace: str = ""
+    data: Path = Path()
 
 
 @contextlib.contextmanager
@@ -42,7 +45,7 @@ def imray(options: Options, shards: int | None = None) -> Iterator[Server]:
         with _process(command, subprocess.PIPE) as process:
             assert process.stdout is not None
             info = json.loads(_first_line(process.stdout))
-            yield Server(info["url"], info["token"], process.pid)
+            yield Server(info["url"], info["token"], process.pid, info["namespace"], data)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import hot_group_quota, quota
 from benchmarks.__main__ import NAMES, minutes
 from benchmarks.harness import ROOT, Options
-from benchmarks.processes import CpuTime, by_thread, parse_machine, parse_stat, process_cpu, thread_cpu
+from benchmarks.processes import CpuTime, by_thread, descendants, parse_machine, parse_stat, process_cpu, thread_cpu
 from benchmarks.quota import NoQuotaError, Quotas, Throttling, find_hierarchy, own_path, parse_cpu_stat
 from benchmarks.requests import ArrowBatch, Target
 from benchmarks.senders import spread_topics
@@ -125,6 +125,13 @@ def test_cpu_of_a_process_with_any_name() -> None:
     assert CpuTime(2.0, 3.0).total_s == 5.0
     assert process_cpu(os.getpid()).total_s >= 0
     assert os.getpid() in thread_cpu(os.getpid())
+
+
+def test_the_processes_below_one_are_found_with_their_commands() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()", "a word"], stdin=subprocess.PIPE) as started:
+        assert descendants(os.getpid())[started.pid][-2:] == ["a word", ""]
+        started.communicate(b"\n")
+    assert started.pid not in descendants(os.getpid())
 
 
 def test_the_machine_is_busy_with_what_is_not_idle_and_not_stolen() -> None:
