@@ -41,6 +41,8 @@ TARGETS = {
 """By messages in a batch and partitions: how many times the single writer's rate."""
 _QUICK_PARTITIONS = (1, 4, 8)
 _QUICK_S = 2.0
+_IN_FLIGHT_ROWS_MAX = 80_000
+"""Of all senders: a gateway queues 100,000 for one shard (`Settings.gateway_queue_rows_max`)."""
 _COMPILE_S = 3.0
 _WARMUP_S = 1.0
 _SERVING_TIMEOUT_S = 60.0
@@ -157,7 +159,8 @@ def _run(options: Options) -> list[Figure]:
     turns: dict[str, list[Sample]] = {}
     with servers.imray(options, shards=1) as server:
         system = System(server)
-        with senders(server, _CONV, topics, options.window, ROWS) as who, quotas(quota) as limits:
+        windows = {rows: window_for(options.window, rows) for rows in ROWS}
+        with senders(server, _CONV, topics, windows) as who, quotas(quota) as limits:
             _compile(system, who)
             system.home_threads = known_by(server)
             for rows in ROWS:
@@ -167,6 +170,11 @@ def _run(options: Options) -> list[Figure]:
                 turns |= in_turns(sides, options.repeat)
             system.spread(0)
     return [f for rows in ROWS for k in (0, *partitions) for f in _figures(turns, rows, k)]
+
+
+def window_for(wanted: int, rows: int) -> int:
+    """Batches in flight of each sender, so that a gateway has room for those of all of them."""
+    return max(1, min(wanted, _IN_FLIGHT_ROWS_MAX // (SENDERS * rows)))
 
 
 def _side(rows: int, partitions: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 from urllib.parse import urlsplit
@@ -59,13 +59,11 @@ class Senders:
 
 
 @contextlib.contextmanager
-def senders(
-    server: Server, conversation: str, topics: Sequence[str], window: int, sizes: Sequence[int]
-) -> Iterator[Senders]:
-    """A sender for each topic, each with `window` connections of one batch in flight; batches of `sizes` messages."""
+def senders(server: Server, conversation: str, topics: Sequence[str], windows: Mapping[int, int]) -> Iterator[Senders]:
+    """A sender for each topic. `windows`: messages in a batch, and how many of them each sender has in flight."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
-    process = spawn.Process(target=_work, args=(there, server, conversation, topics, window, sizes), daemon=True)
+    process = spawn.Process(target=_work, args=(there, server, conversation, topics, windows), daemon=True)
     process.start()
     there.close()  # or the death of the process would not be noticed
     try:
@@ -78,7 +76,7 @@ def senders(
 
 
 def _work(
-    pipe: Connection, server: Server, conversation: str, topics: Sequence[str], window: int, sizes: Sequence[int]
+    pipe: Connection, server: Server, conversation: str, topics: Sequence[str], windows: Mapping[int, int]
 ) -> None:
     """The process: make all batches, then send as asked until the other end is gone."""
     import os
@@ -94,7 +92,7 @@ def _work(
     target = Target(url.netloc, server.token)
     made = {
         rows: [ArrowBatch(target, [conversation], rows, topic) for topic in topics for _ in range(window)]
-        for rows in sizes
+        for rows, window in windows.items()
     }
     tune_process()
     pipe.send(os.getpid())

@@ -18,6 +18,7 @@ from benchmarks.requests import ArrowBatch, Target
 from benchmarks.senders import spread_topics
 from imray.core.routing import slot_for
 from imray.log.schema import check_batch, from_ipc
+from imray.settings import Settings
 
 _TARGET = Target("127.0.0.1:1", "token")
 
@@ -108,6 +109,13 @@ def test_senders_fall_evenly_on_the_partitions(partitions: int) -> None:
     assert len(set(topics)) == 8
     slots = [slot_for(topic, partitions) for topic in topics]
     assert {slot: slots.count(slot) for slot in slots} == {k + 1: 8 // partitions for k in range(partitions)}
+
+
+def test_what_all_senders_have_in_flight_fits_into_a_gateway() -> None:
+    rooms = {rows: hot_group_quota.window_for(4, rows) for rows in hot_group_quota.ROWS}
+    assert rooms == {200: 4, 2_500: 4, 10_000: 1}
+    assert all(8 * rows * window < Settings().gateway_queue_rows_max for rows, window in rooms.items())
+    assert hot_group_quota.window_for(1, 2_500) == 1
 
 
 def test_all_messages_of_a_sender_have_its_topic() -> None:
