@@ -148,9 +148,18 @@ class BlockedBloom:
     @classmethod
     def build(cls, fps: U64) -> BlockedBloom:
         """The filter over these fingerprints."""
-        words = np.zeros(8 * max(1, -(-len(fps) * cls.BITS_PER_ID // 512)), np.uint64)
-        set_bits(fps, words, _PLAIN)
-        return cls(words)
+        made = cls(np.zeros(cls.words_for(len(fps)), np.uint64))
+        made.put(fps)
+        return made
+
+    @classmethod
+    def words_for(cls, ids: int) -> int:
+        """How many words a filter over so many ids has."""
+        return 8 * max(1, -(-ids * cls.BITS_PER_ID // 512))
+
+    def put(self, fps: U64) -> None:
+        """Put ids into it; as many as it was made for, or it is wrong more often."""
+        set_bits(fps, self.words, _PLAIN)
 
     def maybe(self, fps: U64) -> Bools | None:
         """True for each row that may be in the filter; None where no row may."""
@@ -167,7 +176,7 @@ class SealedFilter:
         """`room`: ids that it may hold."""
         self._room = room
         self._count = 0
-        self._words: U64 = np.zeros(8 * max(1, -(-room * BlockedBloom.BITS_PER_ID // 512)), np.uint64)
+        self._words: U64 = np.zeros(BlockedBloom.words_for(room), np.uint64)
         self.holds: set[SealedIds] = set()
         """The files whose ids are in it."""
         self._of: Sequence[SealedIds] | None = None

@@ -36,12 +36,11 @@ def _bucket_order(fps: U64, shift: int, starts: I64, out: I64) -> None:
 
 
 @jit
-def gather(column: npt.NDArray[Item], order: I64) -> npt.NDArray[Item]:
-    """column[order]. numpy holds the interpreter's lock for it, and with it every commit (200 ms of ack latency)."""
-    out = np.empty(len(order), column.dtype)
+def gather(column: npt.NDArray[Item], order: I64, out: npt.NDArray[Item]) -> None:
+    """out[:] = column[order]. numpy holds the interpreter's lock for it, and with it every commit (200 ms of ack
+    latency)."""
     for i in range(len(order)):
         out[i] = column[order[i]]
-    return out
 
 
 def order_of(fps: U64) -> I64:

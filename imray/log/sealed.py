@@ -15,11 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -30,6 +28,7 @@ from imray.core.postings import Postings
 from imray.kernels.arrays import I64, U32, U64, Bools
 from imray.kernels.ordering import gather, order_of
 from imray.log import digest as digests
+from imray.log.column_file import ColumnFile
 from imray.log.segment import META_KEY, encode_parquet, read_meta
 from imray.log.store import Store
 
@@ -37,7 +36,10 @@ MERGE_FANOUT = 8
 IDS_PER_INTERVAL_MAX = 16_000_000
 """No merge makes a larger one: an ids file is read whole to be verified (20 bytes an id)."""
 
-_COLUMNS = {"ids": ["fp", "place", "row"], "bloom": ["words"]}
+_COLUMNS: Mapping[str, Mapping[str, type[np.generic]]] = {
+    "ids": {"fp": np.uint64, "place": np.int64, "row": np.uint32},
+    "bloom": {"words": np.uint64},
+}
 POSTINGS_SCHEMA = pa.schema(
     [("conv_id", pa.string()), ("place", pa.int64()), ("first", pa.int64()), ("last", pa.int64())]
 )
@@ -239,12 +241,16 @@ def write_interval(store: Store, interval: Interval, ids: IdColumns, postings: p
     """Write the files of a new interval: `ids` and `postings` in any order.
 
     StorageError where the store refuses; what was written by then is removed."""
+    file = _file(interval, "ids", len(ids))
     order = order_of(ids.fp)
-    bloom = BlockedBloom.build(ids.fp)
-    columns = (gather(ids.fp, order), gather(ids.log_position, order), gather(ids.row, order))
+    for column, name in ((ids.fp, "fp"), (ids.log_position, "place"), (ids.row, "row")):
+        gather(column, order, file.columns[name])
+    words = _file(interval, "bloom", BlockedBloom.words_for(len(ids)))
+    bloom = BlockedBloom(words.columns["words"])
+    bloom.put(file.columns["fp"])
     try:
-        _put_arrow(store, interval, "ids", dict(zip(_COLUMNS["ids"], columns, strict=True)))
-        _put_arrow(store, interval, "bloom", {"words": bloom.words})
+        _put_columns(store, interval, "ids", file)
+        _put_columns(store, interval, "bloom", words)
         ordered = postings.sort_by([("conv_id", "ascending"), ("first", "ascending")])
         data = encode_parquet(ordered, META_KEY, msgspec.json.encode(interval), "lz4")
         store.put_if_absent(interval.name("postings"), digests.seal(data)[0])
@@ -261,13 +267,12 @@ def remove(store: Store, interval: Interval) -> None:
             store.delete(name)
 
 
-def _put_arrow(store: Store, interval: Interval, kind: str, columns: Mapping[str, npt.NDArray[Any]]) -> None:
-    batch = pa.RecordBatch.from_pydict({k: pa.array(v) for k, v in columns.items()})
-    meta = {META_KEY: msgspec.json.encode(interval), digests.KEY: digests.BLANK}
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema.with_metadata(meta)) as writer:
-        writer.write_batch(batch.replace_schema_metadata(meta))
-    store.put_if_absent(interval.name(kind), digests.seal(sink.getvalue())[0])
+def _put_columns(store: Store, interval: Interval, kind: str, file: ColumnFile) -> None:
+    store.put_if_absent(interval.name(kind), file.seal())
+
+
+def _file(interval: Interval, kind: str, rows: int) -> ColumnFile:
+    return ColumnFile(_COLUMNS[kind], rows, {META_KEY: msgspec.json.encode(interval)})
 
 
 def why(error: Exception) -> str:
@@ -297,6 +302,6 @@ def _open_arrow(read: Callable[[str], bytes | memoryview | None], interval: Inte
             batch = reader.read_next_batch()
     except (CorruptError, msgspec.DecodeError, pa.ArrowException) as e:
         raise DerivedError(name, f"it does not verify: {why(e)}") from e
-    if said != interval or batch.schema.names != _COLUMNS[kind]:
+    if said != interval or batch.schema.names != list(_COLUMNS[kind]):
         raise DerivedError(name, "it is another interval's file, or of another kind")
     return batch

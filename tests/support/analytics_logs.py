@@ -144,10 +144,10 @@ class HotLog:
         granted = self.grants.ask(slot, self.slots[slot].epoch, self._asks, rows, (), 0.0)
         assert isinstance(granted, Granted)
         assert granted.grant
-        commit, name = self.grants.blocks.outstanding[granted.grant].commit, self.committer.state.conversations.name
+        block, name = self.grants.blocks.outstanding[granted.grant], self.committer.state.conversations.name
         notes = [
             GrantNote(granted.grant, name(int(c)), int(a), int(b - a + 1))
-            for c, a, b in zip(commit.touched, commit.touched_first, commit.touched_last, strict=True)
+            for c, a, b in zip(block.touched, block.touched_first, block.touched_last, strict=True)
         ]
         return table, granted, notes, slot
 
