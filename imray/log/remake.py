@@ -57,7 +57,7 @@ def remake(
     made = Interval(
         shard=interval.shard, first=interval.first, last=interval.last, ids=count, tag=new_tag(), partitions=partitions
     )
-    return write_interval(store, made, ids, pa.concat_tables(postings))
+    return write_interval(store, made, [ids], pa.concat_tables(postings))
 
 
 def _read(store: Store, seed: int, home: int, slot: int, first: int, last: int) -> Iterator[tuple[int, ReadBack]]:

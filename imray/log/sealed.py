@@ -26,7 +26,7 @@ from imray.core.errors import CorruptError, DerivedError, StorageError
 from imray.core.intervals import Interval
 from imray.core.postings import Postings
 from imray.kernels.arrays import I64, U32, U64, Bools
-from imray.kernels.ordering import gather, order_of
+from imray.kernels.ordering import sort_into
 from imray.log import digest as digests
 from imray.log.column_file import ColumnFile
 from imray.log.segment import META_KEY, encode_parquet, read_meta
@@ -55,6 +55,15 @@ class IdColumns:
 
     def __len__(self) -> int:
         return len(self.fp)
+
+    @classmethod
+    def concatenated(cls, parts: Sequence[IdColumns]) -> IdColumns:
+        """The ids of some parts, one after the other."""
+        return cls(
+            np.concatenate([p.fp for p in parts]),
+            np.concatenate([p.log_position for p in parts]),
+            np.concatenate([p.row for p in parts]),
+        )
 
     def take(self, which: Bools | I64) -> IdColumns:
         """The ids that a mask or indices name."""
@@ -165,7 +174,7 @@ def seal(
         "last": pa.array(np.concatenate([e.last for e in entries]) if entries else [], pa.int64()),
     }
     found = pa.table(columns, schema=POSTINGS_SCHEMA)
-    return write_interval(store, interval, ids, found)
+    return write_interval(store, interval, [ids], found)
 
 
 def merge(store: Store, parts: list[SealedInterval]) -> SealedInterval:
@@ -177,12 +186,13 @@ def merge(store: Store, parts: list[SealedInterval]) -> SealedInterval:
     interval = Interval(
         shard=first.shard, first=first.first, last=last.last, ids=total, tag=new_tag(), partitions=covered
     )
-    ids = IdColumns(*(np.concatenate([p.ids.column(name).to_numpy() for p in parts]) for name in _COLUMNS["ids"]))
+    ids = [IdColumns(*(p.ids.column(name).to_numpy() for name in _COLUMNS["ids"])) for p in parts]
     postings = pa.concat_tables([p.postings() for p in parts])
     if _overlap([p.interval.partitions for p in parts]):
         # intervals of an earlier version, made anew: each has all of the partitions' ids
-        _, once = np.unique(np.stack([ids.log_position, ids.row.astype(np.int64)]), axis=1, return_index=True)
-        ids = ids.take(once)
+        whole = IdColumns.concatenated(ids)
+        _, once = np.unique(np.stack([whole.log_position, whole.row.astype(np.int64)]), axis=1, return_index=True)
+        ids = [whole.take(once)]
         postings = postings.group_by(postings.column_names).aggregate([])
         interval = msgspec.structs.replace(interval, ids=len(once))
     return write_interval(store, interval, ids, postings)
@@ -237,15 +247,15 @@ def _span(interval: Interval) -> int:
     return interval.ids + interval.last - interval.first + 1
 
 
-def write_interval(store: Store, interval: Interval, ids: IdColumns, postings: pa.Table) -> SealedInterval:
-    """Write the files of a new interval: `ids` and `postings` in any order.
+def write_interval(store: Store, interval: Interval, ids: Sequence[IdColumns], postings: pa.Table) -> SealedInterval:
+    """Write the files of a new interval: `ids`, in parts, and `postings` in any order.
 
     StorageError where the store refuses; what was written by then is removed."""
-    file = _file(interval, "ids", len(ids))
-    order = order_of(ids.fp)
-    for column, name in ((ids.fp, "fp"), (ids.log_position, "place"), (ids.row, "row")):
-        gather(column, order, file.columns[name])
-    words = _file(interval, "bloom", BlockedBloom.words_for(len(ids)))
+    rows = sum(map(len, ids))
+    file = _file(interval, "ids", rows)
+    columns = file.columns["fp"], file.columns["place"], file.columns["row"]
+    sort_into([(part.fp, part.log_position, part.row) for part in ids], columns)
+    words = _file(interval, "bloom", BlockedBloom.words_for(rows))
     bloom = BlockedBloom(words.columns["words"])
     bloom.put(file.columns["fp"])
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +13,31 @@ from imray.core.dedup import IdTable
 from imray.core.errors import DerivedError
 from imray.core.intervals import Interval
 from imray.core.postings import Postings
+from imray.kernels.ordering import sort_into
 from imray.log import sealed
-from imray.log.sealed import merge, merge_due, open_interval, order_of, read_postings, seal
+from imray.log.sealed import merge, merge_due, open_interval, read_postings, seal
 from imray.log.store import LocalStore
 from tests.support.batches import random_fps
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 7, 8, 9, 100, 5000, 200_000])
-def test_order_equals_argsort(n: int) -> None:
-    fps = random_fps(n)
-    assert np.array_equal(order_of(fps), np.argsort(fps, kind="stable"))
+def _check_sorted(fps: np.ndarray, cuts: list[int]) -> None:
+    places, rows = np.arange(len(fps)), np.arange(len(fps), dtype=np.uint32)[::-1].copy()
+    parts = [tuple(c[a:b] for c in (fps, places, rows)) for a, b in pairwise([0, *cuts, len(fps)])]
+    out = np.zeros(len(fps), np.uint64), np.zeros(len(fps), np.int64), np.zeros(len(fps), np.uint32)
+    sort_into(parts, out)  # type: ignore[arg-type]
+    order = np.argsort(fps, kind="stable")
+    for found, column in zip(out, (fps, places, rows), strict=True):
+        assert np.array_equal(found, column[order])
 
 
-@pytest.mark.parametrize("values", [[5, 5, 5, 1, 5], [2**64 - 1, 0, 2**63, 0, 2**64 - 1], list(range(500, 0, -1))])
-def test_order_of_equal_and_extreme_values_is_stable(values: list[int]) -> None:
-    fps = np.array(values, np.uint64)
-    assert np.array_equal(order_of(fps), np.argsort(fps, kind="stable"))
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 8, 9, 100, 5000, 200_000, 3_000_000])
+def test_sorted_as_argsort_does(n: int) -> None:
+    _check_sorted(random_fps(n), [n // 3, n // 2])
+
+
+@pytest.mark.parametrize("values", [[5, 5, 5, 1, 5], [2**64 - 1, 0, 2**63, 0, 2**64 - 1], list(range(5000, 0, -1))])
+def test_equal_and_extreme_values_are_sorted_in_their_order(values: list[int]) -> None:
+    _check_sorted(np.array(values, np.uint64), [2])
 
 
 def _sealed(store: LocalStore, first: int, last: int, n: int, seed: int) -> tuple[sealed.SealedInterval, np.ndarray]:
