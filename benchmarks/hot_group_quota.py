@@ -26,6 +26,7 @@ from benchmarks.senders import Senders, senders, spread_topics
 from benchmarks.thread_names import known_by
 from benchmarks.workload import conversation_names
 from imray.core.status import ServingState
+from imray.settings import Settings
 
 SENDERS = 8
 _PARTITIONS = (1, 2, 4, 8)
@@ -44,6 +45,9 @@ _QUICK_S = 2.0
 _IN_FLIGHT_ROWS_MAX = 80_000
 """Of all senders: a gateway queues 100,000 for one shard (`Settings.gateway_queue_rows_max`)."""
 _COMPILE_S = 3.0
+_CHECKPOINTS = 3
+_TOUCH_STEP_S = 2.0
+_TOUCH_S_MAX = 40.0
 _WARMUP_S = 1.0
 _SERVING_TIMEOUT_S = 60.0
 _HTTP_TIMEOUT_S = 30.0
@@ -190,6 +194,20 @@ def _compile(system: System, who: Senders) -> None:
             seconds = _COMPILE_S / len(ROWS)
             who.start(rows, now, now + seconds)
             who.result(seconds)
+    _touch(system, who)
+
+
+def _touch(system: System, who: Senders) -> None:
+    """Send until the home shard's tables of ids take over each other's memory, as in a group that lives for more than a
+    minute: from the third checkpoint on. Memory that is touched for the first time costs five times an id's own price."""
+    deadline = time.perf_counter() + _TOUCH_S_MAX
+    while system.shard()["sealed_ids"] < _CHECKPOINTS * Settings().checkpoint_ids_max:
+        now = time.perf_counter()
+        if now > deadline:
+            say("the home shard's tables are not in their steady state: this machine takes too long to fill them")
+            return
+        who.start(max(ROWS), now, now + _TOUCH_STEP_S)
+        who.result(_TOUCH_STEP_S)
 
 
 def _saturate(options: Options, system: System, who: Senders, limits: Quotas, rows: int, partitions: int) -> Sample:

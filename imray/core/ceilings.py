@@ -5,11 +5,11 @@ from __future__ import annotations
 from imray.core.state import HotGroup, ShardState
 
 _STEP_MIN = 1 << 10
-_STEP_BLOCKS = 4
-_STEP_S = 0.25
+_STEP_BLOCKS = 8
+_STEP_S = 1.0
 """A ceiling is logged so many numbers, blocks of each partition, or seconds ahead, whatever is most: seldom enough to
-cost little, near enough that a crash voids little. The next one is logged when half of that is left: two blocks of
-each, one being written and one asked beside it."""
+cost little (a record is a commit of the home shard, 2 ms), near enough that a crash voids little. The next one is
+logged when half of that is left."""
 
 
 def next_ceiling(group: HotGroup, head: int, block: int, rate_per_s: float) -> int | None:

@@ -72,13 +72,13 @@ class _GrantedHead(msgspec.Struct, frozen=True, array_like=True, tag="granted", 
 
 
 def encode_ask(slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]) -> Parts:
-    """Of Method.ASK."""
+    """Of Method.ASK. Where there is one name, all rows have it, and no column says so."""
     return pack(
         _AskHead(slot, epoch, ask, len(rows), to_wire(reports)),
         [
             (rows.names_data, np.uint8),
             (rows.names_offsets, np.int32),
-            (rows.conv, np.int32),
+            (rows.conv if len(rows.names_offsets) > 2 else rows.conv[:0], np.int32),
             (rows.ids, np.uint64),
             (rows.fps, np.uint64),
             (rows.payload, np.uint64),
@@ -90,10 +90,14 @@ def decode_ask(data: memoryview) -> Ask:
     """The inverse of `encode_ask`. The rows lie in the memory of `data`. InvalidError where it is malformed."""
     head, arrays = unpack(data, _AskHead)
     n = head.rows
+    names_data = arrays.take(np.uint8, None, "names_data")
+    names_offsets = arrays.take(np.int32, None, "names_offsets")
+    one = len(names_offsets) == 2
+    conv = arrays.take(np.int32, 0 if one else n, "conv")
     rows = Rows(
-        arrays.take(np.uint8, None, "names_data"),
-        arrays.take(np.int32, None, "names_offsets"),
-        arrays.take(np.int32, n, "conv"),
+        names_data,
+        names_offsets,
+        np.zeros(n, np.int32) if one else conv,
         arrays.take(np.uint64, 2 * n, "ids").reshape(n, 2),
         arrays.take(np.uint64, n, "fps"),
         arrays.take(np.uint64, n, "payload"),
@@ -106,9 +110,7 @@ def decode_ask(data: memoryview) -> Ask:
 def _check_rows(rows: Rows) -> None:
     offsets = rows.names_offsets
     if len(offsets) == 2 and offsets[0] == 0 and offsets[1] == len(rows.names_data):
-        if rows.conv.any():
-            raise InvalidError("a row of an ask has no name")
-        return
+        return  # one name, and every row has it
     if not len(offsets) or offsets[0] < 0 or offsets[-1] > len(rows.names_data) or (offsets[1:] < offsets[:-1]).any():
         raise InvalidError("the names of an ask do not lie within its text")
     if len(rows) and (rows.conv.min() < 0 or rows.conv.max() >= len(offsets) - 1):

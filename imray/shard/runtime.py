@@ -28,6 +28,13 @@ class Worker(Protocol):
         """Wait until it is at rest; it takes nothing any more. `drop_waiting`: what has not begun is dropped."""
 
 
+class NewWorker(Protocol):
+    """Makes workers."""
+
+    def __call__(self, name: str, threads: int = 1, background: bool = False) -> Worker:
+        """`background`: what it does is for later, and gives way to everything else."""
+
+
 class Lock(AbstractContextManager[Any], Protocol):
     """A mutual exclusion between threads."""
 
@@ -48,8 +55,7 @@ class Runtime:
     """Seconds since some moment; never goes back."""
     thread_cpu_s: Callable[[], float]
     """CPU seconds that the calling thread has used; for figures."""
-    worker: Callable[[str, int], Worker]
-    """A new worker: its name, and how many threads it has."""
+    worker: NewWorker
     lock: Callable[[], Lock]
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
+
+_BACKGROUND_NICE = 5
+"""A third of another thread's CPU where there is not enough: checkpoints and merges of ids took half of a small quota.
+Not less, since now and then such a thread holds the interpreter's lock, and everybody waits until it runs again."""
 
 
 class _Call(NamedTuple):
@@ -27,9 +32,11 @@ class Threads:
     An executor's way there and back costs about three times the CPU (its futures have locks of their own). The threads
     are daemons: a put that never returns does not keep a process that ends."""
 
-    def __init__(self, name: str, threads: int = 1) -> None:
+    def __init__(self, name: str, threads: int = 1, background: bool = False) -> None:
+        """As `imray.shard.runtime.NewWorker`."""
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._name = name
+        self._background = background
         self._count = threads
         self._threads: list[threading.Thread] = []
         self._ended = False
@@ -52,6 +59,10 @@ class Threads:
             self._threads.append(thread)
 
     def _work(self) -> None:
+        if self._background:
+            # Linux takes a thread's id here; elsewhere it may not be known, and the thread is as all others
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICE)
         while (one := self._calls.get()) is not None:
             if one.answer.cancelled():
                 continue

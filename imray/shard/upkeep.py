@@ -31,8 +31,8 @@ class UpkeepWorkers:
     over left running is one piece of work at most, and the next one's waits for it."""
 
     def __init__(self, runtime: Runtime, shard: int) -> None:
-        self.sealing = runtime.worker(f"checkpoint-{shard}", 1)
-        self.merging = runtime.worker(f"merge-{shard}", 1)
+        self.sealing = runtime.worker(f"checkpoint-{shard}", background=True)
+        self.merging = runtime.worker(f"merge-{shard}", background=True)
 
     async def end(self) -> None:
         """Wait until both are at rest; a merge takes seconds."""

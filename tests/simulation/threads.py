@@ -148,6 +148,6 @@ def runtime_of(process: Process) -> Runtime:
         wall_ms=lambda: 1_000_000 + sim.now // MS,
         monotonic_s=lambda: sim.now / 1e6,
         thread_cpu_s=lambda: 0.0,
-        worker=lambda _name, threads: SimWorker(process, threads),
+        worker=lambda _name, threads=1, background=False: SimWorker(process, threads),
         lock=lambda: SimLock(process),
     )

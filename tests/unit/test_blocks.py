@@ -295,6 +295,7 @@ def test_ceilings_are_logged_well_ahead(monkeypatch: pytest.MonkeyPatch) -> None
     assert next_ceiling(HotGroup(1, 149, 0), 100, 1, 0.0) == 200
     assert next_ceiling(HotGroup(1, 199, 0), 100, 20, 0.0) == 300, "large blocks need more"
     assert next_ceiling(HotGroup(2, 199, 0), 100, 20, 0.0) == 500, "so do more partitions"
+    monkeypatch.setattr(module, "_STEP_S", 0.25)
     assert next_ceiling(HotGroup(1, 199, 0), 100, 1, 4000.0) == 1100, "and a high rate: no record for every block"
 
 
