@@ -72,6 +72,7 @@ class Upkeep:
         """Intervals that could not be made anew: when to try again, and how long after that."""
         self._retry_at = 0.0
         self._advance_at = 0.0
+        self._again: asyncio.TimerHandle | None = None
         self._ended = False
 
     def start(self) -> None:
@@ -92,8 +93,15 @@ class Upkeep:
             if self._now_s() >= self._advance_at:
                 self._advance_at = self._now_s() + _ADVANCE_AGAIN_S
                 self._advance()  # it leads here again, when it is durable
+            elif self._again is None:
+                # who came too early may have been the last to come
+                self._again = asyncio.get_running_loop().call_later(_ADVANCE_AGAIN_S, self._start_again)
             return
         self._checkpoint_task = self._spawn(self._checkpoint())
+
+    def _start_again(self) -> None:
+        self._again = None
+        self.start_checkpoint()
 
     @property
     def at_work(self) -> bool:
@@ -116,6 +124,8 @@ class Upkeep:
     async def end(self) -> None:
         """Begin nothing more. What a thread is making is of no use to anybody then, and nobody waits for it."""
         self._ended = True
+        if self._again is not None:
+            self._again.cancel()
         tasks = [t for t in (self._checkpoint_task, self._merge_task, *self._mends.values()) if t is not None]
         for task in tasks:
             task.cancel()
