@@ -49,13 +49,14 @@ def answers_of(requests: Sequence[Prepared], planned: Plan, written: Written) ->
             continue
         firsts = _firsts(planned, start, end, written)
         stables = written.stables[start:end]
-        same = bool((stables == stables[0]).all())
+        same = end - start == 1 or bool((stables == stables[0]).all())
         answer = Appended(
             len(request), written.epoch, written.log_position, written.server_ts, new_before,
             planned.seq[start:end], int(stables[0]) if same else stables, firsts, written.hot or None,
         )  # fmt: skip
         new_before += len(request) - (len(firsts.at) if firsts is not None else 0)
-        answers.append(_IN_FLIGHT if (planned.status[start:end] == RowStatus.IN_FLIGHT).any() else answer)
+        flying = firsts is not None and bool((firsts.status == RowStatus.IN_FLIGHT).any())
+        answers.append(_IN_FLIGHT if flying else answer)
         start = end
     return answers
 
