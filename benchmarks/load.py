@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import uvloop
 
 from benchmarks.harness import percentile
+from benchmarks.processes import machine_cpu
 from benchmarks.requests import Source, Target, sources
 from imray.deploy.process import tune_process
 
@@ -155,8 +156,10 @@ async def measure_between(host: str, port: int, all_sources: Sequence[Source], b
         await loop.create_connection(partial(Connection, source, clock, done), host, port)
     await asyncio.sleep(max(0.0, clock.begin - time.perf_counter()))
     cpu, wall = time.process_time(), time.perf_counter()
+    busy_s, _ = machine_cpu()
     await asyncio.sleep(max(0.0, clock.end - time.perf_counter()))
     share = (time.process_time() - cpu) / (time.perf_counter() - wall)
+    busy_s = machine_cpu()[0] - busy_s
     await asyncio.wait_for(asyncio.gather(*finished), _ANSWER_TIMEOUT_S)
     return {
         "requests_per_second": len(clock.latencies) / seconds,
@@ -164,6 +167,7 @@ async def measure_between(host: str, port: int, all_sources: Sequence[Source], b
         "p50_ms": percentile(clock.latencies, 0.5) * 1e3,
         "p99_ms": percentile(clock.latencies, 0.99) * 1e3,
         "generator_cpu": share,
+        "machine_cpu_s_per_million": 1e6 * busy_s / max(1, clock.rows),
     }
 
 
