@@ -198,8 +198,8 @@ def _compile(system: System, who: Senders) -> None:
 
 
 def _touch(system: System, who: Senders) -> None:
-    """Send until the home shard's tables of ids take over each other's memory: from the third checkpoint on, as in a
-    group that lives for more than a minute. Memory that is touched for the first time costs five times an id's price."""
+    """Send until the home shard's tables of ids take over each other's memory, from the third checkpoint on, as in a
+    group that lives for a minute. Memory that is touched for the first time costs five times an id's own price."""
     deadline = time.perf_counter() + _TOUCH_S_MAX
     while system.shard()["sealed_ids"] < _CHECKPOINTS * Settings().checkpoint_ids_max:
         now = time.perf_counter()
