@@ -36,6 +36,12 @@ MERGE_FANOUT = 8
 IDS_PER_INTERVAL_MAX = 16_000_000
 """No merge makes a larger one: an ids file is read whole to be verified (20 bytes an id)."""
 
+FILTERED_IDS_MAX = 64_000_000
+"""So many have one filter in front of them (`imray.log.sealed_filter`), 2 to 4 bytes each: beyond that (256 MB) memory
+is worth more than time."""
+_FILTERED_INTERVAL_MAX = 4_000_000
+"""No merge makes a larger one there: it costs 70 ns an id in the process that numbers, and would spare no look-up."""
+
 _COLUMNS: Mapping[str, Mapping[str, type[np.generic]]] = {
     "ids": {"fp": np.uint64, "place": np.int64, "row": np.uint32},
     "bloom": {"words": np.uint64},
@@ -233,11 +239,13 @@ def merge_due(intervals: Sequence[Interval]) -> slice | None:
     newest = intervals[-MERGE_FANOUT:]
     if len(newest) < MERGE_FANOUT or max(_span(i) for i in newest) > MERGE_FANOUT * _span(newest[-1]):
         return None
+    filtered = sum(i.ids for i in intervals) <= FILTERED_IDS_MAX
+    ids_max = _FILTERED_INTERVAL_MAX if filtered else IDS_PER_INTERVAL_MAX
     fitting = 0
     total = 0
     for interval in reversed(newest):
         total += interval.ids
-        if total > IDS_PER_INTERVAL_MAX:
+        if total > ids_max:
             break
         fitting += 1
     return slice(len(intervals) - fitting, len(intervals)) if 2 * fitting >= MERGE_FANOUT else None

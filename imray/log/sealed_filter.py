@@ -10,12 +10,11 @@ from collections.abc import Sequence
 
 from imray.core.dedup import SealedFilter
 from imray.core.errors import DerivedError, StorageError
+from imray.log import sealed
 from imray.log.sealed import SealedInterval
 
 log = logging.getLogger("imray.sealed")
 
-IDS_MAX = 64_000_000
-"""2 to 4 bytes each: beyond it (256 MB) memory is worth more than time."""
 _ROOM_MIN = 1 << 16
 
 
@@ -24,21 +23,21 @@ def grown(before: SealedFilter | None, intervals: Sequence[SealedInterval]) -> S
 
     None: there is nothing to filter, or too much, or an ids file cannot be read now. For one thread at a time: two that
     put ids into one filter would undo each other's bits."""
-    total = sum(sealed.interval.ids for sealed in intervals)
-    if not total or total > IDS_MAX:
+    total = sum(each.interval.ids for each in intervals)
+    if not total or total > sealed.FILTERED_IDS_MAX:
         return None
     lacking = intervals
     found = before
     if found is not None:
-        lacking = [sealed for sealed in intervals if sealed not in found.holds]
-        if not found.has_room(sum(sealed.interval.ids for sealed in lacking)):
+        lacking = [each for each in intervals if each not in found.holds]
+        if not found.has_room(sum(each.interval.ids for each in lacking)):
             found = None
     if found is None:
         lacking = intervals
         found = SealedFilter(max(_ROOM_MIN, 2 * total))
     try:
-        for sealed in lacking:
-            found.put(sealed, sealed.ids.column("fp").to_numpy())
+        for each in lacking:
+            found.put(each, each.ids.column("fp").to_numpy())
     except (DerivedError, StorageError) as e:
         log.warning("every filter of sealed ids is asked until all can be read: %s", e)
         return None

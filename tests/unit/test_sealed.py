@@ -134,8 +134,12 @@ def test_merge_is_due_for_enough_intervals_of_like_size(monkeypatch: pytest.Monk
     assert merge_due(_run([100] * (fan + 3))) == slice(3, fan + 3)
     assert merge_due(_run([100 * fan * fan] + [100] * (fan - 1))) is None
     assert merge_due(_run([0] * fan)) == slice(0, fan)
-    monkeypatch.setattr(sealed, "IDS_PER_INTERVAL_MAX", 100 * fan - 1)
+    monkeypatch.setattr(sealed, "_FILTERED_INTERVAL_MAX", 100 * fan - 1)
     assert merge_due(_run([100] * fan)) == slice(1, fan), "as many as fit"
+    monkeypatch.setattr(sealed, "_FILTERED_INTERVAL_MAX", 100)
+    assert merge_due(_run([100] * fan)) is None, "one filter stands for all of them"
+    monkeypatch.setattr(sealed, "FILTERED_IDS_MAX", 100 * fan - 1)
+    assert merge_due(_run([100] * fan)) == slice(0, fan), "none does"
 
 
 def test_intervals_stay_few() -> None:
@@ -158,4 +162,5 @@ def test_intervals_stay_few_where_eight_are_too_large_for_one(ids: int) -> None:
             parts = intervals[due]
             intervals[due] = [Interval(0, parts[0].first, parts[-1].last, sum(p.ids for p in parts))]
     whole = 200 * ids / sealed.IDS_PER_INTERVAL_MAX
-    assert len(intervals) <= 2 * whole + sealed.MERGE_FANOUT
+    filtered = sealed.FILTERED_IDS_MAX / ids
+    assert len(intervals) <= 2 * whole + filtered + sealed.MERGE_FANOUT

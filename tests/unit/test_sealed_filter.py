@@ -89,5 +89,5 @@ def test_there_is_none_where_ids_cannot_be_read_or_are_too_many(
     fresh = sealed.open_interval(committer.store, interval.interval)
     assert grown(None, [fresh]) is None
     assert grown(None, []) is None
-    monkeypatch.setattr(sealed_filter, "IDS_MAX", 1)
+    monkeypatch.setattr(sealed, "FILTERED_IDS_MAX", 1)
     assert grown(None, [interval]) is None
