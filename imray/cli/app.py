@@ -49,6 +49,8 @@ def bench(context: typer.Context) -> None:
       imray bench --quick    # all of them within 5 minutes
 
       imray bench hot_group --repeat 5
+
+      imray bench hot_group_scaling --quota 0.15    # what a hot group gives on many machines (needs root)
     """
     root = Path(imray.__file__).resolve().parent.parent
     if not (root / "benchmarks" / "__main__.py").exists():

@@ -192,6 +192,12 @@ def test_settings_are_known_and_of_the_right_type() -> None:
     Settings.from_env(_settings())
 
 
+def test_busy_conversations_turn_hot_by_themselves() -> None:
+    settings = Settings.from_env({k: str(v) for k, v in _one("ConfigMap", "imray-settings")["data"].items()})
+    assert settings.hot_rate_per_s > 0
+    assert settings.hot_partitions > 1
+
+
 def test_the_gateway_can_be_reached() -> None:
     service = _one("Service", "imray-gateway")
     assert _selected(service["spec"]["selector"]) == {"ray-worker"}
