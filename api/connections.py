@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any, ClassVar, cast
 
-from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from api.limits import CALLING, Limits, over_budget
+from api.limits import CALLING, Limits, announces_body, body_behind_upgrade, over_budget, refuse_crowded
 from api.problems import ProblemError
 from api.watch import Watch, unsent
 from api.whole import WHOLE, answer_whole
@@ -133,19 +132,24 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if not self._check_head(self._head_bytes()):
             return
+        upgrade = self.parser.should_upgrade()
+        if upgrade and announces_body(self.headers):
+            self._refuse(body_behind_upgrade())
+            return
         self._enter(_BODY)
         self.account.begin()
         crowded = len(self.tasks) >= self.limits.settings.requests_at_once_max
         if not crowded and self._refusal is None:
             super().on_headers_complete()
             self._reading = self.cycle
+            self.cycle.keep_alive &= not upgrade  # the parser reads no further
             return
         healthy = self.url.partition(b"?")[0] in HEALTH
         if self._refusal is not None and not healthy:
             self._refuse(self._refusal, with_body=self.parser.get_method() != b"HEAD")
             return
         if not healthy:
-            self.app = cast(Any, _refuse_crowded)
+            self.app = cast(Any, refuse_crowded)
         super().on_headers_complete()
         self._reading = self.cycle
         self.app = self.config.loaded_app
@@ -316,11 +320,6 @@ class GuardedProtocol(HttpToolsProtocol):
         headers = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")]
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         return STATUS_LINE[problem.status] + lines + b"\r\n" + (bytes(response.body) if with_body else b"")
-
-
-async def _refuse_crowded(scope: Scope, receive: Receive, send: Send) -> None:
-    problem = ProblemError(503, "busy", "too many requests at once: come back later", 1.0)
-    await problem.response()(scope, receive, send)
 
 
 def guarded(limits: Limits) -> type[asyncio.Protocol]:

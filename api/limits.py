@@ -7,8 +7,10 @@ and to the token's subject instead as soon as that is known and matters.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+
+from starlette.types import Receive, Scope, Send
 
 from api.problems import ProblemError
 from imray.settings import Settings
@@ -275,3 +277,20 @@ def _network(host: str) -> str:
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(ipaddress.IPv6Network((address, _IPV6_PREFIX), strict=False))
+
+
+def announces_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a body follows these headers, whose names are in small letters."""
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in headers)
+
+
+def body_behind_upgrade() -> ProblemError:
+    """A wish for another protocol (Upgrade), with a body: the parser would take the body for that protocol's bytes, and
+    what comes later for a request of its own."""
+    return ProblemError(400, "invalid", "an Upgrade is not answered here: send the body without that header")
+
+
+async def refuse_crowded(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers in the app's place where too many requests are in work."""
+    problem = ProblemError(503, "busy", "too many requests at once: come back later", _RETRY_AFTER_S)
+    await problem.response()(scope, receive, send)

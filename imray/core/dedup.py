@@ -201,13 +201,16 @@ class SealedFilter:
         """Whether it holds the ids of all of these. The same list again costs nothing: it is never changed in place."""
         if self._of is not files and self.holds.issuperset(files):
             self._of = files
-            self.holds.intersection_update(files)  # what others took the place of need not be kept
         return self._of is files
 
     def maybe(self, fps: U64) -> Bools | None:
         """True for each row that may be in one of the files; None where no row may."""
         out = np.empty(len(fps), np.bool_)
         return out if probe_bits(fps, self._words, _SPREAD, out) else None
+
+    def forget_but(self, files: Sequence[SealedIds]) -> None:
+        """These are all files that there are: what they took the place of need not be kept in memory."""
+        self.holds.intersection_update(files)
 
     @property
     def nbytes(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 
@@ -33,3 +35,26 @@ class Interval(msgspec.Struct, frozen=True):
     def names(self) -> list[str]:
         """All its files."""
         return [self.name(kind) for kind in ("ids", "bloom", "postings")]
+
+
+def overlap(partitions: Sequence[tuple[tuple[int, int, int], ...] | None]) -> bool:
+    """Whether some of these cover one segment of a partition's log twice."""
+    ends: dict[int, int] = {}
+    for one in partitions:
+        for slot, first, last in one or ():
+            if first <= ends.get(slot, 0):
+                return True
+            ends[slot] = last
+    return False
+
+
+def joined(partitions: Sequence[tuple[tuple[int, int, int], ...] | None]) -> tuple[tuple[int, int, int], ...] | None:
+    """What adjacent intervals cover of partitions' logs, as one; None where one of them does not say."""
+    ranges: dict[int, tuple[int, int]] = {}
+    for one in partitions:
+        if one is None:
+            return None
+        for slot, first, last in one:
+            low, high = ranges.get(slot, (first, last))
+            ranges[slot] = min(low, first), max(high, last)
+    return tuple((slot, low, high) for slot, (low, high) in sorted(ranges.items()))

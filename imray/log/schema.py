@@ -182,8 +182,12 @@ def dictionary_rows(column: pa.DictionaryArray) -> I32:
 
 def id_words(column: pa.Array) -> U64:
     """The ids of a fixed_size_binary(16) column as a (rows, 2) view of two words each."""
-    words: U64 = np.frombuffer(column.buffers()[1], np.uint64).reshape(-1, 2)
-    return words[column.offset : column.offset + len(column)]
+    if not len(column):
+        return np.empty((0, 2), np.uint64)
+    # no more of the buffer than the rows need: what lies behind may be no multiple of a word
+    end = column.offset + len(column)
+    words: U64 = np.frombuffer(column.buffers()[1], np.uint64, 2 * end).reshape(-1, 2)
+    return words[column.offset :]
 
 
 def body_parts(column: pa.Array) -> tuple[U8, I32]:

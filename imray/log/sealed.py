@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from imray.core.dedup import RELEASED, BlockedBloom, IdTable
 from imray.core.errors import CorruptError, DerivedError, StorageError
-from imray.core.intervals import Interval
+from imray.core.intervals import Interval, joined, overlap
 from imray.core.postings import Postings
 from imray.kernels.arrays import I64, U32, U64, Bools
 from imray.kernels.ordering import sort_into
@@ -194,7 +194,7 @@ def merge(store: Store, parts: list[SealedInterval]) -> SealedInterval:
     )
     ids = [IdColumns(*(p.ids.column(name).to_numpy() for name in _COLUMNS["ids"])) for p in parts]
     postings = pa.concat_tables([p.postings() for p in parts])
-    if _overlap([p.interval.partitions for p in parts]):
+    if overlap([p.interval.partitions for p in parts]):
         # intervals of an earlier version, made anew: each has all of the partitions' ids
         whole = IdColumns.concatenated(ids)
         _, once = np.unique(np.stack([whole.log_position, whole.row.astype(np.int64)]), axis=1, return_index=True)
@@ -204,51 +204,40 @@ def merge(store: Store, parts: list[SealedInterval]) -> SealedInterval:
     return write_interval(store, interval, ids, postings)
 
 
-def _overlap(partitions: Sequence[tuple[tuple[int, int, int], ...] | None]) -> bool:
-    ends: dict[int, int] = {}
-    for one in partitions:
-        for slot, first, last in one or ():
-            if first <= ends.get(slot, 0):
-                return True
-            ends[slot] = last
-    return False
-
-
 def new_tag() -> str:
     """A tag that no other try has."""
     return secrets.token_hex(6)
 
 
-def joined(partitions: Sequence[tuple[tuple[int, int, int], ...] | None]) -> tuple[tuple[int, int, int], ...] | None:
-    """What adjacent intervals cover of partitions' logs, as one; None where one of them does not say."""
-    ranges: dict[int, tuple[int, int]] = {}
-    for one in partitions:
-        if one is None:
-            return None
-        for slot, first, last in one:
-            low, high = ranges.get(slot, (first, last))
-            ranges[slot] = min(low, first), max(high, last)
-    return tuple((slot, low, high) for slot, (low, high) in sorted(ranges.items()))
-
-
 def merge_due(intervals: Sequence[Interval]) -> slice | None:
     """Which adjacent intervals to merge now: the newest MERGE_FANOUT of about one size, or as many of these as one
-    interval may hold, but not under half of them; None where there are none."""
+    interval may hold, but not under half of them; None where there are none.
+
+    Past the ids that one filter may stand for older ones count, too: they were left as they were until then."""
     for a, b in pairwise(intervals):
         assert a.last + 1 == b.first, "intervals are adjacent"
-    newest = intervals[-MERGE_FANOUT:]
-    if len(newest) < MERGE_FANOUT or max(_span(i) for i in newest) > MERGE_FANOUT * _span(newest[-1]):
-        return None
     filtered = sum(i.ids for i in intervals) <= FILTERED_IDS_MAX
     ids_max = _FILTERED_INTERVAL_MAX if filtered else IDS_PER_INTERVAL_MAX
+    oldest_end = len(intervals) if filtered else MERGE_FANOUT
+    for end in range(len(intervals), max(oldest_end, MERGE_FANOUT) - 1, -1):
+        fitting = _fitting(intervals[end - MERGE_FANOUT : end], ids_max)
+        if 2 * fitting >= MERGE_FANOUT:
+            return slice(end - fitting, end)
+    return None
+
+
+def _fitting(some: Sequence[Interval], ids_max: int) -> int:
+    """How many of these, from the last one on, are of about one size and fit into one interval."""
+    if max(_span(i) for i in some) > MERGE_FANOUT * _span(some[-1]):
+        return 0
     fitting = 0
     total = 0
-    for interval in reversed(newest):
+    for interval in reversed(some):
         total += interval.ids
         if total > ids_max:
             break
         fitting += 1
-    return slice(len(intervals) - fitting, len(intervals)) if 2 * fitting >= MERGE_FANOUT else None
+    return fitting
 
 
 def _span(interval: Interval) -> int:

@@ -32,13 +32,14 @@ def grown(before: SealedFilter | None, intervals: Sequence[SealedInterval]) -> S
         lacking = [each for each in intervals if each not in found.holds]
         if not found.has_room(sum(each.interval.ids for each in lacking)):
             found = None
-    if found is None:
-        lacking = intervals
-        found = SealedFilter(max(_ROOM_MIN, 2 * total))
     try:
+        if found is None:
+            lacking = intervals
+            found = SealedFilter(max(_ROOM_MIN, 2 * total))
         for each in lacking:
             found.put(each, each.ids.column("fp").to_numpy())
-    except (DerivedError, StorageError) as e:
-        log.warning("every filter of sealed ids is asked until all can be read: %s", e)
+    except Exception as e:
+        known = isinstance(e, DerivedError | StorageError)
+        log.warning("every filter of sealed ids is asked until there is one: %s", e, exc_info=not known)
         return None
     return found

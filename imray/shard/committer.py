@@ -238,6 +238,8 @@ class Committer:
         anew while it was written stays so. `sealed_filter`: one that may stand for all from now on."""
         self.state.sealed_filter = sealed_filter
         self._used = sealed(self.state, [*self.intervals, files[-1]])
+        if sealed_filter is not None:
+            sealed_filter.forget_but(self.state.sealed)
         self._snapshot = None
         self.rewrite = False
 

@@ -199,6 +199,8 @@ class Grants:
         self.ceilings_wanted = set()
 
         def records(state: ShardState) -> list[LogRecord]:
+            if self.blocks.closed:
+                return []  # the exact ceilings are the last word
             # after the record that turns it cold this one would turn it hot again; if it stays hot, the next ask wants
             # its ceiling again
             for conv in wanted & self.blocks.cooling:

@@ -29,12 +29,13 @@ _WATCH_S = 0.1
 """Between two looks at outstanding grants: a tenth of what an operator would notice."""
 _TICK_S = 1.0
 _ROWS_AT_ONCE_MAX = 16_000
-"""Asks up to so many rows take about a millisecond, and are answered on the event loop where no file is read."""
+"""Up to so many rows take about a millisecond: answered on the event loop, where no file is read."""
 _TIMED_EVERY = 16
 """One ask of so many is timed, and stands for them: asking the kernel twice took a tenth of a small block's time."""
 _COOL_TIMEOUT_S = 10.0
 """A group turns cold once its grants are settled, by fencing if need be (`grant_timeout_s`)."""
 
+_NOT_THE_WRITER = Refusal(Refused.UNAVAILABLE, "the shard is not the writer any more: ask again")
 
 StartPartitions = Callable[[int], Awaitable[None]]
 """Have the partitions 1 .. n run; UnavailableError where they cannot."""
@@ -66,7 +67,7 @@ class HotGroups:
         self._waiting: list[asyncio.Future[None]] = []
         self._turning: asyncio.Task[None] | None = None
         self._ended = False
-        self._asks = 0
+        self._asks = self._tried = 0
         self._asks_cpu_s = 0.0
         self.on_progress: Callable[[], None] = lambda: None
         """Called when asks or reports may have made a checkpoint due."""
@@ -111,7 +112,7 @@ class HotGroups:
     ) -> Granted | Declined | Refusal | None:
         """As `ask`, where that takes no file and no wait; None: it does, and nothing was granted."""
         if self._ended:
-            return self._not_the_writer()
+            return _NOT_THE_WRITER
         if len(rows) > _ROWS_AT_ONCE_MAX:
             return None
         now_s = self._runtime.monotonic_s()
@@ -126,7 +127,7 @@ class HotGroups:
     ) -> Granted | Declined | Refusal:
         """As `Grants.ask`. If the call fails its outcome is unknown: the same `ask` is sent again."""
         if self._ended:
-            return self._not_the_writer()
+            return _NOT_THE_WRITER
         now_s = self._runtime.monotonic_s()
         try:
             answer = await self._state.run(self._timed_ask, slot, epoch, ask, rows, reports, now_s, True)
@@ -135,13 +136,11 @@ class HotGroups:
         assert answer is not None
         return answer
 
-    def _not_the_writer(self) -> Refusal:
-        return Refusal(Refused.UNAVAILABLE, "the shard is not the writer any more: ask again")
-
     def _timed_ask(
         self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report], now_s: float, may_read: bool
     ) -> Granted | Declined | None:
-        if self._asks % _TIMED_EVERY:
+        self._tried += 1
+        if self._tried % _TIMED_EVERY:
             answer = self.grants.ask(slot, epoch, ask, rows, reports, now_s, may_read)
         else:
             before_s = self._runtime.thread_cpu_s()

@@ -122,11 +122,11 @@ class ShardIncarnation:
         if job.commit is None or len(job.commit.touched) <= self._rows_at_once_max:
             try:
                 done, _ = self._state.run_in_turn(self.committer.mark_durable, job)
+                if done:
+                    self.upkeep.start_checkpoint()
+                    return
             except Exception as e:  # noqa: BLE001 it ends the incarnation, and takes no ack back
                 self._fail(e)
-                return
-            if done:
-                self.upkeep.start_checkpoint()
                 return
         self._state.run(self.committer.mark_durable, job).add_done_callback(self._applied)
 

@@ -22,8 +22,9 @@ class _Call(NamedTuple):
 
     loop: asyncio.AbstractEventLoop
     answer: asyncio.Future[Any]
-    call: Callable[..., Any]
-    args: tuple[Any, ...]
+    call: Callable[..., Any] | None
+    """None: it is to end."""
+    args: tuple[Any, ...] = ()
 
 
 class Threads:
@@ -34,11 +35,12 @@ class Threads:
 
     def __init__(self, name: str, threads: int = 1, background: bool = False) -> None:
         """As `imray.shard.runtime.NewWorker`."""
-        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._calls: SimpleQueue[_Call] = SimpleQueue()
         self._name = name
         self._background = background
         self._count = threads
         self._threads: list[threading.Thread] = []
+        self._ends: list[asyncio.Future[None]] = []
         self._ended = False
 
     def run(self, call: Callable[..., T], *args: Any) -> asyncio.Future[T]:
@@ -63,7 +65,7 @@ class Threads:
             # Linux takes a thread's id here; elsewhere it may not be known, and the thread is as all others
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICE)
-        while (one := self._calls.get()) is not None:
+        while (one := self._calls.get()).call is not None:
             if one.answer.cancelled():
                 continue
             result: Any = None
@@ -72,25 +74,31 @@ class Threads:
                 result = one.call(*one.args)
             except BaseException as e:  # noqa: BLE001 whoever waits for the call gets it
                 error = e
-            # a loop that is closed has nobody who waits
-            with contextlib.suppress(RuntimeError):
-                one.loop.call_soon_threadsafe(_tell, one.answer, result, error)
+            _tell(one, result, error)
             del one, result, error  # what it holds may be large, and the next call may come late
+        _tell(one, None, None)
 
     async def end(self, drop_waiting: bool = False) -> None:
         """As `imray.shard.runtime.Worker.end`."""
         self._ended = True
         if drop_waiting:
             with contextlib.suppress(Empty):
-                while (one := self._calls.get_nowait()) is not None:
-                    one.answer.cancel()
-        for _ in self._threads:
-            self._calls.put(None)
-        for thread in self._threads:
-            await asyncio.to_thread(thread.join)
+                while True:
+                    self._calls.get_nowait().answer.cancel()
+        loop = asyncio.get_running_loop()
+        while len(self._ends) < len(self._threads):  # once, however often it is ended
+            self._ends.append(loop.create_future())
+            self._calls.put(_Call(loop, self._ends[-1], None))
+        await asyncio.gather(*self._ends)  # not by joining: that would take a thread that keeps the process
 
 
-def _tell(answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+def _tell(one: _Call, result: Any, error: BaseException | None) -> None:
+    # a loop that is closed has nobody who waits
+    with contextlib.suppress(RuntimeError):
+        one.loop.call_soon_threadsafe(_settle, one.answer, result, error)
+
+
+def _settle(answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
     if answer.done():
         return  # whoever asked has given up
     if error is None:

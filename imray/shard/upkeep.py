@@ -87,17 +87,24 @@ class Upkeep:
             return
         for sealed in list(committer.confirmer.damaged):
             self._start_mend(sealed)
-        if self._checkpoint_task is not None or self._now_s() < self._retry_at or not committer.checkpoint_due:
+        if self._checkpoint_task is not None or not committer.checkpoint_due:
+            return
+        if self._now_s() < self._retry_at:
+            self._start_again_in(self._retry_at - self._now_s())
             return
         if not committer.log_moved:
             if self._now_s() >= self._advance_at:
                 self._advance_at = self._now_s() + _ADVANCE_AGAIN_S
                 self._advance()  # it leads here again, when it is durable
-            elif self._again is None:
-                # who came too early may have been the last to come
-                self._again = asyncio.get_running_loop().call_later(_ADVANCE_AGAIN_S, self._start_again)
+            else:
+                self._start_again_in(_ADVANCE_AGAIN_S)
             return
         self._checkpoint_task = self._spawn(self._checkpoint())
+
+    def _start_again_in(self, delay_s: float) -> None:
+        """Who came too early may have been the last to come."""
+        if self._again is None:
+            self._again = asyncio.get_running_loop().call_later(delay_s, self._start_again)
 
     def _start_again(self) -> None:
         self._again = None
@@ -162,6 +169,7 @@ class Upkeep:
             self._retry_at = self._now_s() + self._settings.reopen_delay_s_max
         finally:
             self._checkpoint_task = None
+        self.start_checkpoint()  # what came meanwhile may be enough for another, and nothing may come after it
 
     async def _load(self) -> None:
         committer = self._committer

@@ -137,9 +137,9 @@ class WriteLoop:
         settings = self._settings
         try:
             request = prepare(from_ipc(data), self._seed)
-        except (InvalidError, ValueError, OSError) as e:
+        except (InvalidError, ValueError, TypeError, NotImplementedError, OSError) as e:
             return Refusal(Refused.INVALID, str(e))
-        size = memoryview(data).nbytes  # type: ignore[arg-type]
+        size = request.batch.get_total_buffer_size()
         if not len(request) or len(request) > settings.commit_rows_max or size > settings.shard_queue_bytes_max:
             return Refusal(Refused.INVALID, f"a batch of {len(request)} messages: send 1 to {settings.commit_rows_max}")
         if not self._queue.has_room(len(request), size) or (self.current is not None and self.current.busy):

@@ -57,6 +57,31 @@ async def test_asks_wait_for_an_overdue_checkpoint_as_home_senders_do(
             await until_async(served, "it goes on when there is a checkpoint")
 
 
+async def test_a_checkpoint_that_failed_comes_again_though_nothing_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[str] = []
+
+    def fails_twice(*args: object) -> object:
+        if len(failed) < 2:
+            failed.append("no room")
+            raise StorageError("no room")
+        return real(*args)  # type: ignore[arg-type]
+
+    real = checkpoint.write
+    monkeypatch.setattr(checkpoint, "write", fails_twice)
+    async with Group(tmp_path, checkpoint_segments_max=10, reopen_delay_s_max=0.05) as group:
+        for n in range(30):
+            assert _rows(await group.send(0, _m(n))) == [("new", n + 1)]
+
+        async def settled() -> bool:
+            assert group.home.current is not None
+            return not group.home.current.committer.checkpoint_due
+
+        await until_async(settled, "the checkpoint was made")
+    assert len(failed) == 2
+
+
 async def test_commits_of_partitions_make_a_checkpoint_due(tmp_path: Path) -> None:
     """Nothing but partitions writes: the home shard's own log must move, since a checkpoint is called after it."""
     async with Group(tmp_path, checkpoint_segments_max=20) as group:

@@ -197,6 +197,22 @@ def test_expect_head_chunks_and_an_upgrade_work_as_before(calm: DoorServer) -> N
     until(lambda: calm.limits.connections == 0, "all is given back", 5)
 
 
+@pytest.mark.parametrize("length", [b"Content-Length: 70\r\n", b"Transfer-Encoding: chunked\r\n"])
+def test_a_body_behind_an_upgrade_is_no_request_of_its_own(calm: DoorServer, length: bytes) -> None:
+    with calm.connect() as raw:
+        raw.sendall(HEAD + b"Connection: Upgrade\r\nUpgrade: h2c\r\n" + length + b"\r\n")
+        time.sleep(0.05)  # so that it comes by a read of its own
+        with contextlib.suppress(OSError):  # it may be closed already
+            raw.sendall(get(10))
+        status, _, body = answer(raw)
+        assert (status, b"Upgrade" in body) == (400, True)
+        assert read_all(raw) == b"", "nothing more is answered"
+    with calm.connect() as raw:
+        raw.sendall(get(5).replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"))
+        assert answer(raw)[0] == 200
+        assert read_all(raw) == b"", "the parser reads no further, so the connection ends"
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_requests_are_answered_however_they_are_cut(calm: DoorServer, seed: int) -> None:
     chance = random.Random(seed)

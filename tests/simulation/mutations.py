@@ -287,11 +287,11 @@ def seals_what_is_in_flight(patch: pytest.MonkeyPatch) -> None:
 @rule()
 def frozen_logs_do_not_move(patch: pytest.MonkeyPatch) -> None:
     """A checkpoint names how far the partitions' logs were at the freeze, not at what it covers."""
-    real = fold.mark_durable
+    real = fold.advance_log
 
-    def mark_durable(s: Any, commit: Any, digest: bytes, frozen: bool = False) -> None:
+    def advance_log(s: Any, *args: Any, **more: Any) -> None:
         before = dict(s.frozen_partitions)
-        real(s, commit, digest, frozen)
+        real(s, *args, **more)
         s.frozen_partitions.update(before)
 
-    patch.setattr(blocks, "mark_durable", mark_durable)
+    patch.setattr(blocks, "advance_log", advance_log)

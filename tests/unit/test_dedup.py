@@ -137,4 +137,9 @@ def test_the_filter_in_front_stands_for_just_the_files_that_it_holds() -> None:
     front.put(c, fps)
     front.merged([b, c], whole)
     assert front.stands_for([a, whole])
-    assert not front.stands_for([a, b]), "whose place was taken is not kept"
+    assert not front.stands_for([a, b]), "another took its place"
+    front.put(b, fps)
+    assert front.stands_for([a, whole]), "what is not in the list yet is kept"
+    assert front.stands_for([a, whole, b])
+    front.forget_but([a])
+    assert front.holds == {a}

@@ -316,3 +316,14 @@ def test_one_row_in_a_batch_of_its_own_is_plain_too() -> None:
         table, _ = gather([prepare(batch_of([replace(_BASE, topic=topic)]), SEED)])
         (row,) = segment_table(table, None, np.array([5]), 77).to_pylist()
         assert (row["conv_id"], row["topic"], row["body"], row["conv_seq"]) == ("c", topic, b"body", 5)
+
+
+def test_bytes_behind_the_ids_that_a_batch_needs_are_not_looked_at() -> None:
+    batch = batch_of([_BASE])
+    ids = batch.column("client_msg_id").buffers()[1].to_pybytes() + b"more"
+    longer = pa.Array.from_buffers(pa.binary(16), 1, [None, pa.py_buffer(ids)])
+    odd = batch.set_column(1, batch.schema.field(1), longer)
+    _, rows = gather([prepare(odd, SEED)])
+    _, plain = gather([prepare(batch, SEED)])
+    assert rows.ids.tolist() == plain.ids.tolist()
+    assert rows.fps.tolist() == plain.fps.tolist()

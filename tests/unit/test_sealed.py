@@ -162,5 +162,14 @@ def test_intervals_stay_few_where_eight_are_too_large_for_one(ids: int) -> None:
             parts = intervals[due]
             intervals[due] = [Interval(0, parts[0].first, parts[-1].last, sum(p.ids for p in parts))]
     whole = 200 * ids / sealed.IDS_PER_INTERVAL_MAX
-    filtered = sealed.FILTERED_IDS_MAX / ids
-    assert len(intervals) <= 2 * whole + filtered + sealed.MERGE_FANOUT
+    assert len(intervals) <= 2 * whole + sealed.MERGE_FANOUT
+
+
+def test_intervals_that_one_filter_stood_for_are_merged_when_it_does_no_longer() -> None:
+    intervals = [Interval(0, i + 1, i + 1, 1_800_000) for i in range(35)]
+    assert merge_due(intervals) is None
+    intervals.append(Interval(0, 36, 36, 1_800_000))
+    while (due := merge_due(intervals)) is not None:
+        parts = intervals[due]
+        intervals[due] = [Interval(0, parts[0].first, parts[-1].last, sum(p.ids for p in parts))]
+    assert len(intervals) <= 8

@@ -89,5 +89,12 @@ def test_there_is_none_where_ids_cannot_be_read_or_are_too_many(
     fresh = sealed.open_interval(committer.store, interval.interval)
     assert grown(None, [fresh]) is None
     assert grown(None, []) is None
-    monkeypatch.setattr(sealed, "FILTERED_IDS_MAX", 1)
-    assert grown(None, [interval]) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(sealed, "FILTERED_IDS_MAX", 1)
+        assert grown(None, [interval]) is None
+
+    def no_memory(_room: int) -> SealedFilter:
+        raise MemoryError
+
+    monkeypatch.setattr(sealed_filter, "SealedFilter", no_memory)
+    assert grown(None, [interval]) is None, "a checkpoint does not fail for it"
