@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -70,7 +71,11 @@ def main(
     ] = False,
     quota: Annotated[
         float | None,
-        typer.Option(min=0.01, help="Cores for each writer (hot_group_scaling): two cores stand for many machines."),
+        typer.Option(
+            min=0.01,
+            max=float(os.cpu_count() or 1),
+            help="Cores for each writer (hot_group_scaling): two cores stand for many machines.",
+        ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Write the table into benchmarks/README.md.")] = False,
     results: Annotated[Path | None, typer.Option("--from", help="Show an earlier --json file instead.")] = None,
