@@ -13,7 +13,7 @@ import numpy as np
 
 from imray.kernels.arrays import I32, I64, U32, U64, Bools
 from imray.kernels.bloom import probe_bits, set_bits
-from imray.kernels.id_table import contains_any, find_entries, insert_entries, insert_if_new, slots_for
+from imray.kernels.id_table import find_entries, insert_entries, insert_if_new, slots_for
 
 _CAPACITIES = (1 << 14, 1 << 21)
 """A table grows to these, then doubles. Few steps, early: copying and inserting a million ids anew stops commits for
@@ -102,7 +102,7 @@ class IdTable:
 
     def has_any(self, fps: U64, ids: U64, conv: int) -> bool:
         """Whether an entry holds one of some ids of a conversation."""
-        return bool(self.count) and contains_any(fps, ids, conv, self.slots, self.ids, self.conv)
+        return self.find(fps, ids, np.full(len(fps), conv, np.int32)) is not None
 
     def _grow(self, need: int) -> None:
         old = {name: getattr(self, name) for name in self._COLUMNS}

@@ -36,22 +36,6 @@ def find_entries(fps: U64, ids: U64, conv: I32, slots: U64, e_ids: U64, e_conv: 
 
 
 @jit
-def contains_any(fps: U64, ids: U64, conv: int, slots: U64, e_ids: U64, e_conv: I32) -> bool:
-    """Whether an entry holds (conv, ids[i]) for any i."""
-    mask = np.uint64(len(slots) - 1)
-    for i in range(len(fps)):
-        at = fps[i] & mask
-        tag = fps[i] & TAG_MASK
-        while slots[at] != FREE:
-            if slots[at] & TAG_MASK == tag:
-                e = np.int64(slots[at] & ENTRY_MASK) - 1
-                if e_ids[e, 0] == ids[i, 0] and e_ids[e, 1] == ids[i, 1] and e_conv[e] == conv:
-                    return True
-            at = (at + np.uint64(1)) & mask
-    return False
-
-
-@jit
 def insert_if_new(fps: U64, ids: U64, conv: int, slots: U64, e_ids: U64, e_conv: I32, first: int, taken: I64) -> bool:
     """Put rows of one conversation into entries first, first+1, ... in one pass: their slots, `e_ids` and `e_conv`.
 
