@@ -102,9 +102,10 @@ class Upkeep:
         self._checkpoint_task = self._spawn(self._checkpoint())
 
     def _start_again_in(self, delay_s: float) -> None:
-        """Who came too early may have been the last to come."""
+        """Who came too early may have been the last to come. Not sooner than `_ADVANCE_AGAIN_S`: what is left of a
+        delay may be less than a clock shows, and would be waited for again and again."""
         if self._again is None:
-            self._again = asyncio.get_running_loop().call_later(delay_s, self._start_again)
+            self._again = asyncio.get_running_loop().call_later(max(delay_s, _ADVANCE_AGAIN_S), self._start_again)
 
     def _start_again(self) -> None:
         self._again = None
