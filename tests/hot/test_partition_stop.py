@@ -42,4 +42,6 @@ async def test_a_stop_does_not_wait_for_a_home_shard_that_is_gone(
     store.gate.set()
     await asyncio.wait_for(stopping, 30)
     await starting
-    assert not [t for t in threading.enumerate() if t.name.startswith("encode-")]
+    await until_async(
+        lambda: not [t for t in threading.enumerate() if t.name.startswith("encode-")], "no thread is left"
+    )
