@@ -39,8 +39,8 @@ class Settings:
     """While a put is in flight the next commit is planned and encoded only if so many messages wait: fewer are better
     off in one larger commit."""
     rows_at_once_max: int = 256
-    """Up to so many messages a commit is planned and encoded where it arrives, in well under a millisecond: a way to
-    another thread and back costs as much as that."""
+    """Up to so many messages a commit is planned and encoded where it arrives, in well under a millisecond: that spares
+    two ways to another thread and back (40 us of CPU each alone, 100 beside other work)."""
     shard_queue_rows_max: int = 400_000
     shard_queue_bytes_max: int = 128 * 1024 * 1024
     """What waits in a shard for its commit; beyond it senders are told to come back."""

@@ -120,15 +120,15 @@ class Blocks:
         if group is None or conv in self.cooling:
             return None
         first = int(state.conversations.heads[conv]) + 1
+        last = first + n - 1
         number = self._grants + 1
-        if first + n - 1 > group.ceiling or state.may_know(rows.fps, rows.ids, conv):
+        if last > group.ceiling or state.may_know(rows.fps, rows.ids, conv):
             return None
         table = state.recent
         entry = table.count
         if not table.add_new(rows.fps, rows.ids, conv, first, rows.payload, -number):
             return None
-        state.conversations.heads[conv] = first + n - 1
-        last = first + n - 1
+        state.conversations.heads[conv] = last
         touched = np.array([conv], np.int32), np.array([first]), np.array([last])
         self._granted(slot, touched, (table, entry, entry + n), now)
         answer = Granted(

@@ -108,7 +108,7 @@ class PartitionIncarnation:
         """As `Incarnation.plan`."""
         if not isinstance(what, list):
             raise InvalidError("a partition's log holds messages only")
-        # a small batch is done with sooner here than a thread is woken
+        # as a shard does with a small commit
         small = sum(map(len, what)) <= self._settings.rows_at_once_max
         table, rows = gather(what) if small else await self._encoding.run(gather, what)
         self._asking = True

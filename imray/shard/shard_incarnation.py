@@ -103,8 +103,7 @@ class ShardIncarnation:
         return made
 
     async def plan(self, what: list[Prepared] | Records) -> Job:
-        """As `Incarnation.plan`. A small commit is planned and encoded at once: a way to the thread and back costs half
-        as much as that."""
+        """As `Incarnation.plan`. A small commit is planned and encoded at once (`Settings.rows_at_once_max`)."""
         if not isinstance(what, list):
             return await self._state.run(self.committer.record, what)
         if sum(map(len, what)) <= self._rows_at_once_max:

@@ -28,10 +28,10 @@ class _Call(NamedTuple):
 
 
 class Threads:
-    """A worker of real threads: a queue and nothing else, since a small commit goes through it.
+    """A worker of real threads: a queue and nothing else, since each commit goes through it.
 
-    An executor's way there and back costs about three times the CPU (its futures have locks of their own). The threads
-    are daemons: a put that never returns does not keep a process that ends."""
+    Measured alone: 42 us of CPU there and back, an executor's 53. The threads are daemons: a put that never returns
+    does not keep a process that ends."""
 
     def __init__(self, name: str, threads: int = 1, background: bool = False) -> None:
         """As `imray.shard.runtime.NewWorker`."""
@@ -81,7 +81,7 @@ class Threads:
     async def end(self, drop_waiting: bool = False) -> None:
         """As `imray.shard.runtime.Worker.end`."""
         self._ended = True
-        if drop_waiting:
+        if drop_waiting and not self._ends:  # else what waits behind a call is the threads' end
             with contextlib.suppress(Empty):
                 while True:
                     self._calls.get_nowait().answer.cancel()
@@ -89,7 +89,9 @@ class Threads:
         while len(self._ends) < len(self._threads):  # once, however often it is ended
             self._ends.append(loop.create_future())
             self._calls.put(_Call(loop, self._ends[-1], None))
-        await asyncio.gather(*self._ends)  # not by joining: that would take a thread that keeps the process
+        if self._ends:
+            # not by joining, which would take a thread that keeps the process; who gives up here may ask again
+            await asyncio.wait(self._ends)
 
 
 def _tell(one: _Call, result: Any, error: BaseException | None) -> None:

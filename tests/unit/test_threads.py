@@ -39,6 +39,18 @@ async def test_an_end_waits_for_what_was_handed_in_however_often_it_is_asked_for
     await asyncio.wait_for(Threads("unused").end(), 10)
 
 
+async def test_an_end_that_was_given_up_can_be_asked_for_again() -> None:
+    worker, free = Threads("one"), threading.Event()
+    answer = worker.run(free.wait, 10)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(worker.end(), 0.01)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(worker.end(drop_waiting=True), 0.01)
+    free.set()
+    await asyncio.wait_for(worker.end(), 10)
+    assert await answer
+
+
 async def test_what_waits_is_dropped_where_that_is_asked_for() -> None:
     worker, free, begun = Threads("one"), threading.Event(), threading.Event()
     first = worker.run(lambda: (begun.set(), free.wait(10)))
