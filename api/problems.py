@@ -34,6 +34,7 @@ _TITLES = {
 STATUS_OF_REFUSAL = {
     Refused.INVALID: (422, "invalid"),
     Refused.BUSY: (503, "busy"),
+    Refused.FORBIDDEN: (403, "forbidden"),
     Refused.UNAVAILABLE: (504, "unavailable"),
     Refused.CORRUPT: (500, "corrupt"),
 }

@@ -25,6 +25,8 @@ class Refused(StrEnum):
     """The shard refuses to serve: a person must look."""
     MOVED = "moved"
     """A partition's: its conversation is not hot any more, send to the home shard. Nothing was written."""
+    FORBIDDEN = "forbidden"
+    """Who asks may not: no member, or not in a role for it. Nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +42,14 @@ class Refusal:
     @property
     def maybe_written(self) -> bool:
         """Whether this call or an earlier try of the same ids may have been executed."""
-        return self.unknown or self.why not in (Refused.INVALID, Refused.BUSY, Refused.MOVED)
+        return self.unknown or self.why not in (Refused.INVALID, Refused.BUSY, Refused.MOVED, Refused.FORBIDDEN)
 
     def after_unknown(self) -> Refusal:
         """This answer where an earlier try of the same ids may have been executed: it never says that nothing was
         written, since who believes that makes a new id, and the message stands twice.
 
         MOVED stays, as the gateway must act on it; CORRUPT stays, as a person must look, and claims nothing."""
-        if self.why in (Refused.INVALID, Refused.BUSY):
+        if self.why in (Refused.INVALID, Refused.BUSY, Refused.FORBIDDEN):
             detail = f"{self.detail}; an earlier try may have been executed"
             return Refusal(Refused.UNAVAILABLE, detail, self.retry_after_s, True)
         return replace(self, unknown=True)

@@ -133,18 +133,19 @@ class Committer:
         now = self.clock_ms()
         segment = self.writer.segment
         epoch = self.writer.epoch
-        commit = encoded = None
+        commit = encoded = numbered = None
         if len(planned.touched):
             keep = None if planned.new_rows is None else planned.status == RowStatus.NEW
             new_seq = planned.seq if planned.new_rows is None else planned.seq[planned.new_rows]
-            encoded = self.writer.encode(segment_table(table, keep, new_seq, now), now)
+            numbered = segment_table(table, keep, new_seq, now)
+            encoded = self.writer.encode(numbered, now)
             segment = encoded.segment
             commit = commit_of(planned, rows, log_position_of(0, segment), epoch, now)
             reserve(self.state, commit)
             self.hot_detector.add(planned.touched, planned.touched_last - planned.touched_first + 1)
         hot = {self.state.conversations.name(c): self.state.hot[c].partitions for c in self._hot_of(planned)}
         written = Written(epoch, log_position_of(0, segment), now, self._stables(planned), hot)
-        return Job(answers_of(requests, planned, written), commit, encoded)
+        return Job(answers_of(requests, planned, written), commit, encoded, table=numbered)
 
     def _hot_of(self, planned: Plan) -> list[int]:
         hot = self.state.hot
@@ -171,7 +172,7 @@ class Committer:
         found = read_back(table, self.state.seed)
         commit = commit_read_back(self.state, log_position_of(0, encoded.segment), self.writer.epoch, now, found)
         reserve(self.state, commit)
-        return Job([], commit, encoded)
+        return Job([], commit, encoded, table=table)
 
     def put(self, job: Job) -> None:
         """Make a job durable; in the order of the jobs. FencedError, StorageError: this incarnation is over."""

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import pyarrow as pa
+
 from imray.core.columns import Commit
 from imray.core.grants import Report
 from imray.core.replies import Appended, Refusal
@@ -31,6 +33,8 @@ class Job:
     """The segment to be written. None: there is none."""
     report: Report | None = None
     """What a partition's home shard must hear once it is durable."""
+    table: pa.Table | None = None
+    """The segment's rows. None: there are none."""
 
 
 class Incarnation(Protocol):
