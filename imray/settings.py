@@ -123,6 +123,10 @@ class Settings:
     """What Ray reserves; small, so that a laptop holds a whole system. Set to 1 on a cluster."""
     duckdb_memory_limit: str = "512MB"
     duckdb_threads: int = 1
+    history_readers: int = 2
+    """Processes that read pages of history, of a whole deployment. One reads page after page on one core: a page of
+    32 MB takes it a third of a second, and where many listeners catch up at once all others wait behind it. Each may
+    take `duckdb_memory_limit`. At least 1."""
 
     # Callers
     jwks_timeout_s: float = 5.0

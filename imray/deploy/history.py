@@ -1,4 +1,7 @@
-"""The history reader as a Ray actor: pulls run here, outside the shard actors, so that none waits for a reader."""
+"""The history readers as Ray actors: pulls run here, outside the shard actors, so that none waits for a reader.
+
+They share nothing but the files, which they only read: which of them is asked does not matter.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from imray.deploy.options import lasting
 from imray.deploy.process import tune_process
 from imray.engine.pages import decode_call, encode_answer
 from imray.rpc import tls
-from imray.rpc.directory import HISTORY
+from imray.rpc.directory import log_of_reader
 from imray.rpc.endpoint import Endpoint, Parts
 from imray.rpc.methods import Method
 from imray.rpc.server import RpcServer, ServerConnection
@@ -30,7 +33,8 @@ _CALL_BYTES_MAX = 16 * 1024 * 1024
 class History:
     """Reads pages of history, one after the other, for gateways that call over RPC."""
 
-    def __init__(self, data: str, settings: Settings) -> None:
+    def __init__(self, number: int, data: str, settings: Settings) -> None:
+        self._log = log_of_reader(number)
         self._reader = HistoryReader(data, settings)
         self._thread = ThreadPoolExecutor(1, "history")
         self._server = RpcServer(_CALL_BYTES_MAX, tls.server_context())
@@ -48,7 +52,7 @@ class History:
         return await self._opening
 
     async def _open(self) -> Endpoint:
-        self._server.serve(HISTORY, {Method.READ_HISTORY: self._answer})
+        self._server.serve(self._log, {Method.READ_HISTORY: self._answer})
         return await self._server.open(ray.util.get_node_ip_address())
 
     async def _answer(self, content: memoryview, _caller: ServerConnection) -> Parts:
@@ -80,7 +84,7 @@ class History:
         )
 
 
-def create(namespace: str, data: str, settings: Settings) -> ray.actor.ActorHandle:
-    """The reader's actor, made if it is not there."""
-    options = lasting(namespace, names.history(), settings.history_num_cpus)
-    return ray.remote(History).options(**options).remote(data, settings)
+def create(namespace: str, number: int, data: str, settings: Settings) -> ray.actor.ActorHandle:
+    """A reader's actor, made if it is not there."""
+    options = lasting(namespace, names.history(number), settings.history_num_cpus)
+    return ray.remote(History).options(**options).remote(number, data, settings)

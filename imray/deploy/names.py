@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from imray.core.routing import home_of
-from imray.rpc.directory import HISTORY
+from imray.rpc.directory import reader_of_log
 
 
 def shard(number: int) -> str:
@@ -16,14 +16,15 @@ def partition(home: int, slot: int) -> str:
     return f"partition-{home:04d}-{slot:02d}"
 
 
-def history() -> str:
-    """The history reader."""
-    return "history"
+def history(number: int) -> str:
+    """A history reader. The first has the name that the only one had in 0.1: over a system that runs, `up` finds it."""
+    return f"history-{number}" if number else "history"
 
 
 def of_log(log: int) -> str:
-    """Who serves a log: a shard, a partition, or the history reader for HISTORY."""
-    if log == HISTORY:
-        return history()
+    """Who serves a log: a shard, a partition, or a history reader for a number of `imray.rpc.directory.HISTORY`."""
+    reader = reader_of_log(log)
+    if reader is not None:
+        return history(reader)
     home, slot = home_of(log)
     return partition(home, slot) if slot else shard(home)

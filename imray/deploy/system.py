@@ -93,7 +93,7 @@ def up(data: Path, shards: int | None, settings: Settings, config: GatewayConfig
     namespace = namespace_of(manifest)
     # gateways first: each is bound to its node, shards find room anywhere
     yield "starting the gateway"
-    reader = history.create(namespace, str(data), settings)
+    readers = [history.create(namespace, i, str(data), settings) for i in range(max(1, settings.history_readers))]
     # one gateway a machine: two raylets on one (tests do that) would want the same port
     nodes = list({n["NodeManagerAddress"]: n["NodeID"] for n in ray.nodes() if n["Alive"]}.values())
     names = [f"gateway-{node[:12]}" for node in nodes]
@@ -102,7 +102,7 @@ def up(data: Path, shards: int | None, settings: Settings, config: GatewayConfig
         for name, node in zip(names, nodes, strict=True)
     ]
     try:
-        ray.get(reader.alive.remote(), timeout=_START_TIMEOUT_S)
+        ray.get([reader.alive.remote() for reader in readers], timeout=_START_TIMEOUT_S)
         listening: list[Listening] = ray.get([s.ping.remote() for s in servers], timeout=_START_TIMEOUT_S)
     except GetTimeoutError as e:
         reserved = f"{settings.gateway_num_cpus} and {settings.history_num_cpus}"

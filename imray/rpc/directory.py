@@ -7,7 +7,17 @@ from typing import Protocol
 from imray.rpc.endpoint import Endpoint
 
 HISTORY = -1
-"""The log number under which the readers of history are found: no log has it."""
+"""The log number under which the first reader of history is found, the others below it: no log has a number below 0."""
+
+
+def log_of_reader(number: int) -> int:
+    """The log number under which a reader of history (0, 1, ...) is found."""
+    return HISTORY - number
+
+
+def reader_of_log(log: int) -> int | None:
+    """Which reader of history is found under a log number; None: it is a log's own."""
+    return HISTORY - log if log <= HISTORY else None
 
 
 class Directory(Protocol):

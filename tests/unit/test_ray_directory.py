@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from imray.core.routing import log_of
 from imray.deploy import directory
 from imray.deploy.directory import RayDirectory
-from imray.rpc.directory import HISTORY
+from imray.rpc.directory import HISTORY, log_of_reader
 from imray.rpc.endpoint import Endpoint, NoAnswerError
 
 
@@ -48,7 +48,14 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> Actors:
 
 
 @pytest.mark.parametrize(
-    ("log", "name"), [(3, "shard-0003"), (log_of(3, 12), "partition-0003-12"), (HISTORY, "history")]
+    ("log", "name"),
+    [
+        (3, "shard-0003"),
+        (log_of(3, 12), "partition-0003-12"),
+        (HISTORY, "history"),
+        (log_of_reader(0), "history"),
+        (log_of_reader(2), "history-2"),
+    ],
 )
 async def test_each_log_has_its_actor(actors: Actors, log: int, name: str) -> None:
     actors.answers[name] = Endpoint("127.0.0.1", 1, b"k")
