@@ -10,6 +10,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol, TypeVar
 
 from imray.core.errors import InvalidError
@@ -37,13 +38,16 @@ class Channel:
         name: str,
         tls: ssl.SSLContext | None = None,
         on_push: OnPush | None = None,
+        on_lost: Callable[[], None] | None = None,
     ) -> None:
-        """`name`: of the log's owner, for errors."""
+        """`name`: of the log's owner, for errors. `on_lost`: what the log's owner was asked to send unasked does not
+        come any more, since a connection is gone or another has taken its place."""
         self._directory = directory
         self.log = log
         self.name = name
         self._tls = tls
         self._on_push = on_push
+        self._on_lost = on_lost
         self._client: RpcClient | None = None
         self._endpoint: Endpoint | None = None
         self._look_up = True
@@ -108,7 +112,7 @@ class Channel:
             client = self._client
             if client is None or not client.open or found != self._endpoint:
                 timeout_s = min(deadline - loop.time(), _CONNECT_S_MAX)
-                client = await RpcClient.connect(found, timeout_s, self._tls, self._on_push)
+                client = await RpcClient.connect(found, timeout_s, self._tls)
         except NoAnswerError as e:
             self._attempts += 1
             # a failure for want of this caller's time says nothing to those that have more
@@ -118,13 +122,32 @@ class Channel:
         if self._closed:
             client.close()
             raise NoAnswerError("the channel is closed")
-        if self._client is not None and self._client is not client:
-            self._client.retire()
-        self._client = client
+        if self._client is not client:
+            self._use(client)
         self._endpoint = found
         self._look_up = False
         self._failure = None
         return client
+
+    def _use(self, client: RpcClient) -> None:
+        """Another connection takes the place of the one before: whose pushes count from now on."""
+        before = self._client
+        self._client = client
+        client.on_push = self._on_push
+        client.on_gone = partial(self._gone, client)
+        if before is not None:
+            before.on_push = None
+            before.on_gone = None
+            before.retire()
+            self._lost()
+
+    def _gone(self, client: RpcClient) -> None:
+        if client is self._client:
+            self._lost()
+
+    def _lost(self) -> None:
+        if self._on_lost is not None:
+            self._on_lost()
 
 
 class CallChannel(Protocol):

@@ -35,7 +35,9 @@ class RpcClient(Connection):
         nonce = secrets.token_bytes(NONCE_BYTES)
         super().__init__(client_handshake(endpoint.key, nonce), answer_bytes_max)
         self._loop = asyncio.get_running_loop()
-        self._on_push = on_push
+        self.on_push = on_push
+        self.on_gone: Callable[[], None] | None = None
+        """Called once, when nothing comes by this connection any more."""
         self._calls = 0
         self._waiting: dict[int, asyncio.Future[memoryview]] = {}
         self._ready: asyncio.Future[int] = self._loop.create_future()
@@ -141,14 +143,14 @@ class RpcClient(Connection):
             waiting.set_exception(NoAnswerError(bytes(frame.content).decode(errors="replace")))
 
     def _pushed(self, frame: Frame) -> None:
-        if self._on_push is None:
+        if self.on_push is None:
             return
         try:
             method = Method(frame.method)
         except ValueError:
             raise FrameError(f"a server sent method {frame.method} unasked") from None
         try:
-            self._on_push(frame.log, method, frame.content)
+            self.on_push(frame.log, method, frame.content)
         except Exception:  # a bug of one listener must not cost the calls of the connection their answers
             log.exception("what a server sent unasked was not handled")
 
@@ -162,3 +164,5 @@ class RpcClient(Connection):
             if not waiting.done():
                 waiting.set_exception(NoAnswerError(reason))
         self._waiting.clear()
+        if self.on_gone is not None:
+            self.on_gone()

@@ -27,7 +27,19 @@ class Method(IntEnum):
     READ_HISTORY = 9
     """A page of history."""
     SUBSCRIBE = 10
-    """From now on tell of these conversations, by PUBLISH."""
+    """From now on tell of these conversations, by PUBLISH; Subscribed or a Refusal."""
+    CHANGE_MEMBERS = 11
+    """Create a conversation, add or remove members; Changed or a Refusal."""
+    ROLES = 12
+    """Which roles some users have; Roles or a Refusal."""
+    MARK_READ = 13
+    """A user has read up to a number; a Refusal or None."""
+    LIST_MEMBERS = 14
+    """A page of a conversation's members."""
+    SIGNAL = 15
+    """Tell who listens now of something ephemeral; a Refusal or None."""
 
     PUBLISH = 64
     """What became durable."""
+    SIGNALLED = 65
+    """A signal."""

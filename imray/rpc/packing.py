@@ -136,6 +136,11 @@ class ArrayReader:
             return np.empty(0, wanted)
         return np.frombuffer(self._data, wanted, elements, begin)
 
+    @property
+    def empty(self) -> bool:
+        """All were taken."""
+        return self._next == len(self._columns)
+
     def end(self) -> None:
         """InvalidError: something was not taken."""
         if self._next != len(self._columns) or self._at != len(self._data):

@@ -1,4 +1,4 @@
-"""A home shard as one of its partitions calls it, over RPC: `imray.shard.partition_writer.HomeLink`.
+"""A home shard as one of its partitions calls it, over RPC: `imray.shard.partition_incarnation.HomeLink`.
 
 Owns the connection and the time-outs. Does not own retries: the partition knows what a repeated call must carry.
 """

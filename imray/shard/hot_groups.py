@@ -71,6 +71,8 @@ class HotGroups:
         self._asks_cpu_s = 0.0
         self.on_progress: Callable[[], None] = lambda: None
         """Called when asks or reports may have made a checkpoint due."""
+        self.on_stable: Callable[[], None] = lambda: None
+        """Called when grants may have been settled."""
 
     def start(self) -> None:
         """Begin to watch."""
@@ -152,6 +154,7 @@ class HotGroups:
     def _after_ask(self) -> None:
         """Its reports were heard, even where the ask itself failed."""
         wanted = self.grants.ceilings_wanted
+        self.on_stable()
         if self._ended or not (self._waiting or wanted or self.grants.committer.checkpoint_due):
             return
         self._settled()
@@ -202,6 +205,7 @@ class HotGroups:
 
     def _settled(self) -> None:
         self._wake()
+        self.on_stable()
         self.on_progress()
 
     def _wake(self) -> None:

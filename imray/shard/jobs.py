@@ -35,6 +35,8 @@ class Job:
     """What a partition's home shard must hear once it is durable."""
     table: pa.Table | None = None
     """The segment's rows. None: there are none."""
+    sequencer: int = 0
+    """The epoch of the home shard that granted a partition its numbers."""
 
 
 class Incarnation(Protocol):

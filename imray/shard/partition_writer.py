@@ -1,229 +1,25 @@
 """Writes messages of hot conversations into one partition's log, under numbers that their home shard grants.
 
-Owns bytes: decoding, encoding, checksums, durability. Does not own numbers or ids: it asks for them once a commit, just
-before it writes, so that a message sent after an ack has the higher number whichever way both took.
+Owns the partition's write loop, and answers what may be asked of a partition. Owns bytes, not numbers or ids:
+`imray.shard.partition_incarnation` asks for those once a commit.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
-import numpy as np
-import pyarrow as pa
-
-from imray.core.columns import Plan, Rows, RowStatus
-from imray.core.errors import FencedError, InvalidError, UnavailableError
-from imray.core.grants import Declined, DeclineReason, Granted, Report
-from imray.core.log_progress import LogProgress
-from imray.core.replies import Appended, Refusal, Refused
-from imray.core.routing import log_of, log_position_of
+from imray.core.replies import Appended, Refusal
+from imray.core.routing import log_of
 from imray.core.status import PartitionStatus, ServingState
 from imray.log.recovery import become_partition_writer
-from imray.log.rows import Prepared, gather
-from imray.log.schema import segment_table
-from imray.log.segment import GrantNote
 from imray.log.store import Store
-from imray.log.writer import Writer
+from imray.rpc.publications import SubscribeArgs, Subscribed
 from imray.settings import Settings
-from imray.shard.answers import Written, answers_of
-from imray.shard.jobs import Job, Records
-from imray.shard.runtime import SYSTEM, Runtime, Worker
+from imray.shard.partition_incarnation import HomeLink, PartitionIncarnation
+from imray.shard.publisher import Caller, Publisher, run_beats
+from imray.shard.runtime import SYSTEM, Runtime
 from imray.shard.write_loop import WriteLoop
-
-_WAIT_S = 0.003
-_WAIT_S_MAX = 0.05
-"""Before an ask that was told to wait comes again: about one commit of the home shard, then longer, since each carries
-all ids of its commit."""
-_REGISTER_S = 30.0
-_REGISTER_AGAIN_S = 0.1
-"""So long a fence waits for its home shard to answer: each further one would be a segment for ever."""
-_REPORT_S = 0.02
-"""A report waits so long for an ask that carries it."""
-_REPORT_AGAIN_S = 0.2
-
-
-class HomeLink(Protocol):
-    """The home shard as a partition asks it. A Refusal: no answer, outcome unknown."""
-
-    async def register(self, slot: int, epoch: int, segment: int) -> bool | Refusal:
-        """As `HotGroups.register`."""
-
-    async def ask(
-        self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
-    ) -> Granted | Declined | Refusal:
-        """As `HotGroups.ask`."""
-
-    async def report(self, slot: int, epoch: int, reports: Sequence[Report]) -> Refusal | None:
-        """As `HotGroups.report`."""
-
-
-class PartitionIncarnation:
-    """One incarnation of a partition's writer: `imray.shard.jobs.Incarnation`."""
-
-    busy = False
-
-    def __init__(
-        self,
-        label: str,
-        slot: int,
-        writer: Writer,
-        progress: LogProgress,
-        link: HomeLink,
-        settings: Settings,
-        runtime: Runtime,
-        encoding: Worker,
-    ) -> None:
-        self.writer = writer
-        self._label = label
-        self._slot = slot
-        self._sequencer = progress.sequencer
-        self._link = link
-        self._settings = settings
-        self._runtime = runtime
-        self._encoding = encoding
-        self._asking = False
-        self._asks = 0
-        self._reports: list[Report] = []
-        """Of durable segments, until the home shard has heard of them."""
-        self._flushing: asyncio.TimerHandle | None = None
-        self._reporting: asyncio.Task[None] | None = None
-        self.ended = asyncio.Event()
-
-    async def register(self) -> None:
-        """Tell the home shard that this is the writer now. UnavailableError where it is not, or does not answer."""
-        deadline = self._runtime.monotonic_s() + _REGISTER_S
-        wait_s = _REGISTER_AGAIN_S
-        known = await self._link.register(self._slot, self.writer.epoch, self.writer.segment)
-        while isinstance(known, Refusal):
-            if self._runtime.monotonic_s() > deadline or await self._ended_within(wait_s):
-                raise UnavailableError(known.detail)
-            wait_s = min(2 * wait_s, self._settings.reopen_delay_s_max)
-            known = await self._link.register(self._slot, self.writer.epoch, self.writer.segment)
-        if not known:
-            raise UnavailableError(f"the home shard does not know {self._label}, or knows a newer writer")
-
-    async def plan(self, what: list[Prepared] | Records) -> Job:
-        """As `Incarnation.plan`."""
-        if not isinstance(what, list):
-            raise InvalidError("a partition's log holds messages only")
-        # as a shard does with a small commit
-        small = sum(map(len, what)) <= self._settings.rows_at_once_max
-        table, rows = gather(what) if small else await self._encoding.run(gather, what)
-        self._asking = True
-        try:
-            granted = await self._granted(rows)
-        finally:
-            self._asking = False
-        if isinstance(granted, Granted):
-            args = what, table, rows, granted
-            return self._encode(*args) if small else await self._encoding.run(self._encode, *args)
-        if granted.why is DeclineReason.BUSY:
-            busy = Refusal(Refused.BUSY, f"{self._label}: its home shard has no room for more ids: retry later")
-            return Job([busy] * len(what), None, None)
-        moved = Refusal(Refused.MOVED, f"{self._label}: a conversation is not hot any more, its home shard has it")
-        return Job([moved] * len(what), None, None)
-
-    async def _granted(self, rows: Rows) -> Granted | Declined:
-        """Ask until there is an answer that ends the ask."""
-        self._asks += 1
-        deadline = self._runtime.monotonic_s() + self._settings.call_timeout_s
-        wait_s = _WAIT_S
-        while True:
-            reports = list(self._reports)
-            answer = await self._link.ask(self._slot, self.writer.epoch, self._asks, rows, reports)
-            if isinstance(answer, Refusal):
-                detail = answer.detail
-            elif isinstance(answer, Declined) and answer.why is DeclineReason.FENCED:
-                raise FencedError(f"{self._label}: its home shard wants its log opened anew", by_home=True)
-            else:
-                self._heard(reports)
-                if isinstance(answer, Granted) or answer.why in (DeclineReason.MOVED, DeclineReason.BUSY):
-                    return answer
-                detail = "its home shard has no numbers for it now"
-            if self._runtime.monotonic_s() > deadline or await self._ended_within(wait_s):
-                raise UnavailableError(f"{self._label}: {detail}")
-            wait_s = min(2 * wait_s, _WAIT_S_MAX)
-
-    async def _ended_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                return await self.ended.wait()
-        except TimeoutError:
-            return False
-
-    def _encode(self, requests: list[Prepared], table: pa.Table, rows: Rows, granted: Granted) -> Job:
-        if granted.sequencer < self._sequencer:
-            raise FencedError(f"{self._label}: a grant of an old incarnation of its home shard", by_home=True)
-        planned = granted.expanded()
-        now_ms = self._runtime.wall_ms()
-        stables = np.full(len(rows), granted.stable) if isinstance(granted.stable, int) else granted.stable
-        encoded = report = None
-        segment = self.writer.segment
-        if granted.grant:
-            keep = None if planned.new_rows is None else planned.status == RowStatus.NEW
-            new_seq = planned.seq if planned.new_rows is None else planned.seq[planned.new_rows]
-            notes = _notes(granted.grant, planned, rows)
-            numbered = segment_table(table, keep, new_seq, now_ms)
-            encoded = self.writer.encode(numbered, now_ms, notes, granted.sequencer)
-            segment = encoded.segment
-            report = Report(granted.grant, segment, now_ms, encoded.digest)
-        written = Written(self.writer.epoch, log_position_of(self._slot, segment), now_ms, stables, granted.partitions)
-        return Job(answers_of(requests, planned, written), None, encoded, report)
-
-    def write(self, job: Job) -> None:
-        """As `Incarnation.write`."""
-        self.writer.check()
-        if job.encoded is not None:
-            self.writer.put(job.encoded)
-
-    def apply(self, job: Job) -> None:
-        """As `Incarnation.apply`."""
-        if job.encoded is not None:
-            self.writer.acked(job.encoded.segment)
-        if job.report is not None:
-            self._reports.append(job.report)
-            self._flush_in(_REPORT_S)
-
-    def _flush_in(self, delay_s: float) -> None:
-        if self._flushing is None and not self.ended.is_set():
-            self._flushing = asyncio.get_running_loop().call_later(delay_s, self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = None
-        if not self._reports:
-            return
-        if self._asking or self._reporting is not None:
-            self._flush_in(_REPORT_S)  # an ask or a report is on its way, but may have left before the newest was there
-        else:
-            self._reporting = asyncio.create_task(self._report())
-
-    async def _report(self) -> None:
-        reports = list(self._reports)
-        try:
-            answer = await self._link.report(self._slot, self.writer.epoch, reports)
-        finally:
-            self._reporting = None
-        if answer is None:
-            self._heard(reports)
-        if self._reports:
-            self._flush_in(_REPORT_S if answer is None else _REPORT_AGAIN_S)
-
-    def _heard(self, reports: list[Report]) -> None:
-        if reports:
-            self._reports = [r for r in self._reports if r.segment > reports[-1].segment]
-
-    async def end(self) -> None:
-        """As `Incarnation.end`."""
-        self.ended.set()
-        if self._flushing is not None:
-            self._flushing.cancel()
-            self._flushing = None
-        if self._reporting is not None:
-            self._reporting.cancel()
-            await asyncio.gather(self._reporting, return_exceptions=True)
-        self.writer.close()
 
 
 class PartitionWriter:
@@ -249,6 +45,8 @@ class PartitionWriter:
         self._runtime = runtime
         self._encoding = runtime.worker(f"encode-{log_of(home, slot)}", 1)
         self._stopping = False
+        self.publisher = Publisher(log_of(home, slot))
+        self._beating: asyncio.Task[None] | None = None
         self.current: PartitionIncarnation | None = None
         """The incarnation that serves, or served last."""
         label = f"partition {slot} of shard {home}"
@@ -267,7 +65,9 @@ class PartitionWriter:
             settings=self._settings,
             runtime=self._runtime,
             encoding=self._encoding,
+            publisher=self.publisher,
         )
+        self.publisher.epoch = max(self.publisher.epoch, progress.sequencer)
         self.current = made
         if self._stopping:
             made.ended.set()  # it waits for nobody
@@ -287,12 +87,30 @@ class PartitionWriter:
         self._stopping = True
         if self.current is not None:
             self.current.ended.set()  # neither an ask nor a registration is repeated
+        if self._beating is not None:
+            self._beating.cancel()
+        self.publisher.end()
         await self.loop.stop()
         await self._encoding.end()
 
     async def append(self, data: object) -> Appended | Refusal:
         """As `WriteLoop.append`."""
         return await self.loop.append(data)
+
+    async def subscribe(self, caller: Caller, args: SubscribeArgs) -> Subscribed | Refusal:
+        """From now on a gateway hears of what is written here of some conversations; where they stand it hears of the
+        home shard."""
+        refusal = self.publisher.subscribe(caller, args) or self.loop.refusal
+        if refusal is not None:
+            return refusal
+        if self._beating is None or self._beating.done():
+            self._beating = asyncio.create_task(run_beats(self.publisher, self._is_writer))
+        return Subscribed(self.publisher.epoch, [])
+
+    async def _is_writer(self) -> bool:
+        if self.loop.replaced or self.current is None:
+            return False
+        return await self._encoding.run(self.current.writer.is_last)
 
     @property
     def state(self) -> ServingState:
@@ -309,15 +127,3 @@ class PartitionWriter:
             detail="" if refusal is None else refusal.detail,
             segment=self.current.writer.segment if self.current is not None else 0,
         )
-
-
-def _notes(grant: int, planned: Plan, rows: Rows) -> list[GrantNote]:
-    """The blocks of a grant, for the segment that uses them."""
-    notes = []
-    for conv, first, last in zip(
-        planned.touched.tolist(), planned.touched_first.tolist(), planned.touched_last.tolist(), strict=True
-    ):
-        k = rows.conv[int(np.argmax(planned.conv == conv))]
-        name = rows.names_data[rows.names_offsets[k] : rows.names_offsets[k + 1]].tobytes().decode()
-        notes.append(GrantNote(grant, name, first, last - first + 1))
-    return notes

@@ -18,6 +18,7 @@ from imray.core.status import PartitionStatus, ShardStatus
 from imray.rpc import messages
 from imray.rpc.endpoint import Parts
 from imray.rpc.methods import Method
+from imray.rpc.publications import SignalArgs, SubscribeArgs, encode_subscribe_answer
 from imray.rpc.server import Handler, ServerConnection
 from imray.shard.partition_writer import PartitionWriter
 from imray.shard.shard_writer import ShardWriter
@@ -89,6 +90,14 @@ def shard_handlers(writer: ShardWriter) -> Handlers:
     async def status(_content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_struct(await shard_status(writer))
 
+    def signal(content: memoryview, _caller: ServerConnection) -> Parts:
+        try:
+            conv_id = messages.decode_struct(content, SignalArgs).conv_id
+        except InvalidError as e:
+            return messages.encode_done(_malformed(e))
+        writer.publisher.signal(conv_id, (content,))
+        return messages.encode_done(None)
+
     return {
         Method.APPEND: append,
         Method.LOCATE: locate,
@@ -98,7 +107,20 @@ def shard_handlers(writer: ShardWriter) -> Handlers:
         Method.ASK: ask,
         Method.REPORT: report,
         Method.STATUS: status,
+        Method.SUBSCRIBE: _subscribe(writer),
+        Method.SIGNAL: signal,
     }
+
+
+def _subscribe(writer: ShardWriter | PartitionWriter) -> Handler:
+    async def subscribe(content: memoryview, caller: ServerConnection) -> Parts:
+        try:
+            args = messages.decode_struct(content, SubscribeArgs)
+        except InvalidError as e:
+            return encode_subscribe_answer(_malformed(e))
+        return encode_subscribe_answer(await writer.subscribe(caller, args))
+
+    return subscribe
 
 
 def partition_handlers(writer: PartitionWriter) -> Handlers:
@@ -110,4 +132,4 @@ def partition_handlers(writer: PartitionWriter) -> Handlers:
     async def status(_content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_struct(await partition_status(writer))
 
-    return {Method.APPEND: append, Method.STATUS: status}
+    return {Method.APPEND: append, Method.STATUS: status, Method.SUBSCRIBE: _subscribe(writer)}

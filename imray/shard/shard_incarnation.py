@@ -9,19 +9,25 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from imray.core.errors import StorageError
 from imray.core.replies import Refusal
 from imray.log.recovery import Readable
 from imray.log.rows import Prepared
 from imray.log.store import Store
+from imray.rpc.publications import Mark
 from imray.settings import Settings
 from imray.shard.committer import Committer
 from imray.shard.grants import Grants
 from imray.shard.hot_groups import HotGroups, StartPartitions
 from imray.shard.jobs import Job, Records
+from imray.shard.publisher import Publisher, marks_of, names_in
 from imray.shard.runtime import Runtime, StateThread
 from imray.shard.upkeep import Upkeep, UpkeepWorkers
+
+_MARK_S = 0.002
+"""Marks of hot groups wait so long for one another: reports come from each partition on its own."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Surroundings:
     """Have something done while no commit is on its way."""
     on_recovered: Callable[[Readable], None]
     """The state was recovered, and the store takes no fence: it can be read all the same."""
+    publisher: Publisher
 
 
 class ShardIncarnation:
@@ -55,6 +62,11 @@ class ShardIncarnation:
         self._state = around.state
         self._rows_at_once_max = around.settings.rows_at_once_max
         self._fail = fail
+        self._publisher = around.publisher
+        self._marked: dict[int, int] = {}
+        """`stable_seq` of hot conversations, as it was told last."""
+        self._marking: asyncio.TimerHandle | None = None
+        self._ended = False
         self.hot = HotGroups(
             grants=grants,
             state=around.state,
@@ -75,6 +87,7 @@ class ShardIncarnation:
             advance=self.hot.log_ceilings_soon,
         )
         self.hot.on_progress = self.upkeep.start_checkpoint
+        self.hot.on_stable = self._tell_stable_soon
 
     @classmethod
     async def open(cls, around: Surroundings, fail: Callable[[BaseException], None]) -> ShardIncarnation:
@@ -100,6 +113,9 @@ class ShardIncarnation:
             raise
         made.hot.start()
         made.upkeep.start()
+        # who listens finds out that what it heard of the predecessor may not be all
+        around.publisher.epoch = committer.state.log.epoch
+        around.publisher.beat()
         return made
 
     async def plan(self, what: list[Prepared] | Records) -> Job:
@@ -120,20 +136,62 @@ class ShardIncarnation:
         """As `Incarnation.apply`."""
         if job.commit is None or len(job.commit.touched) <= self._rows_at_once_max:
             try:
-                done, _ = self._state.run_in_turn(self.committer.mark_durable, job)
+                done, marks = self._state.run_in_turn(self._mark_durable, job)
                 if done:
+                    self._publish(job, marks or [])
                     self.upkeep.start_checkpoint()
                     return
             except Exception as e:  # noqa: BLE001 it ends the incarnation, and takes no ack back
                 self._fail(e)
                 return
-        self._state.run(self.committer.mark_durable, job).add_done_callback(self._applied)
+        self._state.run(self._mark_durable, job).add_done_callback(partial(self._applied, job))
 
-    def _applied(self, applied: asyncio.Future[None]) -> None:
-        if not applied.cancelled() and (error := applied.exception()) is not None:
+    def _applied(self, job: Job, applied: asyncio.Future[list[Mark]]) -> None:
+        if applied.cancelled():
+            return
+        if (error := applied.exception()) is not None:
             self._fail(error)
         else:
+            self._publish(job, applied.result())
             self.upkeep.start_checkpoint()
+
+    # What listeners are told
+
+    def _mark_durable(self, job: Job) -> list[Mark]:
+        """In the thread of the state. Where the conversations stand afterwards that somebody listens to."""
+        self.committer.mark_durable(job)
+        if not self._publisher or job.table is None:
+            return []
+        wanted = [name for name in names_in(job.table) if self._publisher.wants(name)]
+        return marks_of(self.committer.state, wanted) if wanted else []
+
+    def _publish(self, job: Job, marks: list[Mark]) -> None:
+        if marks and not self._ended:
+            self._publisher.publish(job.table if job.answers else None, marks)
+
+    def _tell_stable_soon(self) -> None:
+        """Grants were settled: `stable_seq` of hot groups may have moved."""
+        if self._publisher and self._marking is None and not self._ended:
+            self._marking = asyncio.get_running_loop().call_later(_MARK_S, self._tell_stable)
+
+    def _tell_stable(self) -> None:
+        self._marking = None
+        done, marks = self._state.run_now(self._moved)
+        if marks:
+            self._publisher.publish(None, marks)
+        if not done:
+            self._tell_stable_soon()
+
+    def _moved(self) -> list[Mark]:
+        state = self.committer.state
+        names = []
+        for conv, group in state.hot.items():
+            if self._marked.get(conv) != group.stable:
+                self._marked[conv] = group.stable
+                name = state.conversations.name(conv)
+                if self._publisher.wants(name):
+                    names.append(name)
+        return marks_of(state, names) if names else []
 
     @property
     def busy(self) -> bool:
@@ -145,6 +203,9 @@ class ShardIncarnation:
 
     async def end(self) -> None:
         """As `Incarnation.end`."""
+        self._ended = True
+        if self._marking is not None:
+            self._marking.cancel()
         await self.upkeep.end()
         await self.hot.end()
         self.committer.writer.close()

@@ -15,12 +15,15 @@ from imray.core.columns import Rows
 from imray.core.errors import StorageError, UnavailableError
 from imray.core.grants import Declined, Granted, Report
 from imray.core.replies import Appended, Located, Refusal, Refused
+from imray.core.state import ShardState
 from imray.core.status import ServingState, ShardStatus
 from imray.log.recovery import Readable
 from imray.log.store import Store
+from imray.rpc.publications import SubscribeArgs, Subscribed
 from imray.settings import Settings
 from imray.shard.committer import located
 from imray.shard.hot_groups import HotGroups, StartPartitions
+from imray.shard.publisher import Caller, Publisher, marks_of, run_beats
 from imray.shard.runtime import SYSTEM, Runtime, StateThread
 from imray.shard.shard_incarnation import ShardIncarnation, Surroundings
 from imray.shard.upkeep import UpkeepWorkers
@@ -50,6 +53,8 @@ class ShardWriter:
         self._state = StateThread(runtime, f"commit-{shard}")
         self._workers = UpkeepWorkers(runtime, shard)
         self._notes: deque[str] = deque(maxlen=_NOTES_KEPT)
+        self.publisher = Publisher(shard)
+        self._beating: asyncio.Task[None] | None = None
         self._current: ShardIncarnation | None = None
         """The incarnation that serves, or served last."""
         self._readable: Readable | None = None
@@ -68,6 +73,7 @@ class ShardWriter:
             record=self.loop.record,
             when_idle=self.loop.when_idle,
             on_recovered=self._recovered,
+            publisher=self.publisher,
         )
 
     async def _open(self, number: int) -> ShardIncarnation:
@@ -93,6 +99,9 @@ class ShardWriter:
         if self._current is not None and self.loop.refusal is None:
             with contextlib.suppress(TimeoutError, UnavailableError):
                 await asyncio.wait_for(self._current.hot.close(), _CLOSE_TIMEOUT_S)
+        if self._beating is not None:
+            self._beating.cancel()
+        self.publisher.end()
         await self.loop.stop()
         await self._workers.end()
         await self._state.end()
@@ -143,6 +152,40 @@ class ShardWriter:
         if not readable.partitions_read and state.conversations.index(conv_id) in state.hot:
             return None
         return located(state, conv_id, low, high) if readable.is_current(self._store, self.shard) else None
+
+    # Of listeners
+
+    async def subscribe(self, caller: Caller, args: SubscribeArgs) -> Subscribed | Refusal:
+        """From now on a gateway hears of some conversations; the answer says where they stand.
+
+        What is above that is published, so nothing falls between."""
+        refusal = self.publisher.subscribe(caller, args)
+        if refusal is not None:
+            return refusal
+        if self._beating is None or self._beating.done():
+            self._beating = asyncio.create_task(run_beats(self.publisher, self._is_writer))
+        try:
+            found = await self._state.run(self._subscribed, args.add)
+        except StorageError as e:
+            return Refusal(Refused.UNAVAILABLE, f"{self.loop.label}: {e}")
+        return found or self._not_ready()
+
+    def _subscribed(self, names: Sequence[str]) -> Subscribed | None:
+        state = self._state_to_read()
+        return None if state is None else Subscribed(state.log.epoch, marks_of(state, names))
+
+    def _state_to_read(self) -> ShardState | None:
+        """What may be told to readers: None where another process may know more."""
+        if self.loop.replaced:
+            return None
+        if self._current is not None:
+            committer = self._current.committer
+            return committer.state if committer.writer.is_last(or_own_process=True) else None
+        readable = self._readable
+        return readable.state if readable is not None and readable.is_current(self._store, self.shard) else None
+
+    async def _is_writer(self) -> bool:
+        return await self._state.run(self._state_to_read) is not None
 
     async def mend(self, file: str) -> Refusal | None:
         """A reader found that a derived file is missing or damaged: look, and make it anew. None: looked at."""

@@ -12,7 +12,7 @@ from imray.core.routing import log_of
 from imray.log.segment import segment_prefix
 from imray.log.store import LocalStore
 from imray.settings import Settings
-from imray.shard import partition_writer
+from imray.shard import partition_incarnation
 from imray.shard.partition_writer import PartitionWriter
 from tests.support.batches import SEED
 from tests.support.groups import Group, Link
@@ -27,7 +27,7 @@ async def test_a_stop_does_not_wait_for_a_home_shard_that_is_gone(
     group = Group(LocalStore(tmp_path))
     link = Link(group)
     link.cut = True
-    monkeypatch.setattr(partition_writer, "_REGISTER_S", 3600.0)
+    monkeypatch.setattr(partition_incarnation, "_REGISTER_S", 3600.0)
     store = GatedStore(tmp_path, segment_prefix(log_of(0, 1)))
     partition = PartitionWriter(store, 0, 1, SEED, Settings(), link)
     if not fenced:

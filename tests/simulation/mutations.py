@@ -18,7 +18,7 @@ from imray.log.store import Store
 from imray.shard import committer as committers
 from imray.shard.grants import Grants
 from imray.shard.hot_groups import HotGroups
-from imray.shard.partition_writer import PartitionIncarnation
+from imray.shard.partition_incarnation import PartitionIncarnation
 
 Break = Callable[[pytest.MonkeyPatch], None]
 

@@ -17,7 +17,7 @@ from imray.log.writer import Writer
 from imray.shard.commit_queue import Flight
 from imray.shard.committer import Committer
 from imray.shard.grants import Grants
-from imray.shard.partition_writer import PartitionIncarnation
+from imray.shard.partition_incarnation import PartitionIncarnation
 from imray.shard.runtime import StateThread
 from imray.shard.write_loop import WriteLoop
 from tests.simulation.mutations import rule

@@ -1,0 +1,239 @@
+"""Tells gateways what became durable: each what it asked for, once a commit, as columns, over its own connection.
+
+Owns who wants what, and what a gateway that does not keep up is owed. A writer never waits for a gateway. Does not own
+what a gateway makes of it: what is published is a hint, and where rows are missing below a mark they are pulled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from imray.core.errors import StorageError
+from imray.core.replies import Refusal, Refused
+from imray.core.state import ShardState
+from imray.rpc.endpoint import Parts
+from imray.rpc.methods import Method
+from imray.rpc.publications import (
+    Mark,
+    PublicationHead,
+    Removal,
+    SubscribeArgs,
+    encode_publication,
+    stream_of,
+)
+
+BEAT_S = 1.0
+"""Whoever hears nothing for three beats looks for another writer."""
+_OWED_AGAIN_S = 0.05
+"""Between two tries to tell a gateway that did not read: longer than it takes to send what waits, at 1 Gbit/s."""
+_WANTED_MAX = 200_000
+"""Conversations of one connection: 25 MB of names at most."""
+_COLUMNS = (
+    "conv_id",
+    "conv_seq",
+    "client_msg_id",
+    "sender",
+    "topic",
+    "content_type",
+    "client_ts",
+    "server_ts",
+    "body",
+)  # fmt: skip
+
+
+class Caller(Protocol):
+    """A gateway's connection: `imray.rpc.server.ServerConnection`."""
+
+    def push(self, log_number: int, method: Method, content: Parts) -> bool:
+        """Send it. False: too much waits to be sent already, or the connection is gone."""
+
+    def add_close_callback(self, callback: Callable[[], None]) -> None:
+        """Call this when the connection is gone."""
+
+
+class Publisher:
+    """The subscriptions of one log's writer. For its event loop; outlives incarnations."""
+
+    def __init__(self, log: int) -> None:
+        self._log = log
+        self.epoch = 0
+        """That publications carry."""
+        self._wanted: dict[Caller, dict[str, None]] = {}
+        self._count: dict[str, int] = {}
+        """How many connections want a conversation."""
+        self._owed: dict[Caller, dict[str, Mark]] = {}
+        """What a gateway that did not read is owed: where each conversation stands. Takes no room in the bound of what
+        waits to be sent."""
+        self._again: asyncio.TimerHandle | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anybody listens at all."""
+        return bool(self._wanted)
+
+    def wants(self, conv_id: str) -> bool:
+        """Whether anybody listens to a conversation."""
+        return conv_id in self._count
+
+    def subscribe(self, caller: Caller, args: SubscribeArgs) -> Refusal | None:
+        """Tell a connection of `add` from now on, and no more of `drop`."""
+        mine = self._wanted.get(caller)
+        if mine is None:
+            mine = self._wanted[caller] = {}
+            caller.add_close_callback(lambda: self._leave(caller))
+            if caller not in self._wanted:
+                return Refusal(Refused.UNAVAILABLE, "the connection is gone")
+        for name in args.drop:
+            if mine.pop(name, self) is None:
+                self._forget(name)
+        if len(mine) + len(args.add) > _WANTED_MAX:
+            return Refusal(Refused.BUSY, f"one gateway listens to {_WANTED_MAX} conversations of a shard at most")
+        for name in args.add:
+            if name not in mine:
+                mine[name] = None
+                self._count[name] = self._count.get(name, 0) + 1
+        return None
+
+    def _leave(self, caller: Caller) -> None:
+        for name in self._wanted.pop(caller, ()):
+            self._forget(name)
+        self._owed.pop(caller, None)
+
+    def _forget(self, name: str) -> None:
+        left = self._count[name] - 1
+        if left:
+            self._count[name] = left
+        else:
+            del self._count[name]
+
+    def publish(self, table: pa.Table | None, marks: Sequence[Mark], removals: Sequence[Removal] = ()) -> None:
+        """Tell everybody of what it listens to. `marks`: of every conversation with rows in `table`; only what
+        somebody wants need be in it."""
+        rows = None if table is None else _Rows(table)
+        for caller, mine in list(self._wanted.items()):
+            some = [mark for mark in marks if mark.conv_id in mine]
+            out = [removal for removal in removals if removal.conv_id in mine]
+            stream = None if rows is None else rows.of(mine)
+            if some or out or stream is not None:
+                self._push(caller, some, out, stream)
+
+    def beat(self) -> None:
+        """Tell everybody that this writer lives."""
+        for caller in list(self._wanted):
+            self._push(caller, (), (), None)
+
+    def signal(self, conv_id: str, content: Parts) -> None:
+        """Tell who listens to a conversation of something ephemeral. Who does not keep up is not told."""
+        for caller, mine in list(self._wanted.items()):
+            if conv_id in mine:
+                caller.push(self._log, Method.SIGNALLED, content)
+
+    def _push(
+        self, caller: Caller, marks: Sequence[Mark], removals: Sequence[Removal], stream: pa.Buffer | None
+    ) -> None:
+        owed = self._owed.get(caller)
+        if owed:
+            for mark in marks:
+                owed.pop(mark.conv_id, None)
+            marks = [*owed.values(), *marks]
+        head = PublicationHead(self.epoch, list(marks), list(removals))
+        if caller.push(self._log, Method.PUBLISH, encode_publication(head, stream)):
+            self._owed.pop(caller, None)
+            return
+        if caller not in self._wanted:
+            return
+        owed = self._owed.setdefault(caller, {})
+        for mark in marks:
+            owed[mark.conv_id] = mark
+        for removal in removals:
+            # the members' version of the mark is another one, and has the gateway ask who is a member still
+            owed.setdefault(removal.conv_id, Mark(removal.conv_id, 0, 0, 0))
+        self._later()
+
+    def _later(self) -> None:
+        if self._again is None:
+            self._again = asyncio.get_running_loop().call_later(_OWED_AGAIN_S, self._tell_owed)
+
+    def _tell_owed(self) -> None:
+        self._again = None
+        for caller in list(self._owed):
+            self._push(caller, (), (), None)
+
+    def end(self) -> None:
+        """Nothing more is told."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+
+
+class _Rows:
+    """The rows of one commit, for gateways that want different ones of them."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table.select(_COLUMNS)
+        column = self._table.column("conv_id")
+        self._names: list[str]
+        self._of_row: np.ndarray | None
+        if pa.types.is_dictionary(column.type):
+            column = column.unify_dictionaries()
+            self._names = column.chunk(0).dictionary.to_pylist() if column.num_chunks else []
+            self._of_row = None
+            self._column = column
+        else:
+            self._names = column.to_pylist()  # a small commit
+            self._of_row = np.arange(len(self._names))
+        self._streams: dict[bytes, pa.Buffer | None] = {}
+
+    def of(self, wanted: dict[str, None]) -> pa.Buffer | None:
+        """Those of wanted conversations, as they are sent; made once for all who want the same."""
+        hits = bytes(name in wanted for name in self._names)
+        if hits not in self._streams:
+            self._streams[hits] = self._make(hits)
+        return self._streams[hits]
+
+    def _make(self, hits: bytes) -> pa.Buffer | None:
+        if not any(hits):
+            return None
+        if all(hits):
+            return stream_of(self._table)
+        if self._of_row is None:
+            indices = [chunk.indices.to_numpy() for chunk in self._column.chunks]
+            self._of_row = np.concatenate(indices)
+        keep = np.frombuffer(hits, np.bool_)[self._of_row]
+        return stream_of(self._table.filter(pa.array(keep))) if keep.any() else None
+
+
+async def run_beats(publisher: Publisher, is_writer: Callable[[], Awaitable[bool]]) -> None:
+    """Tell who listens that this is the writer, for as long as it is and somebody listens."""
+    while publisher:
+        await asyncio.sleep(BEAT_S)
+        with contextlib.suppress(StorageError):  # who cannot find out does not say so
+            if await is_writer():
+                publisher.beat()
+
+
+def marks_of(state: ShardState, names: Sequence[str]) -> list[Mark]:
+    """Where conversations stand. In the thread of the state."""
+    raw = [name.encode() for name in names]
+    offsets = np.cumsum([0, *map(len, raw)], dtype=np.int32)
+    found = state.conversations.find(np.frombuffer(b"".join(raw), np.uint8), offsets).tolist()
+    return [_mark(state, name, index) for name, index in zip(names, found, strict=True)]
+
+
+def _mark(state: ShardState, name: str, index: int) -> Mark:
+    group = state.hot.get(index)
+    stable = int(state.conversations.stable[index]) if index >= 0 else 0
+    return Mark(name, stable, 0 if group is None else group.partitions, -1)
+
+
+def names_in(table: pa.Table) -> Iterable[str]:
+    """The conversations that a segment's table may have rows of."""
+    column = table.column("conv_id")
+    if pa.types.is_dictionary(column.type):
+        return dict.fromkeys(name for chunk in column.chunks for name in chunk.dictionary.to_pylist())
+    return dict.fromkeys(column.to_pylist())
