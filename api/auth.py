@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ class Caller:
     sender: str
     service: bool
     """May name the sender of each message."""
+    expires_at_s: float = field(default=math.inf, compare=False)
+    """When the token is not taken any more."""
 
 
 class Authenticator:
@@ -79,8 +82,15 @@ class Authenticator:
             )
 
     def caller(self, authorization: str | None) -> Caller:
-        """The caller behind an Authorization header, which makes one more request: ProblemError 401 where there is
-        none, 429 where it asks too often, 503 where the keys to check it are not here."""
+        """The caller behind an Authorization header, which makes one more request: ProblemError 429 where it asks too
+        often, and as `verify`."""
+        caller = self.verify(authorization)
+        self.rates.request(caller.sender, caller.service)
+        return caller
+
+    def verify(self, authorization: str | None) -> Caller:
+        """The caller behind an Authorization header: ProblemError 401 where there is none, 503 where the keys to check
+        it are not here."""
         if authorization is None:
             raise ProblemError(401, "unauthenticated", f"no token: {_HELP}")
         scheme, _, token = authorization.partition(" ")
@@ -90,9 +100,11 @@ class Authenticator:
         # a digest: of a token of 60 KB the cache holds no more than of any other
         name = hashlib.sha256(token.encode()).digest()
         known = self._cache.get(name)
-        caller = known[0] if known is not None and known[1] > self._clock_s() else self._verify(name, token)
-        self.rates.request(caller.sender, caller.service)
-        return caller
+        return known[0] if known is not None and known[1] > self._clock_s() else self._verify(name, token)
+
+    def seconds_left(self, caller: Caller) -> float:
+        """How long the caller's token is still taken."""
+        return caller.expires_at_s - self._clock_s()
 
     def _verify(self, name: bytes, token: str) -> Caller:
         try:
@@ -107,8 +119,8 @@ class Authenticator:
                 leeway=_LEEWAY_S,
                 options={"require": ["sub", "exp"]},
             )
-            caller = _caller(claims)
             exp_s = _exp_s(claims["exp"])
+            caller = _caller(claims, exp_s + _LEEWAY_S)
         except _BAD_TOKEN as e:
             # a token may hold anything, and errors repeat parts of it
             said = str(e)[:_SAID_MAX].encode(errors="backslashreplace").decode()
@@ -119,12 +131,12 @@ class Authenticator:
         return caller
 
 
-def _caller(claims: Mapping[str, Any]) -> Caller:
+def _caller(claims: Mapping[str, Any], expires_at_s: float) -> Caller:
     sender = claims["sub"]
     check_text(sender, "sub", SENDER_BYTES_MAX)
     if _UNSEEN.search(sender):
         raise InvalidError("sub holds a control character or a mark of direction")
-    return Caller(sender, claims.get("role") == "service" or "service" in _roles(claims))
+    return Caller(sender, claims.get("role") == "service" or "service" in _roles(claims), expires_at_s)
 
 
 def _exp_s(exp: object) -> float:

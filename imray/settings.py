@@ -116,6 +116,29 @@ class Settings:
     """Bodies that arrive and answers that are not read yet, of a gateway and of one caller (a token's subject; before
     it is known, an address): eight of the largest requests, or two of the largest pages."""
 
+    # Live
+    live_frame_bytes_max: int = 1024 * 1024
+    """What a client may say in one WebSocket message: fifteen of the largest bodies. It is held in memory, once for each
+    connection that is in the middle of one."""
+    live_items_max: int = 1000
+    """In one frame, both ways: what a frame starts is bounded by it."""
+    live_subscriptions_max: int = 1000
+    """Of one connection: each is a few hundred bytes here and an entry in a shard."""
+    listener_queue_bytes_max: int = 1024 * 1024
+    """What may wait unsent for one listener: seconds of a busy conversation. Beyond it the listener is told from where
+    to go on, and its neighbours notice nothing."""
+    live_ping_interval_s: float = 20.0
+    """A connection that said nothing for so long is pinged, and closed after as long again: load balancers forget an
+    idle connection after 60 s."""
+    live_signals_per_s: float = 20.0
+    """Of one connection, and as many at once: a person who types makes two. Each goes to everybody who listens."""
+    live_sends_in_flight_max: int = 2000
+    """Of one connection, two of the largest frames: it is not read from before some of them are answered."""
+    live_pulls_in_flight_max: int = 4
+    """Of one connection: more would only wait for their turn (`history_turns_per_caller_max`)."""
+    live_reconnect_s_max: float = 15.0
+    """A gateway that ends deals its connections moments up to here to come back: 4,096 of them are 270 a second."""
+
     shard_num_cpus: float = 0.1
     partition_num_cpus: float = 0.1
     gateway_num_cpus: float = 0.1

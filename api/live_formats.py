@@ -1,0 +1,196 @@
+"""Items as bytes and back: the two sub-protocols of a live connection, and a server's WebSocket frames.
+
+Owns the formats, and frames of a server (RFC 6455, 5.2): they are not masked, so one that many connections get is made
+once. Does not own connections, nor the frames that clients send (the `websockets` library reads those).
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
+import pyarrow as pa
+
+from api.live_items import (
+    BehindItem,
+    ClientItem,
+    EndedItem,
+    HeadItem,
+    LiveHole,
+    LiveMessage,
+    MessagesItem,
+    ServerItem,
+    SignalledItem,
+)
+from imray.core.errors import InvalidError
+from imray.core.ids import format_client_msg_id
+from imray.engine.listening import Batch, Behind, Encoder, Ended, HeadMoved, Notice
+from imray.log.schema import MS
+
+SIGNAL_BYTES_MAX: Final = 1024
+_TEXT: Final = 0x1
+_BINARY: Final = 0x2
+_FIN: Final = 0x80
+_LENGTH_16: Final = 126
+_LENGTH_64: Final = 127
+_SIGNALS_KEPT: Final = 64
+"""A signal is told to all its listeners at once, so the newest few are enough."""
+_BAD_DATA = (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError, TypeError, ValueError)
+"""What data of strange make raises on its way through decoder and encoder: nests without end, numbers past every range,
+keys that JSON does not know."""
+
+
+@dataclass(frozen=True, eq=False)
+class Format:
+    """A sub-protocol. There are two, and all connections share them."""
+
+    subprotocol: str
+    opcode: int
+    """Of the frames, both ways."""
+    encode: Callable[[Any], bytes]
+    decode_items: Callable[[bytes | bytearray], list[ClientItem]]
+    decode_value: Callable[[bytes], object]
+    texts_only: bool
+    """A body that is no UTF-8 is written in base64."""
+    encoder: Encoder
+    """Of a batch, for `imray.engine.feeds`."""
+
+    def decode(self, data: bytes | bytearray, items_max: int) -> list[ClientItem]:
+        """The items of a frame. InvalidError: it is malformed."""
+        try:
+            items = self.decode_items(data)
+        except RecursionError as e:
+            raise InvalidError("not valid: nested too deeply") from e
+        except (msgspec.MsgspecError, UnicodeError) as e:
+            raise InvalidError(f"not valid: {e}") from e
+        if not 1 <= len(items) <= items_max:
+            raise InvalidError(f"a frame of {len(items)} items: 1 to {items_max} are allowed")
+        return items
+
+    def frame(self, items: Sequence[ServerItem]) -> bytes:
+        """A whole frame of these items."""
+        return frame_of(self.opcode, self.encode(items))
+
+    def signal_data(self, raw: msgspec.Raw) -> bytes:
+        """The data of a client's signal as JSON, written anew, so that nothing of the sender's making goes to others.
+        InvalidError where it is too large, or cannot be said in both formats."""
+        data = bytes(memoryview(raw))
+        if len(data) > SIGNAL_BYTES_MAX:
+            raise InvalidError(f"data has {len(data)} bytes: at most {SIGNAL_BYTES_MAX}")
+        try:
+            made = msgspec.json.encode(self.decode_value(data))
+            msgspec.msgpack.encode(msgspec.json.decode(made))
+        except _BAD_DATA as e:
+            raise InvalidError(f"data is no value that JSON and MessagePack can both say: {e}") from e
+        return made
+
+
+def frame_of(opcode: int, payload: bytes) -> bytes:
+    """A server's frame."""
+    size = len(payload)
+    if size < _LENGTH_16:
+        return bytes((_FIN | opcode, size)) + payload
+    if size < 1 << 16:
+        return bytes((_FIN | opcode, _LENGTH_16)) + size.to_bytes(2, "big") + payload
+    return bytes((_FIN | opcode, _LENGTH_64)) + size.to_bytes(8, "big") + payload
+
+
+def live_messages(table: pa.Table, texts_only: bool) -> list[LiveMessage]:
+    """The rows of a page or a batch."""
+    columns = []
+    for name in LIVE_COLUMNS:
+        column = table.column(name)
+        columns.append((column.cast(MS).cast(pa.int64()) if name.endswith("_ts") else column).to_pylist())
+    messages = []
+    for seq, raw, sender, topic, content_type, client_ts, server_ts, body in zip(*columns, strict=True):
+        message = LiveMessage(seq, format_client_msg_id(raw), sender, server_ts, topic, content_type, client_ts)
+        try:
+            message.body = body.decode()
+        except UnicodeDecodeError:
+            if texts_only:
+                message.body_base64 = base64.b64encode(body).decode()
+            else:
+                message.body = body
+        messages.append(message)
+    return messages
+
+
+LIVE_COLUMNS: Final = (
+    "conv_seq",
+    "client_msg_id",
+    "sender",
+    "topic",
+    "content_type",
+    "client_ts",
+    "server_ts",
+    "body",
+)
+
+
+def live_holes(holes: Sequence[tuple[int, int, str]]) -> list[LiveHole]:
+    """Holes as they are told."""
+    return [LiveHole(low, high, reason) for low, high, reason in holes]
+
+
+def messages_item(batch: Batch, texts_only: bool) -> MessagesItem:
+    """What a listener is told of a batch."""
+    return MessagesItem(
+        conv_id=batch.conv_id,
+        after=batch.after,
+        upto=batch.upto,
+        stable_seq=batch.stable,
+        messages=live_messages(batch.messages, texts_only),
+        holes=live_holes(batch.holes),
+    )
+
+
+def notice_item(notice: Notice, to_format: Format) -> ServerItem:
+    """What a listener is told of a notice."""
+    if isinstance(notice, Behind):
+        return BehindItem(notice.conv_id, notice.after, notice.head)
+    if isinstance(notice, Ended):
+        return EndedItem(notice.conv_id, notice.after, notice.reason.value)
+    if isinstance(notice, HeadMoved):
+        return HeadItem(notice.conv_id, notice.seq, notice.unread)
+    data = _signal_data(notice.data, to_format)
+    return SignalledItem(notice.conv_id, notice.sender, notice.kind, data)
+
+
+@lru_cache(_SIGNALS_KEPT)
+def _signal_data(data: bytes, to_format: Format) -> msgspec.Raw:
+    if to_format.texts_only:
+        return msgspec.Raw(data)
+    return msgspec.Raw(msgspec.msgpack.encode(msgspec.json.decode(data)))
+
+
+def _json_batch(batch: Batch) -> bytes:
+    return JSON.frame([messages_item(batch, texts_only=True)])
+
+
+def _msgpack_batch(batch: Batch) -> bytes:
+    return MSGPACK.frame([messages_item(batch, texts_only=False)])
+
+
+JSON: Final = Format(
+    subprotocol="imray.v1.json",
+    opcode=_TEXT,
+    encode=msgspec.json.Encoder().encode,
+    decode_items=msgspec.json.Decoder(list[ClientItem]).decode,
+    decode_value=msgspec.json.Decoder().decode,
+    texts_only=True,
+    encoder=_json_batch,
+)
+MSGPACK: Final = Format(
+    subprotocol="imray.v1.msgpack",
+    opcode=_BINARY,
+    encode=msgspec.msgpack.Encoder().encode,
+    decode_items=msgspec.msgpack.Decoder(list[ClientItem]).decode,
+    decode_value=msgspec.msgpack.Decoder().decode,
+    texts_only=False,
+    encoder=_msgpack_batch,
+)
+FORMATS: Final = {known.subprotocol: known for known in (JSON, MSGPACK)}
