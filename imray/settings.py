@@ -15,6 +15,7 @@ _FORMER_NAMES = {
     "partition_pause_s": "IMRAY_TOPIC_PAUSE_S",
     "partition_num_cpus": "IMRAY_TOPIC_NUM_CPUS",
 }
+_BOOLS = {"0": False, "1": True}
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,10 @@ class Settings:
 
     store_put_delay_s: float = 0.0
     """For experiments: every put takes so much longer, as over an object store."""
+
+    conversations_open: bool = True
+    """Any caller may send to, read and listen to a conversation that nobody created. IMRAY_CONVERSATIONS_OPEN=0: only
+    a service may read it, and nobody may send before it is created."""
 
     # The door
     header_bytes_max: int = 64 * 1024
@@ -198,7 +203,9 @@ class Settings:
                 continue
             kind: type = type(getattr(cls, f.name))
             try:
-                value = kind(text)
+                value = _BOOLS[text] if kind is bool else kind(text)
+            except KeyError:
+                raise InvalidError(f"{name}={text!r}: 0 or 1") from None
             except ValueError as e:
                 raise InvalidError(f"{name}={text!r} is not of type {kind.__name__}") from e
             if isinstance(value, int | float) and not 0 <= value < math.inf:

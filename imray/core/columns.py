@@ -7,6 +7,7 @@ from enum import IntEnum
 
 from imray.core.dedup import SealedIds
 from imray.core.log_progress import Fence
+from imray.core.members import CursorsChange, MembersChange
 from imray.kernels.arrays import I32, I64, U8, U32, U64
 
 
@@ -22,6 +23,8 @@ class RowStatus(IntEnum):
     """The id may have been sent before, in a segment that does not verify: it can be neither numbered nor answered."""
     WAITING = 5
     """The id may have been sent before, and a file that says so is being made anew: to be sent again."""
+    FORBIDDEN = 6
+    """Its sender may not send there, and its id is not known."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,8 @@ class Commit:
     touched_first: I64
     touched_last: I64
     controls: tuple[Control, ...] = ()
+    members: tuple[MembersChange, ...] = ()
+    cursors: tuple[CursorsChange, ...] = ()
     sequencer: int = 0
     """A partition's segment: the epoch of the home shard that granted its numbers."""
     fence: Fence | None = None

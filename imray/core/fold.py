@@ -15,6 +15,7 @@ from imray.core.columns import Commit, Control, Rows
 from imray.core.dedup import IdTable, SealedIds
 from imray.core.errors import FencedError, InvalidError
 from imray.core.log_progress import Fence, LogProgress
+from imray.core.members import CursorsChange, MembersChange
 from imray.core.postings import Postings
 from imray.core.routing import segment_of, slot_of
 from imray.core.state import HotGroup, ShardState
@@ -35,6 +36,8 @@ class ReadBack:
     voids: tuple[tuple[int, int, int], ...] = ()
     """Conversation, first and last number."""
     controls: tuple[Control, ...] = ()
+    members: tuple[MembersChange, ...] = ()
+    cursors: tuple[CursorsChange, ...] = ()
     grants: tuple[tuple[int, int, int], ...] | None = None
     """A partition's segment: conversation, first number and count of each block that it was granted."""
     sequencer: int = 0
@@ -49,7 +52,8 @@ def commit_read_back(state: ShardState, log_position: int, epoch: int, server_ts
     # a batch that was split by log keeps the names of the other parts' conversations
     if found.grants is not None and (known[rows.conv] < 0).any():
         raise InvalidError("it has rows of a conversation that was never hot")
-    others = [v[0] for v in voids] + [c.conv for c in found.controls]
+    others = [v[0] for v in voids]
+    others += [c.conv for each in (found.controls, found.members, found.cursors) for c in each]
     order = np.concatenate([rows.conv, np.array(others, np.int32)]) if others else rows.conv
     fresh = assign_new(order, known, state.conversations.count)
     state.conversations.reserve(len(fresh))
@@ -63,6 +67,10 @@ def commit_read_back(state: ShardState, log_position: int, epoch: int, server_ts
         first = np.concatenate([first, np.array([v[1] for v in voids])])
         last = np.concatenate([last, np.array([v[2] for v in voids])])
     controls = tuple(replace(c, conv=int(known[c.conv])) for c in found.controls)
+    members = tuple(replace(m, conv=int(known[m.conv])) for m in found.members)
+    for change in members:
+        # of a hot group, numbers before it may stand in logs that are read later
+        state.members.check(change, None if change.conv in state.hot else int(state.conversations.heads[change.conv]))
     return Commit(
         log_position=log_position,
         epoch=epoch,
@@ -76,6 +84,8 @@ def commit_read_back(state: ShardState, log_position: int, epoch: int, server_ts
         touched_first=first,
         touched_last=last,
         controls=controls,
+        members=members,
+        cursors=tuple(replace(c, conv=int(known[c.conv])) for c in found.cursors),
         sequencer=found.sequencer,
     )
 
@@ -170,6 +180,7 @@ def reserve(state: ShardState, commit: Commit) -> tuple[IdTable, int, int]:
         )
         if commit.log_position > 0:
             state.segment_ts[commit.log_position] = commit.server_ts
+    state.members.reserve(commit.members, commit.cursors)
     if len(commit.touched):
         np.maximum.at(conversations.heads, commit.touched, commit.touched_last)
     return table, first, table.count
@@ -180,6 +191,8 @@ def mark_durable(state: ShardState, commit: Commit, digest: bytes) -> None:
     advance_log(state, commit.log_position, commit.epoch, digest, commit.sequencer, commit.fence)
     for control in commit.controls:
         _control(state, control)
+    state.members.mark_durable(commit.members, commit.cursors)
+    state.member_segments += bool(commit.members or commit.cursors)
     mark_numbers_durable(state, commit.log_position, (commit.touched, commit.touched_first, commit.touched_last))
 
 
@@ -280,6 +293,7 @@ def freeze(state: ShardState) -> IdTable:
     state.recent = IdTable(state.log.segment) if table is None else table
     state.recent.base_segment = state.log.segment
     state.postings = Postings()
+    state.member_segments = 0
     return state.frozen
 
 

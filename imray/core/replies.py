@@ -27,6 +27,20 @@ class Refused(StrEnum):
     """A partition's: its conversation is not hot any more, send to the home shard. Nothing was written."""
     FORBIDDEN = "forbidden"
     """Who asks may not: no member, or not in a role for it. Nothing was written."""
+    EXISTS = "exists"
+    """What is to be created is there, and different. Nothing was written."""
+    ABSENT = "absent"
+    """What is to be changed or read is not there. Nothing was written."""
+
+
+_NOT_WRITTEN = (
+    Refused.INVALID,
+    Refused.BUSY,
+    Refused.MOVED,
+    Refused.FORBIDDEN,
+    Refused.EXISTS,
+    Refused.ABSENT,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +56,7 @@ class Refusal:
     @property
     def maybe_written(self) -> bool:
         """Whether this call or an earlier try of the same ids may have been executed."""
-        return self.unknown or self.why not in (Refused.INVALID, Refused.BUSY, Refused.MOVED, Refused.FORBIDDEN)
+        return self.unknown or self.why not in _NOT_WRITTEN
 
     def after_unknown(self) -> Refusal:
         """This answer where an earlier try of the same ids may have been executed: it never says that nothing was
@@ -59,6 +73,10 @@ _UNREADABLE = (
     "the id was sent before, in a file of the log that does not verify: its number cannot be told, and nothing was "
     "written. A person must look: the server's log and `imray audit` name the file"
 )
+NOT_A_MEMBER = (
+    "the sender is no member of the conversation, or may only read; or the conversation must be created first: nothing "
+    "was written"
+)
 WAITS = "a file that says whether the id was sent before is being made anew: nothing was written; send it again"
 
 
@@ -68,7 +86,7 @@ class Firsts:
 
     at: I64
     status: U8
-    """`RowStatus` DUPLICATE, CONFLICT, UNREADABLE or WAITING; the last two have no numbers."""
+    """`RowStatus` DUPLICATE, CONFLICT, UNREADABLE, WAITING or FORBIDDEN; the last three have no numbers."""
     log_position: I64
     row: U32
     epoch: I64
@@ -95,6 +113,12 @@ class Firsts:
     def waiting(self) -> Bools:
         """True for each row that was not written and must be sent again: whether it was sent before is found out."""
         found: Bools = self.status == RowStatus.WAITING
+        return found
+
+    @property
+    def forbidden(self) -> Bools:
+        """True for each row that was not written because its sender may not send there."""
+        found: Bools = self.status == RowStatus.FORBIDDEN
         return found
 
     def slice(self, begin: int, end: int, shift: int) -> Firsts:

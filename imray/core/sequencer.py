@@ -12,7 +12,7 @@ from imray.core.columns import Commit, First, KnownIds, Plan, Rows, RowStatus
 from imray.core.dedup import IdTable, SealedIds
 from imray.core.routing import slot_of
 from imray.core.state import ShardState
-from imray.kernels.arrays import I32, I64
+from imray.kernels.arrays import I32, I64, Bools
 from imray.kernels.id_table import first_in_batch, slots_for
 from imray.kernels.numbering import assign_new, number
 
@@ -36,18 +36,27 @@ def locate(state: ShardState, rows: Rows) -> KnownIds:
     return KnownIds(conv, fresh, recent, frozen, maybe)
 
 
-def plan(state: ShardState, rows: Rows, located: KnownIds, old: dict[int, First], slot: int = 0) -> Plan:
+def plan(
+    state: ShardState,
+    rows: Rows,
+    located: KnownIds,
+    old: dict[int, First],
+    slot: int = 0,
+    forbidden: Bools | None = None,
+) -> Plan:
     """Number the new rows for the writer of `slot` and find the duplicates and conflicts. No side effect.
 
     `old` holds what a look into sealed files confirmed for the rows of `located.maybe`. A row whose id is in flight
     elsewhere is IN_FLIGHT; one that the shard itself is writing is a duplicate to the shard, whose commits become
-    durable in their order, and in flight to everybody else."""
+    durable in their order, and in flight to everybody else.
+
+    `forbidden` (None: nowhere) holds where a row's sender may not send: it is FORBIDDEN, unless it repeats one that was
+    sent. A conversation that is not known has such rows only, or none: then it is not made."""
     n = len(rows)
-    in_batch = np.empty(n, np.int32)
-    repeated = first_in_batch(rows.fps, rows.ids, located.conv, slots_for(n), in_batch)
+    in_batch, repeated = _find_repeated(rows, located, forbidden)
     firsts: _Firsts | None = None
-    if repeated or old or located.recent is not None or located.frozen is not None:
-        firsts = _find_firsts(state, rows, located, old, slot, in_batch)
+    if repeated or old or forbidden is not None or located.recent is not None or located.frozen is not None:
+        firsts = _find_firsts(state, rows, located, old, slot, in_batch, forbidden)
     status = np.zeros(n, np.uint8) if firsts is None else firsts.status
     seq = np.empty(n, np.int64) if firsts is None else firsts.seq
     conversations = state.conversations
@@ -67,11 +76,35 @@ def plan(state: ShardState, rows: Rows, located: KnownIds, old: dict[int, First]
         epoch=None if firsts is None else firsts.epoch,
         server_ts=None if firsts is None else firsts.server_ts,
         conv=located.conv,
-        fresh=located.fresh,
+        fresh=_made(located, forbidden),
         touched=touched,
         touched_first=touched_first,
         touched_last=touched_last,
     )
+
+
+def _find_repeated(rows: Rows, located: KnownIds, forbidden: Bools | None) -> tuple[I32, int]:
+    """For each row an earlier one with the same id, or -1; how many have one. What is forbidden repeats nothing, and
+    nothing repeats it."""
+    n = len(rows)
+    in_batch = np.empty(n, np.int32)
+    if forbidden is None:
+        return in_batch, first_in_batch(rows.fps, rows.ids, located.conv, slots_for(n), in_batch)
+    in_batch[:] = -1
+    rest = np.flatnonzero(~forbidden)
+    found = np.empty(len(rest), np.int32)
+    k = first_in_batch(rows.fps[rest], rows.ids[rest], located.conv[rest], slots_for(len(rest)), found)
+    again = found >= 0
+    in_batch[rest[again]] = rest[found[again]]
+    return in_batch, k
+
+
+def _made(located: KnownIds, forbidden: Bools | None) -> I32:
+    """The new conversations of a batch, but where nobody may send to one: none is made then, nor its name kept."""
+    fresh = located.fresh
+    if forbidden is not None and len(fresh) and forbidden[int(np.argmax(located.conv))]:
+        return fresh[:0]  # the highest index is a new one's, and what holds for one holds for all
+    return fresh
 
 
 class _Firsts:
@@ -119,6 +152,13 @@ class _Firsts:
         self.epoch[i] = first.epoch
         self.server_ts[i] = first.server_ts
 
+    def forbid(self, forbidden: Bools) -> None:
+        """Nothing of these rows is written, nor told. But a retry of what was, or may have been, is what it was."""
+        at = np.flatnonzero(forbidden & ((self.status == RowStatus.NEW) | (self.status == RowStatus.CONFLICT)))
+        self.status[at] = RowStatus.FORBIDDEN
+        self.seq[at] = 0
+        self.row[at] = 0
+
     def from_batch(self, in_batch: I32, rows: Rows) -> None:
         """Mark the rows that repeat a new one of the same batch; their numbers come with `complete`."""
         self._again = np.flatnonzero((in_batch >= 0) & (self.status == RowStatus.NEW))
@@ -136,7 +176,13 @@ class _Firsts:
 
 
 def _find_firsts(
-    state: ShardState, rows: Rows, located: KnownIds, old: dict[int, First], slot: int, in_batch: I32
+    state: ShardState,
+    rows: Rows,
+    located: KnownIds,
+    old: dict[int, First],
+    slot: int,
+    in_batch: I32,
+    forbidden: Bools | None,
 ) -> _Firsts:
     firsts = _Firsts(len(rows))
     for table, entry in ((state.recent, located.recent), (state.frozen, located.frozen)):
@@ -144,6 +190,8 @@ def _find_firsts(
             firsts.from_table(state, table, entry, rows, slot)
     for i, first in old.items():
         firsts.from_files(i, first, int(rows.payload[i]))
+    if forbidden is not None:
+        firsts.forbid(forbidden)
     firsts.from_batch(in_batch, rows)
     return firsts
 

@@ -14,6 +14,7 @@ from imray.core.conversations import Conversations
 from imray.core.dedup import IdTable, SealedFilter, SealedIds
 from imray.core.errors import InvalidError
 from imray.core.log_progress import LogProgress
+from imray.core.member_state import MemberState
 from imray.core.postings import Postings
 from imray.core.routing import segment_of, slot_of
 from imray.kernels.arrays import U64, Bools
@@ -94,6 +95,9 @@ class ShardState:
     frozen_postings: Postings = field(default_factory=Postings)
     covered: dict[int, int] = field(default_factory=dict)
     """The last segment of each log, by slot, that `sealed` covers."""
+    members: MemberState = field(default_factory=MemberState)
+    member_segments: int = 0
+    """Segments of members and cursors since the last freeze: no id and no number counts them."""
     frozen_partitions: dict[int, LogProgress] = field(default_factory=dict)
     """How far the partitions' logs are covered by what is being sealed."""
 

@@ -16,13 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imray.core.dedup import IdTable
-from imray.core.errors import CorruptError, DerivedError, StorageError
+from imray.core.errors import CorruptError, DerivedError, InvalidError, StorageError
 from imray.core.intervals import Interval, sealed_prefix
 from imray.core.log_progress import LogProgress
+from imray.core.member_state import MembersColumns
 from imray.core.postings import Postings
 from imray.core.state import HotGroup, ShardState
 from imray.kernels.arrays import I64, U8
 from imray.log import digest as digests
+from imray.log.checkpoint_members import member_columns, restored_members
 from imray.log.checkpoint_meta import CheckpointMeta, HotMeta, PartitionMeta
 from imray.log.reader import read_segment
 from imray.log.schema import body_parts
@@ -51,6 +53,8 @@ class Snapshot:
     hot: list[HotMeta]
     partitions: dict[int, LogProgress]
     """Goes on while grants of the frozen ids are settled: complete when none is in flight."""
+    members: MembersColumns | None = None
+    """None: there are none."""
     covered: dict[int, int] = field(default_factory=dict)
     """The last segment of each log, by slot, that intervals covered before."""
     window: int = 1
@@ -84,6 +88,7 @@ def snapshot(state: ShardState, shard: int) -> Snapshot:
         heads=heads,
         hot=[HotMeta(row, g.partitions, g.ceiling, g.by_rate) for row, g in state.hot.items()],
         partitions=state.frozen_partitions,
+        members=None if state.members.is_empty else state.members.columns(len(heads)),
         covered=dict(state.covered),
         window=log.window,
         following=log.following,
@@ -117,11 +122,14 @@ def write(store: Store, snap: Snapshot, before: Sequence[SealedInterval]) -> lis
             for slot, p in snap.partitions.items()
         ],
         hot=snap.hot,
+        users=0 if snap.members is None else len(snap.members.ends) - 1,
         window=snap.window,
         following=_jump(snap.segment, snap.following),
     )
-    table = pa.table({"conv_id": snap.names.cast(pa.string()), "head": snap.heads})
-    data = encode_parquet(table, META_KEY, msgspec.json.encode(meta), "lz4")
+    columns = {"conv_id": snap.names.cast(pa.string()), "head": snap.heads}
+    if snap.members is not None:
+        columns |= member_columns(snap.members)
+    data = encode_parquet(pa.table(columns), META_KEY, msgspec.json.encode(meta), "lz4")
     _put(store, _name(snap.shard, snap.segment), digests.seal(data)[0])
     return sealed
 
@@ -207,6 +215,11 @@ def _restored(store: Store, shard: int, seed: int, name: str, notes: list[str], 
     # nothing that was granted before a checkpoint is in flight when it is written
     heads = state.conversations.heads
     state.hot = {h.row: HotGroup(h.partitions, h.ceiling, int(heads[h.row]), h.by_rate) for h in meta.hot}
+    if meta.users:
+        try:
+            state.members = restored_members(table, meta.users)
+        except InvalidError as e:
+            raise DerivedError(name, str(e)) from e
     state.recent = IdTable(meta.segment)
     state.sealed = [_opened(store, i, notes, listed) for i in meta.intervals]
     return state

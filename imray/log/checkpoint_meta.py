@@ -42,6 +42,8 @@ class CheckpointMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     intervals: list[Interval]
     partitions: list[PartitionMeta] = msgspec.field(default_factory=list, name="topics")
     hot: list[HotMeta] = []
+    users: int = 0
+    """How many users members and cursors name: those are columns beside (conv_id, head) then."""
     window: int = 1
     following: int = 0
     """As in `LogProgress`, of the shard's own log; 0: the next number."""

@@ -14,11 +14,15 @@ import pyarrow as pa
 from imray.core.columns import Commit, Control, Rows
 from imray.core.errors import CorruptError, InvalidError
 from imray.core.fold import ReadBack, check_sequencer, commit_read_back
+from imray.core.members import CursorsChange, MembersChange
 from imray.core.routing import home_of, log_position_of
 from imray.core.state import ShardState
+from imray.kernels.arrays import I32, U8
 from imray.kernels.hashing import hash_rows, id_fingerprints
 from imray.log.schema import (
+    CursorsRecord,
     HotRecord,
+    MembersRecord,
     RecordKind,
     VoidRecord,
     body_parts,
@@ -123,6 +127,12 @@ def _join(columns: list[npt.NDArray[Item]]) -> npt.NDArray[Item]:
     return columns[0] if len(columns) == 1 else np.concatenate(columns)
 
 
+def senders_of(table: pa.Table) -> tuple[U8, I32, I32]:
+    """The senders of a table that `gather` made: names as data and offsets, and the name of each row."""
+    chunks = table.column("sender").chunks
+    return *body_parts(chunks[0].dictionary), _join([dictionary_rows(c) for c in chunks])
+
+
 def read_commit(state: ShardState, segment: Segment) -> Commit:
     """What `apply` takes to replay a verified segment of one of the state's logs. CorruptError where it does not
     follow the state. FencedError as `imray.core.fold.check_sequencer`."""
@@ -181,6 +191,8 @@ def read_back(table: pa.Table, seed: int) -> ReadBack:
     where = np.flatnonzero(kind == RecordKind.MESSAGE).astype(np.uint32)
     voids: tuple[tuple[int, int, int], ...] = ()
     controls: tuple[Control, ...] = ()
+    members: tuple[MembersChange, ...] = ()
+    cursors: tuple[CursorsChange, ...] = ()
     messages = batch
     if len(where) != len(kind):
         messages = batch.take(pa.array(where))
@@ -193,6 +205,8 @@ def read_back(table: pa.Table, seed: int) -> ReadBack:
             _control(batch, int(i), int(local[i]))
             for i in np.flatnonzero((kind == RecordKind.HOT) | (kind == RecordKind.COLD))
         )
+        members = tuple(_members(batch, int(i), int(local[i])) for i in np.flatnonzero(kind == RecordKind.MEMBERS))
+        cursors = tuple(_cursors(batch, int(i), int(local[i])) for i in np.flatnonzero(kind == RecordKind.CURSORS))
     local = dictionary_rows(messages.column("conv_id"))
     ids = id_words(messages.column("client_msg_id"))
     fps = id_fingerprints(ids, local, hash_rows(names_data, names_offsets), np.uint64(seed))
@@ -204,7 +218,15 @@ def read_back(table: pa.Table, seed: int) -> ReadBack:
         fps=fps,
         payload=payload_fingerprints(messages, seed),
     )
-    return ReadBack(rows=rows, seq=messages.column("conv_seq").to_numpy(), row=where, voids=voids, controls=controls)
+    return ReadBack(
+        rows=rows,
+        seq=messages.column("conv_seq").to_numpy(),
+        row=where,
+        voids=voids,
+        controls=controls,
+        members=members,
+        cursors=cursors,
+    )
 
 
 def _control(batch: pa.RecordBatch, row: int, conv: int) -> Control:
@@ -220,6 +242,22 @@ def _control(batch: pa.RecordBatch, row: int, conv: int) -> Control:
         by_rate=hot.by_rate,
         exact=hot.exact is True,
     )
+
+
+def _members(batch: pa.RecordBatch, row: int, conv: int) -> MembersChange:
+    body = msgspec.json.decode(batch.column("body")[row].as_py(), type=MembersRecord)
+    return MembersChange(
+        conv=conv,
+        after=batch.column("conv_seq")[row].as_py(),
+        created=body.created,
+        public=body.public,
+        roles=body.set,
+        removed=tuple(body.removed),
+    )
+
+
+def _cursors(batch: pa.RecordBatch, row: int, conv: int) -> CursorsChange:
+    return CursorsChange(conv, msgspec.json.decode(batch.column("body")[row].as_py(), type=CursorsRecord).seqs)
 
 
 def void_of(batch: pa.RecordBatch, row: int) -> VoidRecord:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from imray.core.errors import InvalidError
 from imray.core.ids import ID_BYTES
+from imray.core.members import Role
 from imray.kernels.arrays import I32, I64, U8, U64, Bools
 from imray.kernels.hashing import keyed_hashes, mix_keys
 
@@ -32,6 +33,10 @@ class RecordKind(IntEnum):
     """At head `conv_seq` the conversation is spread over partitions: body `HotRecord`."""
     COLD = 3
     """At head `conv_seq` its home shard alone writes it again: an empty body."""
+    MEMBERS = 4
+    """Between `conv_seq` and the next number its members change: body `MembersRecord`."""
+    CURSORS = 5
+    """Up to where some users have read it, whose head is `conv_seq`: body `CursorsRecord`."""
 
 
 # shorter names, until those who import them say `RecordKind`
@@ -101,13 +106,34 @@ class HotRecord(msgspec.Struct, frozen=True):
     """True: the shard stopped in good order, no number above the ceiling was granted, whatever earlier records say."""
 
 
+class MembersRecord(msgspec.Struct, frozen=True):
+    """The body of a record of members: how it differs from what was before."""
+
+    public: bool
+    set: dict[str, Role]
+    """Who is in a role from here on."""
+    removed: list[str]
+    created: bool
+    """The conversation is created by this."""
+
+
+class CursorsRecord(msgspec.Struct, frozen=True):
+    """The body of a record of cursors."""
+
+    seqs: dict[str, int]
+    """By user. Never lower than before."""
+
+
+RecordBody = VoidRecord | HotRecord | MembersRecord | CursorsRecord
+
+
 class LogRecord(NamedTuple):
     """A record that is no message."""
 
     conv_id: str
     seq: int
     kind: RecordKind
-    body: VoidRecord | HotRecord | None
+    body: RecordBody | None
     """None: an empty one."""
 
 
@@ -277,7 +303,7 @@ def record_table(records: Sequence[LogRecord | Record], server_ts_ms: int) -> pa
     return pa.Table.from_pylist(rows, schema=_PLAIN_SEGMENT_SCHEMA).cast(SEGMENT_SCHEMA)
 
 
-def _json(body: VoidRecord | HotRecord | dict[str, object] | None) -> bytes:
+def _json(body: RecordBody | dict[str, object] | None) -> bytes:
     # the notation (spaces, escapes) of the records that are in logs already
     return json.dumps({} if body is None else msgspec.to_builtins(body)).encode()
 

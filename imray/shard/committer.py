@@ -26,7 +26,7 @@ from imray.log.checkpoint import Snapshot, snapshot
 from imray.log.confirm import Confirmer
 from imray.log.recovery import Readable, become_writer
 from imray.log.retire import Retired
-from imray.log.rows import Prepared, gather, read_back
+from imray.log.rows import Prepared, gather, read_back, senders_of
 from imray.log.schema import record_table, segment_table
 from imray.log.sealed import SealedInterval
 from imray.log.store import Store
@@ -129,7 +129,9 @@ class Committer:
         if located.maybe and not may_read:
             return None
         old = self.confirmer.confirm(rows, located) if located.maybe else {}
-        planned = plan(self.state, rows, located, old)
+        open_to_all = self._settings.conversations_open
+        forbidden = self.state.members.forbidden(located.conv, lambda: senders_of(table), open_to_all)
+        planned = plan(self.state, rows, located, old, forbidden=forbidden)
         now = self.clock_ms()
         segment = self.writer.segment
         epoch = self.writer.epoch
@@ -172,7 +174,9 @@ class Committer:
         found = read_back(table, self.state.seed)
         commit = commit_read_back(self.state, log_position_of(0, encoded.segment), self.writer.epoch, now, found)
         reserve(self.state, commit)
-        return Job([], commit, encoded, table=table)
+        name = self.state.conversations.name
+        told = tuple(self.state.members.told(name(m.conv), m) for m in commit.members)
+        return Job([], commit, encoded, table=table, members=told)
 
     def put(self, job: Job) -> None:
         """Make a job durable; in the order of the jobs. FencedError, StorageError: this incarnation is over."""
@@ -205,7 +209,7 @@ class Committer:
             state.frozen is not None
             or (self.rewrite and self.log_moved)
             or state.recent.count >= self._settings.checkpoint_ids_max
-            or len(state.postings.entries) >= self._settings.checkpoint_segments_max
+            or len(state.postings.entries) + state.member_segments >= self._settings.checkpoint_segments_max
         )
 
     @property
@@ -215,7 +219,8 @@ class Committer:
         settings = self._settings
         return (
             state.recent.count >= _OVERDUE * settings.checkpoint_ids_max
-            or len(state.postings.entries) >= _OVERDUE_SEGMENTS * settings.checkpoint_segments_max
+            or len(state.postings.entries) + state.member_segments
+            >= _OVERDUE_SEGMENTS * settings.checkpoint_segments_max
         )
 
     @property
@@ -301,7 +306,7 @@ class Committer:
             conversations=state.conversations.count,
             recent_ids=state.recent.count + (state.frozen.count if state.frozen is not None else 0),
             sealed_ids=sum(i.interval.ids for i in self.intervals),
-            bytes=state.conversations.nbytes + sum(t.nbytes for t in tables) + filters_bytes,
+            bytes=state.conversations.nbytes + state.members.nbytes + sum(t.nbytes for t in tables) + filters_bytes,
             checkpoint_segment=state.covered.get(0, 0),
         )
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from imray.core.columns import Commit
 from imray.core.grants import Report
+from imray.core.members import MembersChanged
 from imray.core.replies import Appended, Refusal
 from imray.core.state import ShardState
 from imray.log.rows import Prepared
@@ -35,6 +36,8 @@ class Job:
     """What a partition's home shard must hear once it is durable."""
     table: pa.Table | None = None
     """The segment's rows. None: there are none."""
+    members: tuple[MembersChanged, ...] = ()
+    """How the members of conversations change with it."""
     sequencer: int = 0
     """The epoch of the home shard that granted a partition its numbers."""
 
