@@ -9,6 +9,15 @@ Every event has `t` (time.monotonic_ns, comparable between the processes of one 
   final (optional; it belongs to the last complete reading) - one page that answers for after < n <= upto
 - stable: conv, stable - a published stable_seq seen elsewhere
 
+And of those who listen, `client` being one device with one subscription to each conversation at a time:
+
+- listen: conv, after - everything above `after` is to be shown from now on, until unlisten or the end
+- shown: conv, rows [[seq, id, payload]] - in the order in which they were shown. One event may tell of many, of several
+  frames, too: its `t` is when the last one had been shown
+- told_hole: conv, from, to, reason - these numbers are no messages, and will be none
+- relisten: conv, after - the connection was lost or fell behind, and there is a new one from what was shown last
+- unlisten: conv - what comes from now on is not awaited any more
+
 An id is written in one spelling everywhere. `unknown` ends a try: what arrives for that try later is not recorded.
 """
 
@@ -18,6 +27,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from sys import intern
@@ -50,6 +60,18 @@ class Answer(NamedTuple):
     stable: int | None = None
 
 
+class Heard(NamedTuple):
+    """What happened to a listener. `rows` of shown; `low` and `high` of told_hole; `low` of listen and relisten."""
+
+    t: int
+    client: str
+    kind: str
+    rows: Sequence[tuple[int, str, str]] = ()
+    low: int = 0
+    high: int = 0
+    reason: str = ""
+
+
 class Read(NamedTuple):
     """One page; it covers after < n <= upto, and no further than `stable`."""
 
@@ -71,6 +93,10 @@ class Conversation:
     answers: list[Answer] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     stables: list[tuple[int, int]] = field(default_factory=list)
+    heard: list[Heard] = field(default_factory=list)
+    shown: dict[tuple[int, str, str], int] = field(default_factory=dict)
+    """Each message that was shown to anybody, and when first. Thousands listen: rows of `heard` are these keys."""
+    _rows: dict[tuple[int, str, str], tuple[int, str, str]] = field(default_factory=dict)
 
     def take(self, event: dict[str, Any]) -> None:
         """One event of this conversation; KeyError, TypeError or ValueError where it is none."""
@@ -89,8 +115,31 @@ class Conversation:
             self.answers.append(Answer(t, client, _text(event["id"]), kind, _int(event["seq"], 1)))
         elif kind in ("unknown", "refused"):
             self.answers.append(Answer(t, client, _text(event["id"]), kind))
+        elif kind == "shown":
+            self.heard.append(Heard(t, client, kind, self._shown(t, event["rows"])))
+        elif kind in ("listen", "relisten"):
+            self.heard.append(Heard(t, client, kind, low=_int(event["after"])))
+        elif kind == "told_hole":
+            low = _int(event["from"], 1)
+            hole = (low, _int(event["to"], low), _reason(event["reason"]))
+            self.heard.append(Heard(t, client, kind, (), *hole))
+        elif kind == "unlisten":
+            self.heard.append(Heard(t, client, kind))
         else:
             raise ValueError(f"no such event: {kind!r}")
+
+    def _shown(self, t: int, rows: list[Any]) -> list[tuple[int, str, str]]:
+        """The rows of a shown, each kept in memory once, however many were shown it."""
+        found = []
+        for seq, message_id, payload in rows:
+            row = (seq, message_id, payload)
+            kept = self._rows.get(row)
+            if kept is None:
+                kept = (_int(seq, 1), _text(message_id), _text(payload))
+                self._rows[kept] = kept
+            found.append(kept)
+            self.shown[kept] = min(t, self.shown.get(kept, t))
+        return found
 
 
 @dataclass
@@ -158,6 +207,28 @@ class EventLog:
     def stable(self, conv: str, stable: int) -> None:
         """A published stable_seq."""
         self._write("stable", conv=conv, stable=stable)
+
+    def listen(self, conv: str, after: int, again: bool = False) -> None:
+        """A subscription is there; `again`: after one that was lost, from what was shown last."""
+        self._write("relisten" if again else "listen", conv=conv, after=after)
+
+    def shown(self, conv: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Messages, in the order in which they were shown since the last event of this client."""
+        self._write("shown", conv=conv, rows=[list(r) for r in rows])
+
+    def told_hole(self, conv: str, low: int, high: int, reason: str) -> None:
+        """These numbers are no messages."""
+        self._write("told_hole", conv=conv, **{"from": low, "to": high}, reason=reason)
+
+    def unlisten(self, conv: str) -> None:
+        """It does not listen any more."""
+        self._write("unlisten", conv=conv)
+
+    def as_client(self, client: str) -> EventLog:
+        """The same file for another client of this process."""
+        other = copy(self)
+        other._client = client
+        return other
 
     def read(
         self,

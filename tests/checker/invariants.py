@@ -1,7 +1,8 @@
-"""I1 to I6 over the events of all clients together, one conversation at a time, in O(n log n).
+"""I1 to I7 over the events of all clients together, one conversation at a time, in O(n log n).
 
-Owns the judgement and its report; `events` owns the format. Where two events could have happened in either order they
-are taken to be in the harmless one: "before" always means that an answer had arrived before a question was asked.
+Owns the judgement and its report; `events` owns the format, `listeners` what is judged of one listener alone. Where
+two events could have happened in either order they are taken to be in the harmless one: "before" always means that an
+answer had arrived before a question was asked.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.checker.events import Answer, Conversation, MalformedError, Read, Window, read_events, tries
+from tests.checker.listeners import judge_listeners
 
 INVARIANTS = {
     "I1": "every acked id can be read, with the number it was acked with",
@@ -23,8 +25,9 @@ INVARIANTS = {
     "I4": "stable_seq never goes back, and nothing appears at or below a published one",
     "I5": "every number up to stable_seq is a message or a void with its reason; lost data is never called a void",
     "I6": "ack(A) before send(B) implies seq(A) < seq(B)",
+    "I7": "a listener from n is shown what can be read above n, in order, each once, voids told, to the end",
 }
-_WHAT = ("acks", "ids", "numbers", "stable_seqs", "numbers read", "ids")
+_WHAT = ("acks", "ids", "numbers", "stable_seqs", "numbers read", "ids", "told")
 _JUDGED = dict(zip(INVARIANTS, _WHAT, strict=True))
 _SHOWN_MAX = 10
 
@@ -83,6 +86,7 @@ def judge(seen: dict[str, Conversation]) -> Report:
     report = Report({"conversations": len(seen), "sends": sum(len(c.sends) for c in seen.values())})
     report.checked |= {f"{kind}s": kinds[kind] for kind in ("ack", "conflict")}
     report.checked["reads"] = sum(len(c.reads) for c in seen.values())
+    report.checked["listeners"] = sum(len({e.client for e in c.heard}) for c in seen.values())
     for conv in sorted(seen):
         _Judge(conv, seen[conv], report).judge()
     return report
@@ -145,10 +149,12 @@ class _Judge:
         self._first_sent = {message_id: min(times.values()) for message_id, times in self._sent.items()}
         self._acks = [a for a in c.answers if a.kind == "ack"]
         stables = [(a.t, a.stable) for a in self._acks if a.stable is not None]
-        self._published = _Highest([*stables, *((r.t, r.stable) for r in c.reads), *c.stables])
+        # nothing is shown above stable_seq: a message that was shown publishes its own number
+        shown = ((t, seq) for (seq, _, _), t in c.shown.items())
+        self._published = _Highest([*stables, *((r.t, r.stable) for r in c.reads), *c.stables, *shown])
 
     def judge(self) -> None:
-        """All six."""
+        """All seven."""
         # the window is judged at once: it goes on changing while the answers are gone through
         final = {(m, seq): payload for r in self._c.reads if r.final for seq, m, payload in r.rows}
         for answer, window in tries(self._c):
@@ -159,6 +165,7 @@ class _Judge:
         self._stable_reads()
         self._explained({seq for seqs in numbers.values() for seq in seqs})
         self._real_time(numbers)
+        self._report.judged["I7"] += judge_listeners(self._c, lambda row, count: self._add("I7", row, count))
 
     def _add(self, invariant: str, row: str, count: int = 1) -> None:
         self._report.add(invariant, f"{self._conv} {row}", count)
@@ -206,10 +213,14 @@ class _Judge:
             self._add("I1", f"{low} to {high}: not covered by the final reading, stable_seq {stable}")
 
     def _payloads_read(self) -> None:
-        """I1: what is read is what was sent. Ids that nobody sent are left alone: another's, not recorded."""
-        for m, payload in sorted({(m, payload) for r in self._c.reads for _, m, payload in r.rows}):
+        """I1: what is read or shown is what was sent. Ids that nobody sent are left alone: another's, not recorded."""
+        found = {(m, payload) for r in self._c.reads for _, m, payload in r.rows}
+        for m, payload in sorted(found | {(m, payload) for _, m, payload in self._c.shown}):
             if m in self._sent and payload not in self._sent[m]:
                 self._add("I1", f"{m}: read with payload {payload}, which nobody sent")
+        for (seq, m, _), t in sorted(self._c.shown.items()):
+            if self._first_sent.get(m, 0) > t:
+                self._add("I7", f"{m}: shown with {seq} before anybody had sent it")
 
     def _one_to_one(self) -> dict[str, set[int]]:
         """I2 and I3, over everything that anybody saw; the numbers of each id."""
@@ -217,6 +228,7 @@ class _Judge:
         owners: dict[int, set[str]] = defaultdict(set)
         payloads: dict[tuple[int, str], str] = {}
         seen = [(a.seq, a.id) for a in self._c.answers if a.kind in ("ack", "conflict")]
+        seen += [(seq, m) for seq, m, _ in self._c.shown]
         for r in self._c.reads:
             seen += [(seq, m) for seq, m, _ in r.rows]
             for seq, times in Counter(seq for seq, _, _ in r.rows).items():
@@ -249,6 +261,7 @@ class _Judge:
             for seq, _, _ in r.rows:
                 asked_last[seq] = max(asked_last.get(seq, 0), r.t0)
         void, without = _Ranges(holes), _Ranges(empty)
+        holes += {(e.low, e.high, e.t) for e in self._c.heard if e.kind == "told_hole"}
         for seq in sorted(numbers):
             if void.at(seq) is not None:
                 self._add("I5", f"{seq}: a message that was acked or read is called void")
