@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from imray.core.errors import InvalidError
 
@@ -96,6 +97,19 @@ class Settings:
     conversations_open: bool = True
     """Any caller may send to, read and listen to a conversation that nobody created. IMRAY_CONVERSATIONS_OPEN=0: only
     a service may read it, and nobody may send before it is created."""
+
+    # Feeds: what a gateway tells its listeners
+    feeds_max: int = 100_000
+    """Conversations that a gateway tells of: about 3 KB each, beside their last batches."""
+    feed_bytes_max: int = 4 * 1024 * 1024
+    """The last batches of one conversation, and what they became for listeners: who was away for a moment needs no
+    read. Some 10,000 messages of chat."""
+    feeds_bytes_max: int = 256 * 1024 * 1024
+    """The same of all conversations of a gateway."""
+    catch_up_bytes_max: int = 64 * 1024 * 1024
+    """Pages of history that a gateway remembers, since those who come back together want the same ones."""
+    feed_idle_s: float = 30.0
+    """A conversation that nobody listens to any more is told on for so long: its listeners may be on their way back."""
 
     # The door
     header_bytes_max: int = 64 * 1024
@@ -193,7 +207,7 @@ class Settings:
         """The defaults, changed by IMRAY_<NAME> variables. InvalidError for a value of the wrong type, or below 0.
 
         Names of 0.1 are taken, too, where the new one is not set."""
-        changed = {}
+        changed: dict[str, Any] = {}
         for f in fields(cls):
             name = f"IMRAY_{f.name.upper()}"
             if name not in env:

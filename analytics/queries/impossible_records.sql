@@ -3,7 +3,7 @@
 -- row: such a record
 SELECT shard, segment, "row", conv_id, conv_seq, kind
 FROM records
-WHERE kind NOT IN (0, 1, 2, 3)
+WHERE kind NOT IN (0, 1, 2, 3, 4, 5)
    OR conv_seq < CASE WHEN kind IN (0, 1) THEN 1 ELSE 0 END
    OR (kind = 0 AND (client_msg_id IS NULL OR sender IS NULL OR bytes IS NULL))
    OR (kind <> 0 AND slot_of(shard) <> 0)

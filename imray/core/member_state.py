@@ -234,7 +234,11 @@ class MemberState:
 
     def cursor(self, conv: int, user: str) -> int:
         """Up to where a user has read; 0: it has not said."""
-        return int(self._cursors.values_of(conv, np.array([self.users.index(user)], np.int32))[0])
+        return int(self.cursors_of(conv, np.array([self.users.index(user)], np.int32))[0])
+
+    def cursors_of(self, conv: int, users: I32) -> I64:
+        """The same of many, by their indices."""
+        return self._cursors.values_of(conv, users)
 
     # Checkpoints
 

@@ -98,6 +98,14 @@ class MembersPage(msgspec.Struct, frozen=True):
     """The user after whom it goes on; None: there are no more."""
 
 
+class Cursor(msgspec.Struct, frozen=True):
+    """Up to where a user has read, which is durable."""
+
+    seq: int
+    """0: it has not said."""
+    epoch: int
+
+
 class Changed(msgspec.Struct, frozen=True):
     """Members are as they were asked to be, and that is durable."""
 

@@ -10,7 +10,8 @@ import asyncio
 import ssl
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from functools import partial
+from typing import Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -22,6 +23,7 @@ from imray.rpc.channel import Channel, answer_or_refusal
 from imray.rpc.directory import Directory
 from imray.rpc.endpoint import Parts
 from imray.rpc.methods import Method
+from imray.rpc.publications import SignalArgs, SubscribeArgs, Subscribed, decode_subscribe_answer
 from imray.settings import Settings
 
 _TRY_S_MIN = 0.05
@@ -30,19 +32,53 @@ _TRY_S_MIN = 0.05
 AnswerT = TypeVar("AnswerT")
 
 
+class HasEpoch(Protocol):
+    """An answer that says which incarnation gave it."""
+
+    @property
+    def epoch(self) -> int:
+        """Of the shard's writer."""
+
+
+ReadT = TypeVar("ReadT", bound=HasEpoch)
+
+
+class Unasked(Protocol):
+    """Who takes what writers send unasked: `imray.engine.feeds.Feeds`."""
+
+    def on_push(self, log: int, method: Method, content: memoryview) -> None:
+        """A log's writer sent something."""
+
+    def on_lost(self, log: int) -> None:
+        """What it was asked to send does not come any more."""
+
+
 class LogClient:
     """Calls to the writer of one log, whichever process that is. Belongs to one event loop."""
 
     def __init__(
-        self, directory: Directory, number: int, name: str, settings: Settings, tls: ssl.SSLContext | None = None
+        self,
+        directory: Directory,
+        number: int,
+        name: str,
+        settings: Settings,
+        tls: ssl.SSLContext | None = None,
+        unasked: Unasked | None = None,
     ) -> None:
-        """`number` is the log's, `name` what its writer is called in error texts."""
+        """`number` is the log's, `name` what its writer is called in error texts. `unasked` gets what it publishes."""
         self._directory = directory
         self._number = number
         self.name = name
         self._settings = settings
         self._tls = tls
-        self._channel = Channel(directory, number, name, tls)
+        self._unasked = unasked
+        self._channel = self._new_channel()
+
+    def _new_channel(self) -> Channel:
+        unasked = self._unasked
+        on_push = None if unasked is None else unasked.on_push
+        on_lost = None if unasked is None else partial(unasked.on_lost, self._number)
+        return Channel(self._directory, self._number, self.name, self._tls, on_push, on_lost)
 
     async def append(self, stream: pa.Buffer, deadline: float) -> Appended | Refusal:
         """Send a batch until it has an answer or `deadline` (time.monotonic) has passed.
@@ -76,18 +112,33 @@ class LogClient:
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, self._settings.retry_delay_s_max)
 
+    async def call(
+        self, method: Method, content: Parts, decode: Callable[[memoryview], AnswerT | Refusal], deadline: float
+    ) -> AnswerT | Refusal:
+        """A call that may be repeated, until it has an answer or `deadline` has passed."""
+
+        async def call_once(timeout_s: float) -> AnswerT | Refusal:
+            return await self._call(method, content, decode, timeout_s)
+
+        return await self._retry(call_once, deadline)
+
     async def _call(
         self, method: Method, content: Parts, decode: Callable[[memoryview], AnswerT], timeout_s: float
     ) -> AnswerT | Refusal:
         """One try. UNAVAILABLE where there is no answer: whether it was executed is unknown."""
         return await answer_or_refusal(self._channel, method, content, decode, timeout_s)
 
-    def _reconnect(self) -> None:
+    async def subscribe(self, args: SubscribeArgs) -> Subscribed | Refusal:
+        """Have what becomes durable in some conversations published. One try: it is asked again by who wants it."""
+        content = messages.encode_struct(args)
+        return await self._call(Method.SUBSCRIBE, content, decode_subscribe_answer, self._settings.call_timeout_s)
+
+    def reconnect(self) -> None:
         """Leave who answered, and look anew for the log's writer. Calls that wait there get no answer, and are made
         again with the same ids."""
         self._channel.close()
         self._directory.forget(self._number)
-        self._channel = Channel(self._directory, self._number, self.name, self._tls)
+        self._channel = self._new_channel()
 
     def close(self) -> None:
         """Close the connection: calls that wait get no answer."""
@@ -98,9 +149,15 @@ class PartitionClient(LogClient):
     """A partition of a home shard."""
 
     def __init__(
-        self, directory: Directory, home: int, slot: int, settings: Settings, tls: ssl.SSLContext | None = None
+        self,
+        directory: Directory,
+        home: int,
+        slot: int,
+        settings: Settings,
+        tls: ssl.SSLContext | None = None,
+        unasked: Unasked | None = None,
     ) -> None:
-        super().__init__(directory, log_of(home, slot), f"partition {slot} of shard {home}", settings, tls)
+        super().__init__(directory, log_of(home, slot), f"partition {slot} of shard {home}", settings, tls, unasked)
         self.home = home
         self.slot = slot
 
@@ -113,8 +170,15 @@ class PartitionClient(LogClient):
 class ShardClient(LogClient):
     """A shard."""
 
-    def __init__(self, directory: Directory, shard: int, settings: Settings, tls: ssl.SSLContext | None = None) -> None:
-        super().__init__(directory, shard, f"shard {shard}", settings, tls)
+    def __init__(
+        self,
+        directory: Directory,
+        shard: int,
+        settings: Settings,
+        tls: ssl.SSLContext | None = None,
+        unasked: Unasked | None = None,
+    ) -> None:
+        super().__init__(directory, shard, f"shard {shard}", settings, tls, unasked)
         self.shard = shard
         self._epoch = 0
         """The newest incarnation's that has answered."""
@@ -135,13 +199,23 @@ class ShardClient(LogClient):
 
         return await self._retry(locate_once, deadline)
 
-    def _newest(self, answer: Located | Refusal) -> Located | Refusal:
+    async def read(
+        self, method: Method, content: Parts, decode: Callable[[memoryview], ReadT | Refusal], deadline: float
+    ) -> ReadT | Refusal:
+        """As `call`; never what an incarnation knows that has a successor."""
+
+        async def read_once(timeout_s: float) -> ReadT | Refusal:
+            return self._newest(await self._call(method, content, decode, timeout_s))
+
+        return await self._retry(read_once, deadline)
+
+    def _newest(self, answer: ReadT | Refusal) -> ReadT | Refusal:
         """The answer, where no newer incarnation is known."""
         if isinstance(answer, Refusal):
             return answer
         if answer.epoch < self._epoch:
             # its stable_seq may be lower than what its successor has told already; the directory leads to the successor
-            self._reconnect()
+            self.reconnect()
             detail = f"{self.name}: an older incarnation answered, of epoch {answer.epoch}, not {self._epoch}"
             return Refusal(Refused.UNAVAILABLE, detail)
         self._epoch = answer.epoch
@@ -160,6 +234,11 @@ class ShardClient(LogClient):
             return await self._call(Method.MAKE_HOT, content, messages.decode_done, timeout_s)
 
         return await self._retry(make_hot_once, deadline)
+
+    async def signal(self, args: SignalArgs) -> Refusal | None:
+        """Have who listens to a conversation told of something ephemeral. One try."""
+        content = messages.encode_struct(args)
+        return await self._call(Method.SIGNAL, content, messages.decode_done, self._settings.call_timeout_s)
 
     async def status(self, timeout_s: float) -> ShardStatus:
         """Its figures; UNREACHABLE where it gives no answer."""

@@ -18,12 +18,15 @@ from imray.core.replies import Appended, Located, Refusal, Refused
 from imray.core.routing import home_of, log_of, shard_of
 from imray.core.status import PartitionStatus, ShardStatus
 from imray.engine.batcher import Batcher, SendAnswer
-from imray.engine.clients import ShardClient
+from imray.engine.clients import LogClient, ShardClient
+from imray.engine.feeds import Feeds, Rights
 from imray.engine.history_client import HistoryClient
 from imray.engine.hot_routes import HotRoutes
+from imray.engine.members import Members
 from imray.engine.sends import Send
 from imray.log.manifest import Manifest
 from imray.rpc.directory import Directory
+from imray.rpc.publications import SignalArgs, SubscribeArgs, Subscribed
 from imray.settings import Settings
 
 _STATUS_TIMEOUT_S = 2.0
@@ -39,10 +42,12 @@ class Engine:
     ) -> None:
         self.manifest = manifest
         self.settings = settings
-        self._clients = [ShardClient(directory, i, settings, tls) for i in range(manifest.shards)]
+        self.feeds = Feeds(self, settings)
+        self._clients = [ShardClient(directory, i, settings, tls, self.feeds) for i in range(manifest.shards)]
         self._batchers = [Batcher(client, settings) for client in self._clients]
-        self._hot_routes = HotRoutes(directory, settings, tls)
+        self._hot_routes = HotRoutes(directory, settings, tls, self.feeds)
         self._history = HistoryClient(directory, tls)
+        self.members = Members(self._clients, self.shard_of, settings)
 
     def shard_of(self, conv_id: str) -> int:
         """The shard that owns a conversation."""
@@ -126,6 +131,28 @@ class Engine:
                 return Refusal(Refused.UNAVAILABLE, f"history: {page.detail}")
             await asyncio.sleep(self.settings.retry_delay_s_min)
 
+    # Of feeds
+
+    async def subscribe(self, log: int, args: SubscribeArgs) -> Subscribed | Refusal:
+        """As `imray.engine.feed_links.LogSource.subscribe`."""
+        return await self._log_client(log).subscribe(args)
+
+    def look_anew(self, log: int) -> None:
+        """As `imray.engine.feed_links.LogSource.look_anew`."""
+        self._log_client(log).reconnect()
+
+    async def signal(self, args: SignalArgs) -> Refusal | None:
+        """Have every gateway with listeners of a conversation told of something ephemeral."""
+        return await self._client(args.conv_id).signal(args)
+
+    async def rights(self, conv_id: str, users: list[str]) -> Rights | Refusal:
+        """What some users may do in a conversation that was created."""
+        return Refusal(Refused.UNAVAILABLE, "members are not here yet")
+
+    def _log_client(self, log: int) -> LogClient:
+        home, slot = home_of(log)
+        return self._hot_routes.client(log) if slot else self._clients[home]
+
     async def status(self) -> list[ShardStatus]:
         """Each shard's figures, with those of its hot groups' partitions; UNREACHABLE where one gives no answer."""
         return list(await asyncio.gather(*(self._status(client) for client in self._clients)))
@@ -146,6 +173,7 @@ class Engine:
 
     def close(self) -> None:
         """Close all connections: what waits gets no answer, so its outcome is unknown."""
+        self.feeds.close()
         for client in self._clients:
             client.close()
         self._hot_routes.close()

@@ -33,7 +33,7 @@ class Method(IntEnum):
     ROLES = 12
     """Which roles some users have; Roles or a Refusal."""
     MARK_READ = 13
-    """A user has read up to a number; a Refusal or None."""
+    """A user has read up to a number (0: how far it has); Cursor or a Refusal."""
     LIST_MEMBERS = 14
     """A page of a conversation's members."""
     SIGNAL = 15

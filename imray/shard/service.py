@@ -20,6 +20,7 @@ from imray.rpc.endpoint import Parts
 from imray.rpc.methods import Method
 from imray.rpc.publications import SignalArgs, SubscribeArgs, encode_subscribe_answer
 from imray.rpc.server import Handler, ServerConnection
+from imray.shard.member_service import member_handlers
 from imray.shard.partition_writer import PartitionWriter
 from imray.shard.shard_writer import ShardWriter
 
@@ -109,6 +110,7 @@ def shard_handlers(writer: ShardWriter) -> Handlers:
         Method.STATUS: status,
         Method.SUBSCRIBE: _subscribe(writer),
         Method.SIGNAL: signal,
+        **member_handlers(writer.members),
     }
 
 

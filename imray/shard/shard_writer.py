@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from imray.core.columns import Rows
 from imray.core.errors import StorageError, UnavailableError
 from imray.core.grants import Declined, Granted, Report
+from imray.core.members import Roles
 from imray.core.replies import Appended, Located, Refusal, Refused
 from imray.core.state import ShardState
 from imray.core.status import ServingState, ShardStatus
@@ -23,6 +24,7 @@ from imray.rpc.publications import SubscribeArgs, Subscribed
 from imray.settings import Settings
 from imray.shard.committer import located
 from imray.shard.hot_groups import HotGroups, StartPartitions
+from imray.shard.members import ShardMembers, roles_of
 from imray.shard.publisher import Caller, Publisher, marks_of, run_beats
 from imray.shard.runtime import SYSTEM, Runtime, StateThread
 from imray.shard.shard_incarnation import ShardIncarnation, Surroundings
@@ -75,6 +77,7 @@ class ShardWriter:
             on_recovered=self._recovered,
             publisher=self.publisher,
         )
+        self.members = ShardMembers(self.loop.record, self._state, self._readable_state, self._not_ready)
 
     async def _open(self, number: int) -> ShardIncarnation:
         def fail(error: BaseException) -> None:
@@ -186,6 +189,21 @@ class ShardWriter:
 
     async def _is_writer(self) -> bool:
         return await self._state.run(self._state_to_read) is not None
+
+    def _readable_state(self) -> ShardState | None:
+        """The state that may be read: durable, and no other process has taken over. In its thread."""
+        if self.loop.replaced:
+            return None
+        if self._current is not None:
+            committer = self._current.committer
+            return committer.state if committer.writer.is_last(or_own_process=True) else None
+        readable = self._readable
+        return readable.state if readable is not None and readable.is_current(self._store, self.shard) else None
+
+    def roles(self, conv_id: str, users: list[str]) -> Roles | None:
+        """What some users may do, as it is durable; None where that is not known here. In the thread of the state."""
+        state = self._readable_state()
+        return None if state is None else roles_of(state, conv_id, users)
 
     async def mend(self, file: str) -> Refusal | None:
         """A reader found that a derived file is missing or damaged: look, and make it anew. None: looked at."""

@@ -1,0 +1,206 @@
+"""Members and cursors, as they are asked of a shard: judged at their turn, logged, answered when durable.
+
+Owns what waits for it, and the merging of cursors. Does not own the rules (`imray.core.membership`), nor the state
+(`imray.core.member_state`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from imray.core.errors import InvalidError, StorageError
+from imray.core.members import Changed, Cursor, MembersChange, MembersPage, Roles
+from imray.core.membership import Change, Create, judge
+from imray.core.replies import Refusal, Refused
+from imray.core.state import ShardState
+from imray.core.user_lists import text_columns
+from imray.log.schema import CursorsRecord, LogRecord, MembersRecord, RecordKind
+from imray.shard.jobs import Records
+from imray.shard.runtime import StateThread
+
+T = TypeVar("T")
+
+_CHANGES_WAITING_MAX = 1000
+"""Each is a commit of its own: more would be answered too late for their callers."""
+_MARKS_MAX = 20_000
+"""In one commit: planned in about 50 ms."""
+
+
+@dataclass
+class _Mark:
+    """Somebody has read up to a number."""
+
+    conv_id: str
+    user: str
+    seq: int
+    refusal: Refusal | None = None
+
+
+class _ChangeRecords:
+    """One call that changes members, as `imray.shard.jobs.Records`."""
+
+    def __init__(self, ask: Create | Change) -> None:
+        self._ask = ask
+        self.outcome: Changed | Refusal | None = None
+        """True once what was planned is durable."""
+
+    def __call__(self, state: ShardState) -> list[LogRecord]:
+        members = state.members
+        conv = state.conversations.index(self._ask.conv_id)
+        head = int(state.conversations.heads[conv]) if conv >= 0 else 0
+        found = judge(members, conv, head, self._ask)
+        if isinstance(found, Refusal):
+            self.outcome = found
+            return []
+        total = members.count(conv)
+        if found is None:
+            self.outcome = Changed(head, members.version(conv), total)
+            return []
+        new = sum(members.role(conv, user) is None for user in found.roles)
+        version = members.version(conv) + 1
+        self.outcome = Changed(head, version, total + new - len(found.removed), found.created)
+        return [record_of(self._ask.conv_id, found)]
+
+
+def record_of(conv_id: str, change: MembersChange) -> LogRecord:
+    """A change as it stands in the log."""
+    body = MembersRecord(public=change.public, set=change.roles, removed=list(change.removed), created=change.created)
+    return LogRecord(conv_id, change.after, RecordKind.MEMBERS, body)
+
+
+class _CursorRecords:
+    """All marks that came while a commit was on its way, as `imray.shard.jobs.Records`: one record a conversation."""
+
+    def __init__(self) -> None:
+        self.marks: list[_Mark] = []
+        self.taken = False
+        """Its turn has come: it takes no more."""
+        self.done: asyncio.Task[Refusal | None] | None = None
+
+    def __call__(self, state: ShardState) -> list[LogRecord]:
+        self.taken = True
+        by_conversation: dict[str, list[_Mark]] = {}
+        for mark in self.marks:
+            by_conversation.setdefault(mark.conv_id, []).append(mark)
+        records = (self._record(state, conv_id, marks) for conv_id, marks in by_conversation.items())
+        return [record for record in records if record is not None]
+
+    def _record(self, state: ShardState, conv_id: str, marks: list[_Mark]) -> LogRecord | None:
+        conv = state.conversations.index(conv_id)
+        head = int(state.conversations.heads[conv]) if conv >= 0 else 0
+        seqs: dict[str, int] = {}
+        for mark in marks:
+            if mark.seq > head:
+                detail = f"seq={mark.seq}: the conversation goes to {head}, nobody can have read further"
+                mark.refusal = Refusal(Refused.INVALID, detail)
+            else:
+                seqs[mark.user] = max(mark.seq, seqs.get(mark.user, 0))
+        users = state.members.users.find(*text_columns(seqs)) if seqs else np.empty(0, np.int32)
+        known = state.members.cursors_of(conv, users).tolist()
+        higher = {user: seq for (user, seq), before in zip(seqs.items(), known, strict=True) if seq > before}
+        return LogRecord(conv_id, head, RecordKind.CURSORS, CursorsRecord(higher)) if higher else None
+
+
+def roles_of(state: ShardState, conv_id: str, users: list[str]) -> Roles:
+    """What some users may do, as a state has it; in the thread of the state."""
+    return state.members.roles(state.conversations.index(conv_id), users, state.log.epoch)
+
+
+class ShardMembers:
+    """What may be asked of one shard."""
+
+    def __init__(
+        self,
+        record: Callable[[Records], Awaitable[Refusal | None]],
+        state: StateThread,
+        readable: Callable[[], ShardState | None],
+        not_ready: Callable[[], Refusal],
+    ) -> None:
+        """`record` makes records durable, in the log's order. `readable`: the state that may be read, called in its
+        thread; None, and StorageError: none may, for a reason that `not_ready` gives."""
+        self._record = record
+        self._state = state
+        self._readable = readable
+        self._not_ready = not_ready
+        self._changes = 0
+        self._cursors: _CursorRecords | None = None
+
+    async def change(self, ask: Create | Change) -> Changed | Refusal:
+        """Create a conversation, or change its members: judged when its turn comes, after all that came before.
+
+        Changed: it is so, and durable. Refusal: nothing was written, but where it is UNAVAILABLE, then that is not
+        known: ask again."""
+        if self._changes >= _CHANGES_WAITING_MAX:
+            return Refusal(Refused.BUSY, "too many changes of members wait: retry later")
+        records = _ChangeRecords(ask)
+        self._changes += 1
+        try:
+            refusal = await self._record(records)
+        finally:
+            self._changes -= 1
+        if refusal is not None:
+            return refusal
+        assert records.outcome is not None
+        return records.outcome
+
+    async def mark_read(self, conv_id: str, user: str, seq: int) -> Cursor | Refusal:
+        """A user has read up to a number. Cursor: how far it has read, durably; at least so far."""
+        before = await self.cursor(conv_id, user)
+        if isinstance(before, Refusal) or before.seq >= seq:
+            return before
+        cursors = self._cursors
+        if cursors is None or cursors.taken:
+            cursors = self._cursors = _CursorRecords()
+            cursors.done = asyncio.create_task(self._record_cursors(cursors))
+        if len(cursors.marks) >= _MARKS_MAX:
+            return Refusal(Refused.BUSY, "too many read cursors wait: retry later")
+        mark = _Mark(conv_id, user, seq)
+        cursors.marks.append(mark)
+        assert cursors.done is not None
+        # whoever goes away takes nobody's mark along
+        refusal = await asyncio.shield(cursors.done)
+        return refusal or mark.refusal or Cursor(seq, before.epoch)
+
+    async def _record_cursors(self, cursors: _CursorRecords) -> Refusal | None:
+        refusal = await self._record(cursors)
+        cursors.taken = True  # refused before its turn: the next mark begins another
+        return refusal
+
+    async def cursor(self, conv_id: str, user: str) -> Cursor | Refusal:
+        """Up to where a user has read; 0: it has not said."""
+
+        def look(state: ShardState) -> Cursor:
+            return Cursor(state.members.cursor(state.conversations.index(conv_id), user), state.log.epoch)
+
+        return await self._read(look)
+
+    async def roles(self, conv_id: str, users: list[str]) -> Roles | Refusal:
+        """What some users may do. Works while the shard cannot write."""
+        return await self._read(lambda state: roles_of(state, conv_id, users))
+
+    async def page(self, conv_id: str, after_user: str | None, limit: int) -> MembersPage | Refusal:
+        """Some of a conversation's members."""
+
+        def look(state: ShardState) -> MembersPage | Refusal:
+            try:
+                return state.members.page(state.conversations.index(conv_id), after_user, limit, state.log.epoch)
+            except InvalidError as e:
+                return Refusal(Refused.INVALID, str(e))
+
+        return await self._read(look)
+
+    async def _read(self, look: Callable[[ShardState], T]) -> T | Refusal:
+        def in_thread() -> T | None:
+            state = self._readable()
+            return None if state is None else look(state)
+
+        try:
+            found = await self._state.run(in_thread)
+        except StorageError as e:
+            return Refusal(Refused.UNAVAILABLE, str(e))
+        return self._not_ready() if found is None else found
