@@ -10,7 +10,8 @@ server tells the numbers of a conversation in order, and every item says after w
 is dropped by its number, and what does not join on to the last number shown means that an item was lost: the session
 subscribes again from there. `imray.core.reorder` stays for clients that poll, and for those that take messages from
 several sources, whose messages may overtake one another.
-What no client can see is the loss of the last item while nothing more is told; whatever is told next shows it.
+What no client can see is the loss of a last item while nothing more is told, and that of `ended`. Over TCP nothing is
+lost; where a broken server or proxy loses items, whatever is told next, or a reconnect, shows it.
 """
 
 from __future__ import annotations
@@ -260,7 +261,7 @@ class Delivery(Generic[T]):
         self._out.append(items.Subscribe(self.link.conn, ref, followed.conv_id, followed.last_shown, followed.passive))
 
     def _ask_again(self, followed: FollowedConversation[T], now_ms: int) -> None:
-        """items.Subscribe again from the last number shown: at once where something new was shown since the last time."""
+        """Subscribe again from the last number shown: at once where something new was shown since the last time."""
         if followed.tries == 0:
             followed.tries = 1
             self._subscribe(followed, now_ms)
@@ -313,7 +314,7 @@ class Delivery(Generic[T]):
         self._book.clear()
 
     def _unsubscribe(self, followed: FollowedConversation[T]) -> None:
-        if followed.phase in (FollowPhase.ASKED, FollowPhase.LIVE):
+        if followed.phase not in (FollowPhase.IDLE, FollowPhase.HELD):  # paused: the server may tell on until then
             self._out.append(items.Unsubscribe(self.link.conn, self.new_ref(), followed.conv_id))
 
     def _flush(self) -> list[items.DeliveryAction[T]]:

@@ -109,7 +109,7 @@ class FollowedConversation(Generic[T]):
 
     def take(self, item: MessagesItem[T]) -> list[tuple[int, T] | Void]:
         """What of an item is new, in order, up to the first number that it does not explain."""
-        if self.last_shown is None or self.leaves_gap(item.after):
+        if self.last_shown is None:
             return []
         messages = dict(item.messages)
         holes = sorted(item.holes, key=lambda void: void.from_seq)
