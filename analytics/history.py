@@ -24,22 +24,10 @@ from imray.core.errors import CorruptError, DerivedError, UnavailableError
 from imray.core.intervals import Interval
 from imray.core.pages import Page
 from imray.core.routing import offset_of
-from imray.log.schema import MS, RecordKind, VoidRecord
+from imray.log.page_schema import MESSAGES_SCHEMA as MESSAGES_SCHEMA
+from imray.log.schema import RecordKind, VoidRecord
 from imray.log.segment import segment_name
 from imray.settings import Settings
-
-MESSAGES_SCHEMA = pa.schema(
-    [
-        ("conv_seq", pa.int64()),
-        ("client_msg_id", pa.binary(16)),
-        ("sender", pa.string()),
-        ("topic", pa.string()),
-        ("content_type", pa.string()),
-        ("client_ts", MS),
-        ("server_ts", MS),
-        ("body", pa.binary()),
-    ]
-)
 
 _IN_RANGE = "conv_id = $conv_id AND conv_seq <= $high AND (conv_seq >= $low OR kind = 1)"
 """Messages of the range, and void ranges that may reach into it from below."""

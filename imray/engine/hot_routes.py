@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from imray.core.replies import Appended, Refusal, Refused
 from imray.core.routing import home_of, log_of, slot_for
 from imray.engine.batcher import Batcher
-from imray.engine.clients import PartitionClient
+from imray.engine.clients import PartitionClient, Unasked
 from imray.rpc.directory import Directory
 from imray.settings import Settings
 
@@ -24,10 +24,13 @@ _HOT_MAX = 100_000
 class HotRoutes:
     """The partitions as a gateway sees them. Belongs to one event loop."""
 
-    def __init__(self, directory: Directory, settings: Settings, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, directory: Directory, settings: Settings, tls: ssl.SSLContext | None, unasked: Unasked | None = None
+    ) -> None:
         self._directory = directory
         self._settings = settings
         self._tls = tls
+        self._unasked = unasked
         self.hot: dict[str, int] = {}
         """How many partitions each hot conversation has, as was last heard."""
         self._clients: dict[int, PartitionClient] = {}
@@ -53,7 +56,7 @@ class HotRoutes:
         found = self._clients.get(log)
         if found is None:
             home, slot = home_of(log)
-            found = PartitionClient(self._directory, home, slot, self._settings, self._tls)
+            found = PartitionClient(self._directory, home, slot, self._settings, self._tls, self._unasked)
             self._clients[log] = found
         return found
 

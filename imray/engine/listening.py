@@ -23,8 +23,7 @@ class Batch:
     upto: int
     stable: int
     messages: pa.Table
-    """Ascending; columns `conv_seq`, `client_msg_id`, `sender`, `topic`, `content_type`, `client_ts`, `server_ts`, `body`,
-    as a page of history has them."""
+    """Ascending; the columns of `imray.log.page_schema.MESSAGES_SCHEMA`, as a page of history has them."""
     holes: list[tuple[int, int, str]]
     """First number, last number, reason."""
     _encoded: dict[Encoder, bytes] = field(default_factory=dict)

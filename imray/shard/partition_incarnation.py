@@ -169,7 +169,7 @@ class PartitionIncarnation:
             segment = encoded.segment
             report = Report(granted.grant, segment, now_ms, encoded.digest)
         written = Written(self.writer.epoch, log_position_of(self._slot, segment), now_ms, stables, granted.partitions)
-        return Job(answers_of(requests, planned, written), None, encoded, report, numbered, granted.sequencer)
+        return Job(answers_of(requests, planned, written), None, encoded, report, numbered, sequencer=granted.sequencer)
 
     def write(self, job: Job) -> None:
         """As `Incarnation.write`."""

@@ -1,0 +1,109 @@
+"""Reads of history for those who listen: each page once, however many want it.
+
+Owns which pages are read, shared and remembered for a while. Does not own fair turns between callers of the HTTP API
+(`api.turns`), nor who is told what (`imray.engine.live_feed`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import NamedTuple, Protocol
+
+import pyarrow as pa
+
+from imray.core.pages import Page, PageAsk
+from imray.core.replies import Located, Refusal, Refused
+from imray.engine.batches import cut, pieces
+from imray.engine.listening import Batch
+
+_BLOCK = 2048
+"""Numbers of one page: pages begin at its multiples, so that those who want nearly the same share one."""
+_READS_AT_ONCE_MAX = 8
+"""Of one gateway; more would only queue in the readers."""
+
+
+class PageSource(Protocol):
+    """Where pages come from."""
+
+    async def history(self, ask: PageAsk) -> tuple[Located, Page[pa.Table]] | Refusal:
+        """One page, and where the conversation stood when it was read."""
+
+
+class _Key(NamedTuple):
+    conv_id: str
+    after: int
+    upto: int
+
+
+class CatchUp:
+    """The pages of one gateway. Belongs to one event loop."""
+
+    def __init__(self, source: PageSource, bytes_max: int) -> None:
+        """`bytes_max`: of pages that are remembered."""
+        self._source = source
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._known: OrderedDict[_Key, tuple[list[Batch], int]] = OrderedDict()
+        self._reading: dict[_Key, asyncio.Task[list[Batch] | Refusal]] = {}
+        self._turns = asyncio.Semaphore(_READS_AT_ONCE_MAX)
+        self.reads = 0
+        """Pages that were read: for figures."""
+
+    async def read(self, conv_id: str, after: int, upto: int) -> list[Batch] | Refusal:
+        """What follows `after`, at most to `upto`, which is final: at least one number, in pieces that follow one
+        another. What stands in them is shared: nobody may change it."""
+        begin = after - after % _BLOCK
+        found = await self._page(_Key(conv_id, begin, min(begin + _BLOCK, upto)))
+        if isinstance(found, Refusal):
+            return found
+        if found[-1].upto <= after:
+            # bodies are large, and the page ends before the place that is wanted
+            found = await self._page(_Key(conv_id, after, min(begin + _BLOCK, upto)))
+            if isinstance(found, Refusal):
+                return found
+        return [cut(piece, after, upto) for piece in found if piece.upto > after]
+
+    async def _page(self, key: _Key) -> list[Batch] | Refusal:
+        known = self._known.get(key)
+        if known is not None:
+            self._known.move_to_end(key)
+            return known[0]
+        reading = self._reading.get(key)
+        if reading is None:
+            # a task of its own: whoever asked first may give up
+            reading = asyncio.create_task(self._read(key))
+            self._reading[key] = reading
+            reading.add_done_callback(lambda _: self._reading.pop(key, None))
+        return await asyncio.shield(reading)
+
+    async def _read(self, key: _Key) -> list[Batch] | Refusal:
+        async with self._turns:
+            self.reads += 1
+            ask = PageAsk(key.conv_id, key.after, key.upto + 1, key.upto - key.after, False)
+            found = await self._source.history(ask)
+        if isinstance(found, Refusal):
+            return found
+        located, page = found
+        if page.high <= key.after or page.low != key.after + 1:
+            return Refusal(Refused.UNAVAILABLE, f"history does not reach to {key.upto} yet: it ends at {page.high}")
+        whole = Batch(key.conv_id, key.after, page.high, located.stable, page.messages, page.holes)
+        made = list(pieces(whole))
+        self._remember(key, made, whole.nbytes)
+        return made
+
+    def _remember(self, key: _Key, made: list[Batch], size: int) -> None:
+        # listeners' encodings of a page are about as large as the page
+        size *= 3
+        if size > self._bytes_max:
+            return
+        self._known[key] = (made, size)
+        self._bytes += size
+        while self._bytes > self._bytes_max:
+            _, (_, gone) = self._known.popitem(last=False)
+            self._bytes -= gone
+
+    def close(self) -> None:
+        """Read nothing more."""
+        for reading in self._reading.values():
+            reading.cancel()

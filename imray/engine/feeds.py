@@ -1,0 +1,314 @@
+"""All that a gateway tells its listeners: feeds of conversations over the subscriptions to their logs.
+
+Owns which conversations are subscribed to, who may listen, heads for passive listeners, and signals. Does not own one
+conversation's listeners (`imray.engine.live_feed`), subscriptions to a log (`imray.engine.feed_links`), or connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from imray.core.errors import InvalidError
+from imray.core.replies import Refusal, Refused
+from imray.core.routing import check_conv_id, home_of, log_of
+from imray.engine.batches import conversations_of
+from imray.engine.catch_up import CatchUp, PageSource
+from imray.engine.feed_links import FeedLink, LogSource
+from imray.engine.heads import Heads
+from imray.engine.listening import Ended, EndReason, Listener, Signal, Subscribed
+from imray.engine.live_feed import LiveFeed
+from imray.engine.subscriptions import Subscription
+from imray.rpc.methods import Method
+from imray.rpc.packing import decode_struct
+from imray.rpc.publications import Mark, Publication, Removal, SignalArgs, decode_publication
+from imray.settings import Settings
+
+log = logging.getLogger("imray.feeds")
+
+_WATCH_S = 0.5
+
+
+class Rights(Protocol):
+    """What a user may do in a conversation."""
+
+    def may_listen(self, user: str, service: bool) -> bool:
+        """Pull and listen."""
+
+    def may_send(self, user: str, service: bool) -> bool:
+        """Send and signal."""
+
+
+class Shards(LogSource, PageSource, Protocol):
+    """The engine, as feeds need it."""
+
+    def shard_of(self, conv_id: str) -> int:
+        """The shard that owns a conversation."""
+
+    async def signal(self, args: SignalArgs) -> Refusal | None:
+        """Have every gateway with listeners of a conversation told."""
+
+    async def rights(self, conv_id: str, users: list[str]) -> Rights | Refusal:
+        """What some users may do in a conversation."""
+
+
+class Feeds:
+    """The feeds of one gateway. Belongs to one event loop."""
+
+    def __init__(self, shards: Shards, settings: Settings) -> None:
+        self._shards = shards
+        self._settings = settings
+        self.catch_up = CatchUp(shards, settings.catch_up_bytes_max)
+        self.feeds: dict[str, LiveFeed] = {}
+        self._links: dict[int, FeedLink] = {}
+        self._of: dict[Listener, dict[str, None]] = {}
+        """The conversations of each listener."""
+        self.bytes = 0
+        """Of batches in memory."""
+        self._watching: asyncio.Task[None] | None = None
+        self._heads = Heads()
+        self._checks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    # Of listeners
+
+    async def subscribe(
+        self, listener: Listener, conv_id: str, after: int | None, passive: bool
+    ) -> Subscribed | Refusal:
+        """Everything above `after` (None: from now on) will be told, once `start` was called; heads only where
+        `passive`. Takes the place of what the listener had of this conversation. The listener must `leave` once."""
+        try:
+            check_conv_id(conv_id)
+        except InvalidError as e:
+            return Refusal(Refused.INVALID, str(e))
+        feed = self._feed(conv_id)
+        if feed is None:
+            return Refusal(Refused.BUSY, "this gateway tells of as many conversations as it can: try another")
+        # before it is asked what it may: a removal that comes meanwhile finds it
+        subscription = Subscription(listener, after or 0, passive, after or 0)
+        feed.add(subscription)
+        self._of.setdefault(listener, {})[conv_id] = None
+        refusal = await self._ready(feed, subscription)
+        if refusal is not None:
+            if feed.subscriptions.get(listener) is subscription:
+                self.unsubscribe(listener, conv_id)
+            return refusal
+        if after is None:
+            subscription.at = subscription.read = feed.position
+        live = max(feed.position, subscription.at) + 1
+        return Subscribed(conv_id, subscription.at, live, feed.stable, feed.epoch)
+
+    async def _ready(self, feed: LiveFeed, subscription: Subscription) -> Refusal | None:
+        try:
+            async with asyncio.timeout(self._settings.send_deadline_s):
+                await asyncio.shield(feed.ready)
+        except TimeoutError:
+            return Refusal(Refused.UNAVAILABLE, f"shard {self._shards.shard_of(feed.conv_id)} does not answer")
+        listener = subscription.listener
+        if feed.members >= 0:
+            rights = await self._shards.rights(feed.conv_id, [listener.sender])
+            if isinstance(rights, Refusal):
+                return rights
+            if not rights.may_listen(listener.sender, listener.service):
+                return Refusal(Refused.FORBIDDEN, "only members may listen to this conversation")
+            subscription.may_signal = rights.may_send(listener.sender, listener.service)
+        elif not self._settings.conversations_open and not listener.service:
+            return Refusal(Refused.FORBIDDEN, "nobody created this conversation: it has no members yet")
+        if feed.subscriptions.get(listener) is not subscription:
+            return Refusal(Refused.UNAVAILABLE, "the subscription ended while it was made")
+        return None
+
+    def start(self, listener: Listener, conv_id: str) -> None:
+        """Let a subscription flow; where it has ended meanwhile nothing happens."""
+        feed = self.feeds.get(conv_id)
+        subscription = feed.subscriptions.get(listener) if feed is not None else None
+        if feed is not None and subscription is not None:
+            feed.start(subscription)
+
+    def unsubscribe(self, listener: Listener, conv_id: str) -> None:
+        """Tell no more of a conversation."""
+        self._of.get(listener, {}).pop(conv_id, None)
+        feed = self.feeds.get(conv_id)
+        subscription = feed.subscriptions.get(listener) if feed is not None else None
+        if feed is not None and subscription is not None:
+            feed.end(subscription)
+
+    def resume(self, listener: Listener) -> None:
+        """A listener that refused what it was offered has room again."""
+        for conv_id in list(self._of.get(listener, ())):
+            feed = self.feeds.get(conv_id)
+            subscription = feed.subscriptions.get(listener) if feed is not None else None
+            if feed is not None and subscription is not None:
+                feed.has_room(subscription)
+
+    def leave(self, listener: Listener) -> None:
+        """Its connection is over."""
+        for conv_id in list(self._of.get(listener, ())):
+            self.unsubscribe(listener, conv_id)
+        self._of.pop(listener, None)
+
+    async def signal(self, listener: Listener, conv_id: str, kind: str, data: bytes) -> Refusal | None:
+        """Tell who listens to a conversation now; the caller must do so itself."""
+        feed = self.feeds.get(conv_id)
+        subscription = feed.subscriptions.get(listener) if feed is not None else None
+        if subscription is None:
+            return Refusal(Refused.INVALID, "subscribe to the conversation before signalling to it")
+        if not subscription.may_signal:
+            return Refusal(Refused.FORBIDDEN, "only members may signal in this conversation, readers may not")
+        return await self._shards.signal(SignalArgs(conv_id, listener.sender, kind, data))
+
+    # Of the shards
+
+    def on_push(self, log_number: int, method: Method, content: memoryview) -> None:
+        """A log's writer sent something unasked."""
+        if method is Method.SIGNALLED:
+            self._on_signal(decode_struct(content, SignalArgs))
+            return
+        publication = decode_publication(content)
+        link = self._links.get(log_number)
+        if link is None:
+            return  # what was wanted of it is not wanted any more
+        home, slot = home_of(log_number)
+        if not link.take(publication):
+            return
+        if slot:
+            self._link(home).newer(publication.head.epoch)
+        self._on_publication(publication)
+
+    def on_lost(self, log_number: int) -> None:
+        """The connection to a log's writer is gone, or another one."""
+        link = self._links.get(log_number)
+        if link is not None and not self._closed:
+            link.lost()
+
+    def _on_publication(self, publication: Publication) -> None:
+        head = publication.head
+        if publication.messages is not None and publication.messages.num_rows:
+            for conv_id, runs in conversations_of(publication.messages).items():
+                feed = self.feeds.get(conv_id)
+                if feed is not None:
+                    feed.published(runs)
+        self._on_marks(head.epoch, head.marks)
+        for removal in head.removals:
+            self._on_removal(removal)
+
+    def _on_marks(self, epoch: int, marks: list[Mark]) -> None:
+        for mark in marks:
+            feed = self.feeds.get(mark.conv_id)
+            if feed is None:
+                continue
+            self._spread(feed, mark.partitions)
+            members = feed.members
+            feed.members = mark.members
+            feed.marked(mark, epoch)
+            if mark.members != members and feed.subscriptions:
+                self._check_soon(feed)
+
+    def _on_removal(self, removal: Removal) -> None:
+        feed = self.feeds.get(removal.conv_id)
+        if feed is None:
+            return
+        users = set(removal.users)
+        for subscription in list(feed.subscriptions.values()):
+            if subscription.listener.sender in users and not subscription.listener.service:
+                feed.removed(subscription, removal.after)
+
+    def _on_signal(self, signal: SignalArgs) -> None:
+        feed = self.feeds.get(signal.conv_id)
+        if feed is None:
+            return
+        notice = Signal(signal.conv_id, signal.sender, signal.kind, signal.data)
+        for subscription in list(feed.subscriptions.values()):
+            if subscription.listener.sender != signal.sender:
+                subscription.listener.notify(notice)
+
+    # Members
+
+    def _check_soon(self, feed: LiveFeed) -> None:
+        task = asyncio.create_task(self._check(feed))
+        self._checks.add(task)
+        task.add_done_callback(self._checks.discard)
+
+    async def _check(self, feed: LiveFeed) -> None:
+        """The members changed, and this gateway may not have heard how: ask for those who listen."""
+        users = sorted({s.listener.sender for s in feed.subscriptions.values() if not s.listener.service})
+        rights = await self._shards.rights(feed.conv_id, users)
+        for subscription in list(feed.subscriptions.values()):
+            listener = subscription.listener
+            if isinstance(rights, Refusal):
+                feed.end(subscription, Ended(feed.conv_id, subscription.at, EndReason.UNAVAILABLE))
+            elif not rights.may_listen(listener.sender, listener.service):
+                feed.removed(subscription, subscription.at)
+            else:
+                subscription.may_signal = rights.may_send(listener.sender, listener.service)
+
+    # Feeds and links
+
+    def _feed(self, conv_id: str) -> LiveFeed | None:
+        found = self.feeds.get(conv_id)
+        if found is None:
+            if self._closed or len(self.feeds) >= self._settings.feeds_max:
+                return None
+            found = LiveFeed(conv_id, self.catch_up, self._settings.feed_bytes_max, self._on_bytes, self._heads.moved)
+            self.feeds[conv_id] = found
+            self._link(self._shards.shard_of(conv_id)).want(conv_id)
+            if self._watching is None:
+                self._watching = asyncio.create_task(self._watch())
+        return found
+
+    def _link(self, log_number: int) -> FeedLink:
+        found = self._links.get(log_number)
+        if found is None:
+            found = FeedLink(log_number, self._shards, self._on_marks)
+            self._links[log_number] = found
+        return found
+
+    def _spread(self, feed: LiveFeed, partitions: int) -> None:
+        """A conversation is written by so many partitions now: listen to them."""
+        home = self._shards.shard_of(feed.conv_id)
+        for slot in range(feed.partitions + 1, partitions + 1):
+            self._link(log_of(home, slot)).want(feed.conv_id)
+        for slot in range(partitions + 1, feed.partitions + 1):
+            self._link(log_of(home, slot)).leave(feed.conv_id)
+
+    def _on_bytes(self, more: int) -> None:
+        self.bytes += more
+        if more > 0 and self.bytes > self._settings.feeds_bytes_max:
+            # all alike: a feed that has more than its share gives it back
+            share = self._settings.feeds_bytes_max // (2 * max(1, len(self.feeds)))
+            for feed in list(self.feeds.values()):
+                feed.trim(share)
+
+    async def _watch(self) -> None:
+        """Look after silent writers, and let feeds go that nobody listens to any more."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            now_s = loop.time()
+            for number, link in list(self._links.items()):
+                link.watch(now_s)
+                if link.idle and home_of(number)[1]:
+                    link.close()
+                    del self._links[number]
+            for conv_id, feed in list(self.feeds.items()):
+                if not feed.subscriptions and now_s - feed.idle_since_s > self._settings.feed_idle_s:
+                    self._spread(feed, 0)
+                    self._link(self._shards.shard_of(conv_id)).leave(conv_id)
+                    feed.close()
+                    del self.feeds[conv_id]
+
+    def close(self) -> None:
+        """Tell nobody anything more."""
+        self._closed = True
+        tasks = [*self._checks]
+        if self._watching is not None:
+            tasks.append(self._watching)
+        for task in tasks:
+            task.cancel()
+        for feed in self.feeds.values():
+            feed.close()
+        for link in self._links.values():
+            link.close()
+        self.catch_up.close()
+        self._heads.close()

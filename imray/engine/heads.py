@@ -1,0 +1,58 @@
+"""Heads for passive listeners: where a conversation stands, at a bounded rate.
+
+In a group of 100,000 most people are not looking: each of them is told a number now and then, not every message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from imray.engine.listening import HeadMoved
+from imray.engine.live_feed import LiveFeed
+from imray.engine.subscriptions import Subscription
+
+_AT_ONCE_MAX = 100
+_PAUSE_S = 0.02
+"""All passive listeners of a gateway together are told 5,000 heads a second at most."""
+_HEAD_S_MIN = 1.0
+"""Between two heads of a conversation to one listener."""
+
+
+class Heads:
+    """Of one gateway. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._telling: dict[LiveFeed, asyncio.Task[None]] = {}
+        self._turn = asyncio.Lock()
+
+    def moved(self, feed: LiveFeed) -> None:
+        """A conversation with passive listeners stands elsewhere, or has another one of them."""
+        if feed not in self._telling:
+            task = asyncio.create_task(self._tell(feed))
+            self._telling[feed] = task
+            task.add_done_callback(lambda _: self._told(feed))
+
+    def _told(self, feed: LiveFeed) -> None:
+        del self._telling[feed]
+
+    async def _tell(self, feed: LiveFeed) -> None:
+        """For as long as somebody does not know."""
+        while behind := [s for s in feed.passive if s.told_head != feed.position]:
+            for begin in range(0, len(behind), _AT_ONCE_MAX):
+                async with self._turn:
+                    for subscription in behind[begin : begin + _AT_ONCE_MAX]:
+                        _tell(feed, subscription)
+                    await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(_HEAD_S_MIN)
+
+    def close(self) -> None:
+        """Tell nobody anything more."""
+        for task in self._telling.values():
+            task.cancel()
+
+
+def _tell(feed: LiveFeed, subscription: Subscription) -> None:
+    if subscription in feed.passive:
+        subscription.told_head = feed.position
+        unread = max(0, feed.position - subscription.read)
+        subscription.listener.notify(HeadMoved(feed.conv_id, feed.position, unread))

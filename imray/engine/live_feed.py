@@ -1,0 +1,303 @@
+"""One conversation and those who listen to it at this gateway: each at its place, all in one order.
+
+Owns who is where, and what is written to whom. A listener has a place, not a queue: who keeps up is written each batch
+as it comes, who does not is let alone until it has room, and then goes on from the batches that are still in memory, or
+is told that it is behind. Does not own the order (`imray.core.feed`) or reads (`imray.engine.catch_up`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+import pyarrow as pa
+
+from imray.core.feed import Feed, Pull, Run, Tell
+from imray.core.replies import Refusal
+from imray.engine.batches import cut, joined, pieces, runs_of
+from imray.engine.catch_up import CatchUp
+from imray.engine.listening import Batch, Behind, Ended, EndReason, Listener, Notice
+from imray.engine.recent import Recent
+from imray.engine.subscriptions import Place, Subscription
+from imray.rpc.publications import Mark
+
+log = logging.getLogger("imray.feeds")
+
+_READ_TRIES_MAX = 10
+_READ_AGAIN_S = 0.2
+"""A read of history has retried for as long as a sender waits already."""
+_EARLY_MAX = 1000
+
+
+class LiveFeed:
+    """One conversation at one gateway."""
+
+    def __init__(
+        self,
+        conv_id: str,
+        catch_up: CatchUp,
+        bytes_max: int,
+        on_bytes: Callable[[int], None],
+        on_head: Callable[[LiveFeed], None],
+    ) -> None:
+        """`bytes_max`: of batches in memory. `on_bytes` is told of more or less of them, `on_head` that the position
+        moved while passive listeners are there."""
+        self.conv_id = conv_id
+        self._catch_up = catch_up
+        self._bytes_max = bytes_max
+        self._on_bytes = on_bytes
+        self._on_head = on_head
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the home shard has said where the conversation stands."""
+        self.partitions = 0
+        self.members = -1
+        """Version of its members, as was heard last."""
+        self.epoch = 0
+        self.idle_since_s = 0.0
+        self.subscriptions: dict[Listener, Subscription] = {}
+        self._live: dict[Subscription, None] = {}
+        self.passive: dict[Subscription, None] = {}
+        self._ending: dict[Subscription, None] = {}
+        self._feed: Feed[pa.Table] | None = None
+        self._recent = Recent(0)
+        self._early: list[list[Run[pa.Table]]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms: int | None = None
+        self._pulling: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def position(self) -> int:
+        """Everything up to it was told."""
+        return self._recent.upto
+
+    @property
+    def stable(self) -> int:
+        """The highest `stable_seq` that was heard."""
+        return self._feed.stable if self._feed is not None else 0
+
+    # What comes from the shards
+
+    def marked(self, mark: Mark, epoch: int) -> None:
+        """The home shard said where the conversation stands."""
+        self.epoch = max(self.epoch, epoch)
+        self.partitions = mark.partitions
+        if self._feed is None:
+            self._feed = Feed(mark.stable)
+            self._recent = Recent(mark.stable)
+            if not self.ready.done():
+                self.ready.set_result(None)
+            early = self._early
+            self._early = []
+            for runs in early:
+                self._act(self._feed.published(runs, 0, self._now_ms()))
+        self._act(self._feed.published((), mark.stable, self._now_ms()))
+
+    def published(self, runs: list[Run[pa.Table]]) -> None:
+        """Messages are durable."""
+        if self._feed is not None:
+            self._act(self._feed.published(runs, 0, self._now_ms()))
+        elif len(self._early) < _EARLY_MAX:
+            # the answer to the subscription is on its way, and may speak of less than this
+            self._early.append(runs)
+
+    def _act(self, actions: Iterable[Tell[pa.Table] | Pull]) -> None:
+        for action in actions:
+            if isinstance(action, Pull):
+                self._pulling = self._loop.create_task(self._pull(action))
+            else:
+                self._tell(action)
+        assert self._feed is not None
+        if self._feed.timer_at_ms != self._timer_ms:
+            self._arm(self._feed.timer_at_ms)
+
+    def _arm(self, at_ms: int | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_ms = at_ms
+        if at_ms is not None:
+            self._timer = self._loop.call_later(max(0, at_ms - self._now_ms()) / 1000, self._tick)
+
+    def _tick(self) -> None:
+        assert self._feed is not None
+        self._timer = None
+        self._timer_ms = None
+        actions = self._feed.tick(self._now_ms())
+        self._act(actions)
+
+    def _now_ms(self) -> int:
+        return int(self._loop.time() * 1000)
+
+    async def _pull(self, pull: Pull) -> None:
+        feed = self._feed
+        assert feed is not None
+        found = await self._catch_up.read(self.conv_id, pull.after, pull.upto)
+        if isinstance(found, Refusal):
+            log.info("%r: a hole above %d is not explained yet: %s", self.conv_id, pull.after, found.detail)
+            self._act(feed.pull_failed(self._now_ms()))
+            return
+        runs = [run for piece in found for run in runs_of(piece.messages)]
+        holes = [hole for piece in found for hole in piece.holes]
+        self._act(feed.pulled(runs, holes, found[-1].upto, self._now_ms()))
+
+    # What goes to listeners
+
+    def _tell(self, told: Tell[pa.Table]) -> None:
+        whole = Batch(self.conv_id, told.after, told.upto, self.stable, joined(told.runs), list(told.holes))
+        for batch in pieces(whole):
+            self._tell_batch(batch)
+        for subscription in list(self._ending):
+            self._go_on(subscription)
+        if self.passive:
+            self._on_head(self)
+
+    def _tell_batch(self, batch: Batch) -> None:
+        full: list[Subscription] = []
+        for subscription in self._live:
+            listener = subscription.listener
+            if subscription.at != batch.after:
+                full.append(subscription)  # it began in the middle of this one, or above
+            elif listener.offer(batch.encoded(listener.encoder)):
+                subscription.at = batch.upto
+            else:
+                subscription.place = Place.FULL
+                full.append(subscription)
+        size = batch.nbytes
+        self._recent.add(batch, size)
+        self._on_bytes(size)
+        if self._recent.bytes > self._bytes_max:
+            self.trim(self._bytes_max)
+        for subscription in full:
+            del self._live[subscription]
+            if subscription.place is Place.LIVE:
+                self._go_on(subscription)
+
+    def trim(self, bytes_max: int) -> None:
+        """Keep no more than that in memory."""
+        self._on_bytes(-self._recent.trim(bytes_max))
+
+    def _go_on(self, subscription: Subscription) -> None:
+        """Write what is in memory and was not told to a listener yet, as far as it has room."""
+        if self._end_if_over(subscription) or subscription.place in (Place.SILENT, Place.PASSIVE, Place.CATCHING_UP):
+            return
+        recent = self._recent
+        listener = subscription.listener
+        if subscription.at < recent.after:
+            listener.notify(Behind(self.conv_id, subscription.at, recent.upto))
+            subscription.at = recent.upto
+        for following in recent.following(subscription.at):
+            batch = following if subscription.until is None else cut(following, subscription.at, subscription.until)
+            if batch.upto <= subscription.at:
+                break
+            if not listener.offer(batch.encoded(listener.encoder)):
+                subscription.place = Place.FULL
+                return
+            subscription.at = batch.upto
+        if self._end_if_over(subscription):
+            return
+        subscription.place = Place.LIVE
+        if subscription.until is None:
+            self._live[subscription] = None
+
+    def _end_if_over(self, subscription: Subscription) -> bool:
+        """End a subscription that goes no further."""
+        until = subscription.until
+        if until is None or (subscription.at < until and subscription.place is not Place.PASSIVE):
+            return False
+        self.end(subscription, Ended(self.conv_id, until, EndReason.REMOVED))
+        return True
+
+    def end(self, subscription: Subscription, notice: Notice | None = None) -> None:
+        """Tell a listener nothing more but this."""
+        if self.subscriptions.get(subscription.listener) is subscription:
+            del self.subscriptions[subscription.listener]
+            self.idle_since_s = self._loop.time()
+        for those in (self._live, self.passive, self._ending):
+            those.pop(subscription, None)
+        subscription.place = Place.SILENT
+        if subscription.task is not None:
+            subscription.task.cancel()
+        if notice is not None:
+            subscription.listener.notify(notice)
+
+    def add(self, subscription: Subscription) -> None:
+        """One more, silent until `start`. Takes the place of the listener's former one."""
+        before = self.subscriptions.get(subscription.listener)
+        if before is not None:
+            self.end(before)
+        self.subscriptions[subscription.listener] = subscription
+
+    def start(self, subscription: Subscription) -> None:
+        """Let it flow."""
+        if subscription.passive:
+            subscription.place = Place.PASSIVE
+            self.passive[subscription] = None
+            if not self._end_if_over(subscription):
+                self._on_head(self)
+        elif subscription.at < self._recent.after:
+            subscription.place = Place.CATCHING_UP
+            subscription.task = self._loop.create_task(self._catch(subscription))
+        else:
+            subscription.place = Place.LIVE
+            self._go_on(subscription)
+
+    def has_room(self, subscription: Subscription) -> None:
+        """A listener that was full has room again."""
+        subscription.room.set()
+        if subscription.place is Place.FULL:
+            self._go_on(subscription)
+
+    def removed(self, subscription: Subscription, after: int) -> None:
+        """It ends with this number."""
+        subscription.until = after
+        self._live.pop(subscription, None)
+        self._ending[subscription] = None
+        self._go_on(subscription)
+
+    async def _catch(self, subscription: Subscription) -> None:
+        """Tell a listener what it missed and is not in memory any more."""
+        failed = 0
+        while subscription.at < self._recent.after:
+            upto = self._recent.after if subscription.until is None else min(self._recent.after, subscription.until)
+            if subscription.at >= upto:
+                break
+            found = await self._catch_up.read(self.conv_id, subscription.at, upto)
+            if isinstance(found, Refusal):
+                failed += 1
+                if failed == _READ_TRIES_MAX:
+                    log.warning("%r: a listener cannot catch up: %s", self.conv_id, found.detail)
+                    subscription.task = None
+                    self.end(subscription, Ended(self.conv_id, subscription.at, EndReason.UNAVAILABLE))
+                    return
+                await asyncio.sleep(_READ_AGAIN_S)
+                continue
+            failed = 0
+            for batch in found:
+                await self._offer(subscription, batch)
+        subscription.task = None
+        subscription.place = Place.LIVE
+        self._go_on(subscription)
+
+    async def _offer(self, subscription: Subscription, batch: Batch) -> None:
+        listener = subscription.listener
+        data = batch.encoded(listener.encoder)
+        subscription.room.clear()
+        while not listener.offer(data):
+            # without an end of its own: the connection ends where nothing is read, and this with it
+            await subscription.room.wait()
+            subscription.room.clear()
+        subscription.at = batch.upto
+
+    def close(self) -> None:
+        """Nobody listens any more."""
+        for subscription in list(self.subscriptions.values()):
+            self.end(subscription)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._pulling is not None:
+            self._pulling.cancel()
+        self.trim(0)
+        if not self.ready.done():
+            self.ready.cancel()

@@ -1,0 +1,43 @@
+"""One listener's subscription to a conversation: where it is, and what it gets now. Owns nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from imray.engine.listening import Listener
+
+
+class Place(Enum):
+    """What a listener gets now."""
+
+    SILENT = auto()
+    """Nothing yet: its subscription was not answered."""
+    PASSIVE = auto()
+    """Heads only."""
+    LIVE = auto()
+    """Each batch as it comes."""
+    FULL = auto()
+    """Nothing until it has room: it was live."""
+    CATCHING_UP = auto()
+    """What it missed, from history: nothing is left out, however long it takes."""
+
+
+@dataclass(slots=True, eq=False)
+class Subscription:
+    """One listener of one conversation."""
+
+    listener: Listener
+    at: int
+    """Everything up to it was told, or is not wanted."""
+    passive: bool
+    read: int
+    """Of a passive one: what it has read, or began from."""
+    place: Place = Place.SILENT
+    until: int | None = None
+    """It ends after this number."""
+    told_head: int = 0
+    may_signal: bool = True
+    task: asyncio.Task[None] | None = None
+    room: asyncio.Event = field(default_factory=asyncio.Event)
