@@ -114,19 +114,19 @@ class Delivery(Generic[T]):
                 self._subscribe(followed, now_ms)
         return self._flush()
 
-    def item(self, conn: int, item: items.ServerItem[T], now_ms: int) -> list[items.DeliveryAction[T]]:
+    def item(self, conn: int, item: items.HeardItem[T], now_ms: int) -> list[items.DeliveryAction[T]]:
         """An item came."""
         if not self.link.is_current(conn):
             return []
         self.link.hear(now_ms)
         if self.link.is_up:
             self._take(item, now_ms)
-        elif isinstance(item, items.WelcomeItem):
-            self.link.open(item.ping_interval_ms, now_ms)
+        elif isinstance(item, items.WelcomeHeard):
+            self.link.welcome(item.ping_interval_ms, now_ms)
             for followed in self._book:
                 if followed.phase is FollowPhase.IDLE:
                     self._subscribe(followed, now_ms)
-        elif isinstance(item, items.ErrorItem) and item.ref is None:
+        elif isinstance(item, items.ErrorHeard) and item.ref is None:
             self._be_refused(item, now_ms)
         return self._flush()
 
@@ -169,19 +169,19 @@ class Delivery(Generic[T]):
                 self._ask_again(followed, now_ms)
         return self._flush()
 
-    def _take(self, item: items.ServerItem[T], now_ms: int) -> None:
+    def _take(self, item: items.HeardItem[T], now_ms: int) -> None:
         match item:
-            case items.SubscribedItem():
+            case items.SubscribedHeard():
                 self._begin(item, now_ms)
-            case items.ErrorItem(ref=None):
+            case items.ErrorHeard(ref=None):
                 self._be_refused(item, now_ms)
-            case items.ErrorItem():
+            case items.ErrorHeard():
                 self._be_denied(item, now_ms)
-            case items.DrainItem(reconnect_in_ms):
+            case items.DrainHeard(reconnect_in_ms):
                 self.link.drain(reconnect_in_ms, now_ms)
-            case items.ExpiringItem():
+            case items.ExpiringHeard():
                 self._out.append(items.Renew(self.link.conn))
-            case items.WelcomeItem():
+            case items.WelcomeHeard():
                 pass  # a second one says nothing new
             case _:
                 followed = self._book.get(item.conv_id)
@@ -191,20 +191,20 @@ class Delivery(Generic[T]):
     def _take_live(
         self,
         followed: FollowedConversation[T],
-        item: items.MessagesItem[T] | items.HeadItem | items.BehindItem | items.EndedItem,
+        item: items.MessagesHeard[T] | items.HeadHeard | items.BehindHeard | items.EndedHeard,
         now_ms: int,
     ) -> None:
         match item:
-            case items.MessagesItem():
+            case items.MessagesHeard():
                 if not followed.passive:
                     self._show(followed, item, now_ms)
-            case items.HeadItem(conv_id, seq, unread):
+            case items.HeadHeard(conv_id, seq, unread):
                 if followed.passive and followed.is_newer_head(seq):
                     self._out.append(items.ShowHead(conv_id, seq, unread))
-            case items.BehindItem(_, _, head):
+            case items.BehindHeard(_, _, head):
                 followed.note_number(head)
                 self._ask_again(followed, now_ms)
-            case items.EndedItem(conv_id, after, reason):
+            case items.EndedHeard(conv_id, after, reason):
                 if followed.leaves_gap(after) and not followed.passive:
                     self._ask_again(followed, now_ms)  # what was lost before the end; the answer says whether it may
                 elif reason == "unavailable":
@@ -212,7 +212,7 @@ class Delivery(Generic[T]):
                 else:
                     self._give_up(conv_id, 403, f"the subscription has ended: {reason}")
 
-    def _show(self, followed: FollowedConversation[T], item: items.MessagesItem[T], now_ms: int) -> None:
+    def _show(self, followed: FollowedConversation[T], item: items.MessagesHeard[T], now_ms: int) -> None:
         followed.note_number(max(item.stable_seq, item.upto))
         parts = followed.take(item)
         if parts:
@@ -222,7 +222,7 @@ class Delivery(Generic[T]):
         elif parts or followed.due_ms is None:
             self._watch(followed, now_ms)
 
-    def _begin(self, item: items.SubscribedItem, now_ms: int) -> None:
+    def _begin(self, item: items.SubscribedHeard, now_ms: int) -> None:
         followed = self._book.answered(item.ref)
         if followed is None or followed.conv_id != item.conv_id:
             return
@@ -236,7 +236,7 @@ class Delivery(Generic[T]):
         """What the server has named it must tell within a time."""
         self._book.set_due(followed, now_ms + self._config.stall_timeout_ms if followed.is_missing_some else None)
 
-    def _be_denied(self, item: items.ErrorItem, now_ms: int) -> None:
+    def _be_denied(self, item: items.ErrorHeard, now_ms: int) -> None:
         followed = self._book.answered(item.ref)
         if followed is None:
             return
@@ -245,7 +245,7 @@ class Delivery(Generic[T]):
         else:
             self._give_up(followed.conv_id, item.status, item.detail)
 
-    def _be_refused(self, item: items.ErrorItem, now_ms: int) -> None:
+    def _be_refused(self, item: items.ErrorHeard, now_ms: int) -> None:
         """The server says why it is about to close the connection."""
         self.link.refusal = item.detail
         self.link.hold_off(item.retry_after_ms, now_ms)

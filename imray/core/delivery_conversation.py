@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
 
-from imray.core.delivery_items import MessagesItem, SubscribedItem
+from imray.core.delivery_items import MessagesHeard, SubscribedHeard
 from imray.core.errors import InvalidError
 from imray.core.reorder import Void
 
@@ -90,7 +90,7 @@ class FollowedConversation(Generic[T]):
         self._known = 0
         """The highest number that the server has named."""
 
-    def is_stale(self, item: SubscribedItem) -> bool:
+    def is_stale(self, item: SubscribedHeard) -> bool:
         """Whether a writer answers that has a successor: it may not know what that one told us already."""
         return item.epoch < self._epoch
 
@@ -98,7 +98,7 @@ class FollowedConversation(Generic[T]):
         """Whether numbers up to `after` should have been told and were not."""
         return self.last_shown is not None and after > self.last_shown
 
-    def begin(self, item: SubscribedItem) -> None:
+    def begin(self, item: SubscribedHeard) -> None:
         """A subscription that is believed: messages follow."""
         self.phase = FollowPhase.LIVE
         self.ref = None
@@ -107,7 +107,7 @@ class FollowedConversation(Generic[T]):
             self.last_shown = item.after
         self.note_number(item.stable_seq)
 
-    def take(self, item: MessagesItem[T]) -> list[tuple[int, T] | Void]:
+    def take(self, item: MessagesHeard[T]) -> list[tuple[int, T] | Void]:
         """What of an item is new, in order, up to the first number that it does not explain."""
         if self.last_shown is None:
             return []

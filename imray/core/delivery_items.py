@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class WelcomeItem:
+class WelcomeHeard:
     """The connection is ready."""
 
     ping_interval_ms: int
 
 
 @dataclass(frozen=True, slots=True)
-class SubscribedItem:
+class SubscribedHeard:
     """Every message above `after` follows."""
 
     ref: int
@@ -33,7 +33,7 @@ class SubscribedItem:
 
 
 @dataclass(frozen=True, slots=True)
-class MessagesItem(Generic[T]):
+class MessagesHeard(Generic[T]):
     """Every number above `after` up to `upto` is in `messages`, as (conv_seq, message), or in `holes`."""
 
     conv_id: str
@@ -45,7 +45,7 @@ class MessagesItem(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class HeadItem:
+class HeadHeard:
     """For passive listeners: the last number, and how many are unread."""
 
     conv_id: str
@@ -54,7 +54,7 @@ class HeadItem:
 
 
 @dataclass(frozen=True, slots=True)
-class BehindItem:
+class BehindHeard:
     """Messages above `after` up to `head` were left out."""
 
     conv_id: str
@@ -63,7 +63,7 @@ class BehindItem:
 
 
 @dataclass(frozen=True, slots=True)
-class EndedItem:
+class EndedHeard:
     """The subscription is over."""
 
     conv_id: str
@@ -72,7 +72,7 @@ class EndedItem:
 
 
 @dataclass(frozen=True, slots=True)
-class ErrorItem:
+class ErrorHeard:
     """A refusal: of what `ref` asked, or without one of the whole connection, which is closed after it."""
 
     ref: int | None
@@ -82,27 +82,27 @@ class ErrorItem:
 
 
 @dataclass(frozen=True, slots=True)
-class DrainItem:
+class DrainHeard:
     """The gateway ends: come back after so long."""
 
     reconnect_in_ms: int
 
 
 @dataclass(frozen=True, slots=True)
-class ExpiringItem:
+class ExpiringHeard:
     """The token expires soon."""
 
 
-ServerItem: TypeAlias = (
-    WelcomeItem
-    | SubscribedItem
-    | MessagesItem[T]
-    | HeadItem
-    | BehindItem
-    | EndedItem
-    | ErrorItem
-    | DrainItem
-    | ExpiringItem
+HeardItem: TypeAlias = (
+    WelcomeHeard
+    | SubscribedHeard
+    | MessagesHeard[T]
+    | HeadHeard
+    | BehindHeard
+    | EndedHeard
+    | ErrorHeard
+    | DrainHeard
+    | ExpiringHeard
 )
 
 

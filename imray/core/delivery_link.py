@@ -86,7 +86,7 @@ class Link:
         self._drain_at_ms = None
         return self.conn
 
-    def open(self, ping_interval_ms: int, now_ms: int) -> None:
+    def welcome(self, ping_interval_ms: int, now_ms: int) -> None:
         """The welcome came."""
         self.phase = LinkPhase.OPEN
         self._ping_interval_ms = min(

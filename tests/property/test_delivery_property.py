@@ -62,9 +62,9 @@ class Wire:
     welcomed: bool = False
     told: dict[str, int] = field(default_factory=dict)
     """Up to where each subscription was told."""
-    queue: deque[items.ServerItem[str] | None] = field(default_factory=deque)
+    queue: deque[items.HeardItem[str] | None] = field(default_factory=deque)
     """None is a pong."""
-    last: items.ServerItem[str] | None = None
+    last: items.HeardItem[str] | None = None
 
 
 class Delivering(RuleBasedStateMachine):
@@ -115,7 +115,7 @@ class Delivering(RuleBasedStateMachine):
         if wire.dead:
             return
         wire.told[conv_id] = after
-        wire.queue.append(items.SubscribedItem(ref, conv_id, after, len(self.log[conv_id]), self.epoch))
+        wire.queue.append(items.SubscribedHeard(ref, conv_id, after, len(self.log[conv_id]), self.epoch))
 
     def show(self, conv_id: str, parts: list[tuple[int, str] | Void]) -> None:
         for part in parts:
@@ -127,12 +127,12 @@ class Delivering(RuleBasedStateMachine):
             self.shown[conv_id].append(part)
             self.cursor[conv_id] = last
 
-    def range_of(self, conv_id: str, after: int, upto: int) -> items.MessagesItem[str]:
+    def range_of(self, conv_id: str, after: int, upto: int) -> items.MessagesHeard[str]:
         numbers = range(after + 1, upto + 1)
         log = self.log[conv_id]
         messages = [(n, log[n - 1]) for n in numbers if log[n - 1] != VOID]
         holes = [Void(n, n, VOID) for n in numbers if log[n - 1] == VOID]
-        return items.MessagesItem(conv_id, after, upto, len(log), messages, holes)
+        return items.MessagesHeard(conv_id, after, upto, len(log), messages, holes)
 
     @property
     def open_wires(self) -> list[Wire]:
@@ -149,7 +149,7 @@ class Delivering(RuleBasedStateMachine):
         for wire in self.open_wires:
             if not wire.welcomed:
                 wire.welcomed = True
-                wire.queue.append(items.WelcomeItem(200))
+                wire.queue.append(items.WelcomeHeard(200))
 
     @precondition(lambda self: self.open_wires)
     @rule(conv_id=conversations, most=st.integers(1, 4))
@@ -170,7 +170,7 @@ class Delivering(RuleBasedStateMachine):
         for wire in self.open_wires:
             if conv_id in wire.told:
                 head = len(self.log[conv_id])
-                wire.queue.append(items.BehindItem(conv_id, wire.told[conv_id], head))
+                wire.queue.append(items.BehindHeard(conv_id, wire.told[conv_id], head))
                 wire.told[conv_id] = head
 
     @precondition(lambda self: self.open_wires)
@@ -180,7 +180,7 @@ class Delivering(RuleBasedStateMachine):
             return
         for wire in self.open_wires:
             if conv_id in wire.told:
-                wire.queue.append(items.EndedItem(conv_id, wire.told.pop(conv_id), "unavailable"))
+                wire.queue.append(items.EndedHeard(conv_id, wire.told.pop(conv_id), "unavailable"))
 
     @precondition(lambda self: any(wire.queue for wire in self.wires))
     @rule(data=st.data(), count=st.integers(1, 5))
@@ -201,7 +201,7 @@ class Delivering(RuleBasedStateMachine):
     def drop(self, data: st.DataObject) -> None:
         """Any item but `ended`: after that nothing is told that could show the loss."""
         wire = data.draw(st.sampled_from([wire for wire in self.wires if wire.queue]))
-        if not isinstance(wire.queue[0], items.EndedItem):
+        if not isinstance(wire.queue[0], items.EndedHeard):
             wire.queue.popleft()
 
     @precondition(lambda self: any(wire.last for wire in self.wires))
@@ -234,7 +234,7 @@ class Delivering(RuleBasedStateMachine):
     def drain(self, in_ms: int, now: bool) -> None:
         if not now:
             return
-        self.open_wires[0].queue.append(items.DrainItem(in_ms))
+        self.open_wires[0].queue.append(items.DrainHeard(in_ms))
 
     @rule(conv_id=conversations, now=seldom)
     def hold(self, conv_id: str, now: bool) -> None:

@@ -16,30 +16,30 @@ TABLE = json.loads((ROOT / "spec" / "delivery_cases.json").read_text("utf-8"))
 _SHARE = 0.5
 
 
-def item_of(fields: dict[str, Any]) -> items.ServerItem[int]:
+def item_of(fields: dict[str, Any]) -> items.HeardItem[int]:
     """An item as the table writes it."""
     given = dict(fields)
     match given.pop("t"):
         case "welcome":
-            return items.WelcomeItem(given["ping_interval_s"] * 1000)
+            return items.WelcomeHeard(given["ping_interval_s"] * 1000)
         case "subscribed":
-            return items.SubscribedItem(**given)
+            return items.SubscribedHeard(**given)
         case "messages":
             given["messages"] = [(n, n) for n in given["messages"]]
             given["holes"] = [Void(*hole) for hole in given["holes"]]
-            return items.MessagesItem(**given)
+            return items.MessagesHeard(**given)
         case "head":
-            return items.HeadItem(**given)
+            return items.HeadHeard(**given)
         case "behind":
-            return items.BehindItem(**given)
+            return items.BehindHeard(**given)
         case "ended":
-            return items.EndedItem(**given)
+            return items.EndedHeard(**given)
         case "error":
-            return items.ErrorItem(given.get("ref"), given["status"], "because", given.get("retry_after_s", 0) * 1000)
+            return items.ErrorHeard(given.get("ref"), given["status"], "because", given.get("retry_after_s", 0) * 1000)
         case "drain":
-            return items.DrainItem(given["reconnect_in_s"] * 1000)
+            return items.DrainHeard(given["reconnect_in_s"] * 1000)
         case "expiring":
-            return items.ExpiringItem()
+            return items.ExpiringHeard()
     raise AssertionError(f"unknown item {fields}")
 
 

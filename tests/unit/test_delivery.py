@@ -8,7 +8,7 @@ import pytest
 
 from imray.core.delivery import Delivery
 from imray.core.delivery_conversation import DeliveryConfig, FollowPhase, jittered_pause_ms
-from imray.core.delivery_items import MessagesItem, SubscribedItem, WelcomeItem
+from imray.core.delivery_items import MessagesHeard, SubscribedHeard, WelcomeHeard
 from imray.core.delivery_link import LinkPhase
 from imray.core.errors import InvalidError
 from tests.support.delivery_cases import TABLE, complaint_about, run_case
@@ -101,9 +101,9 @@ def test_moments_that_are_out_of_date_do_not_pile_up() -> None:
     session: Delivery[int] = Delivery(DeliveryConfig(), lambda: 0.5)
     session.start(0)
     session.follow("tea", 0, False, 0)
-    session.item(1, WelcomeItem(30_000), 0)
-    session.item(1, SubscribedItem(1, "tea", 0, 1_000, 1), 0)
+    session.item(1, WelcomeHeard(30_000), 0)
+    session.item(1, SubscribedHeard(1, "tea", 0, 1_000, 1), 0)
     for n in range(500):
-        session.item(1, MessagesItem("tea", n, n + 1, 1_000, [(n + 1, n + 1)]), n)
+        session.item(1, MessagesHeard("tea", n, n + 1, 1_000, [(n + 1, n + 1)]), n)
     assert session.last_shown("tea") == 500
     assert len(session._book._dues) < 32
