@@ -22,7 +22,7 @@ from imray.engine.clients import LogClient, ShardClient
 from imray.engine.feeds import Feeds, Rights
 from imray.engine.history_client import HistoryClient
 from imray.engine.hot_routes import HotRoutes
-from imray.engine.members import Members
+from imray.engine.members import MembersClient
 from imray.engine.sends import Send
 from imray.log.manifest import Manifest
 from imray.rpc.directory import Directory
@@ -47,7 +47,7 @@ class Engine:
         self._batchers = [Batcher(client, settings) for client in self._clients]
         self._hot_routes = HotRoutes(directory, settings, tls, self.feeds)
         self._history = HistoryClient(directory, tls)
-        self.members = Members(self._clients, self.shard_of, settings)
+        self.members = MembersClient(self._clients, self.shard_of, settings)
 
     def shard_of(self, conv_id: str) -> int:
         """The shard that owns a conversation."""

@@ -22,7 +22,7 @@ from imray.settings import Settings
 ReadT = TypeVar("ReadT", bound=HasEpoch)
 
 
-class Members:
+class MembersClient:
     """The members of all conversations. A Refusal says what the caller must do."""
 
     def __init__(self, clients: Sequence[ShardClient], shard_of: Callable[[str], int], settings: Settings) -> None:

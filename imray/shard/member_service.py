@@ -9,6 +9,7 @@ import msgspec
 
 from imray.core.errors import InvalidError
 from imray.core.members import Changed, Cursor, MembersPage, Roles
+from imray.core.membership import Change, Create
 from imray.core.replies import Refusal, Refused
 from imray.rpc import members as forms
 from imray.rpc.endpoint import Parts
@@ -23,6 +24,9 @@ ArgsT = TypeVar("ArgsT")
 def member_handlers(members: ShardMembers) -> dict[Method, Handler]:
     """The methods about members."""
 
+    async def change(ask: Create | Change) -> Changed | Refusal:
+        return await members.change(ask)
+
     async def mark_read(args: forms.MarkReadArgs) -> Cursor | Refusal:
         return await (members.mark_read(*args) if args.seq else members.cursor(args.conv_id, args.user))
 
@@ -33,7 +37,7 @@ def member_handlers(members: ShardMembers) -> dict[Method, Handler]:
         return await members.page(*args)
 
     return {
-        Method.CHANGE_MEMBERS: _handler(forms.decode_change_members, members.change),
+        Method.CHANGE_MEMBERS: _handler(forms.decode_change_members, change),
         Method.ROLES: _handler(forms.decode_roles, roles),
         Method.MARK_READ: _handler(forms.decode_mark_read, mark_read),
         Method.LIST_MEMBERS: _handler(forms.decode_list_members, page),

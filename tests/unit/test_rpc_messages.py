@@ -153,7 +153,7 @@ def _firsts(at: list[int], status: int = 1) -> Firsts:
         {"firsts": _firsts([1, 1])},
         {"firsts": _firsts([-1, 1])},
         {"firsts": _firsts([1, 4])},
-        {"firsts": _firsts([1], 6)},
+        {"firsts": _firsts([1], 7)},
         {"hot": {"a": -1}},
     ],
 )
@@ -180,7 +180,7 @@ def _planned(**changed: Any) -> Granted:
     [
         {"new_rows": np.array([0, 3])},
         {"new_rows": np.array([1, 0])},
-        {"status": np.full(3, 6, np.uint8)},
+        {"status": np.full(3, 7, np.uint8)},
         {"status": np.zeros(2, np.uint8)},
         {"conv": np.zeros(4, np.int32)},
         {"touched_last": np.arange(2)},
