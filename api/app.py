@@ -5,12 +5,16 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
-from api import docs, groups, health, history, messages
+from api import docs, events, groups, health, history, live_docs, messages
 from api.auth import Authenticator, Caller
 from api.door import RequestRouter, Strays
 from api.limits import CALLING, Limits
+from api.live_handshake import LiveDoor
+from api.live_pages import LivePages
+from api.live_wire import LiveEngine
 from api.problems import ProblemError, on_problem, on_unexpected
 from api.server import GatewayConfig
+from api.turns import Pulls
 from imray import __version__
 from imray.engine.engine import Engine
 
@@ -24,7 +28,8 @@ def create_app(engine: Engine, config: GatewayConfig) -> RequestRouter:
         summary="Message ordering for chat: durable, numbered, once.",
         description="Every message gets one number per conversation in the step that makes it durable, "
         "once per client_msg_id. All but health needs a bearer token. Errors are problem documents (RFC 9457); 405 "
-        "names the methods that a path has in `Allow`. Any request may be refused with 408 (too slow), 414 (path too "
+        "names the methods that a path has in `Allow`. What comes live, by WebSocket and as Server-Sent Events: "
+        "/docs/live. Any request may be refused with 408 (too slow), 414 (path too "
         "long), 429 or 503 (too much at once, see Retry-After) or 431 (headers too large): nothing was written.",
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
@@ -32,12 +37,15 @@ def create_app(engine: Engine, config: GatewayConfig) -> RequestRouter:
     app.add_exception_handler(ProblemError, on_problem)
     app.add_exception_handler(Exception, on_unexpected)
     router, send = messages.routes(engine, auth)
+    live = LiveEngine(engine, auth)
     routers = [router, history.routes(engine, auth), groups.routes(engine, auth), health.routes(engine, auth)]
+    routers += [events.routes(live), live_docs.routes()]
     app.add_exception_handler(HTTPException, Strays(routers))
     for one in routers:
         app.include_router(one)
     docs.install(app, engine.settings)
-    return RequestRouter(app, send, Limits(engine.settings))
+    pages = LivePages(engine, Pulls(engine.manifest.shards, engine.settings))
+    return RequestRouter(app, send, Limits(engine.settings), LiveDoor(live, pages))
 
 
 class _Identifying(Authenticator):

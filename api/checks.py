@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 import pyarrow as pa
@@ -62,6 +63,17 @@ class BatchIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """`api.schemas.BatchRequest` as the hot path decodes it."""
 
     messages: list[BatchMessageIn]
+
+
+class SendFields(Protocol):
+    """What a message says, however it came."""
+
+    client_msg_id: str
+    body: str
+    content_type: str | None
+    topic: str | None
+    client_ts: int | float | None
+    sender: str | None
 
 
 _decode_message = msgspec.json.Decoder(MessageIn).decode
@@ -122,6 +134,16 @@ def check_message(data: bytes, conv_id: str, caller: Caller, settings: Settings)
     """The message in the JSON of a single send."""
     try:
         message = _decode_message(data)
+    except msgspec.ValidationError as e:
+        raise invalid(str(e)) from e
+    except (msgspec.DecodeError, UnicodeError) as e:
+        raise ProblemError(400, "invalid", f"not valid JSON: {e}") from e
+    return check_send(message, conv_id, caller, settings)
+
+
+def check_send(message: SendFields, conv_id: str, caller: Caller, settings: Settings) -> Send:
+    """The message as it goes on; ProblemError where a field is out of bounds."""
+    try:
         _check_text(conv_id, "conv_id", CONV_ID_BYTES_MAX)
         body = message.body.encode()
         raw = parse_client_msg_id(message.client_msg_id)
@@ -130,9 +152,7 @@ def check_message(data: bytes, conv_id: str, caller: Caller, settings: Settings)
             _check_text(message.topic, "topic", TOPIC_BYTES_MAX)
         if message.content_type is not None:
             _check_text(message.content_type, "content_type", CONTENT_TYPE_BYTES_MAX)
-    except msgspec.ValidationError as e:
-        raise invalid(str(e)) from e
-    except (msgspec.DecodeError, UnicodeError) as e:
+    except UnicodeError as e:
         raise ProblemError(400, "invalid", f"not valid JSON: {e}") from e
     except InvalidError as e:
         raise invalid(str(e)) from e

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.limits import CALLING, Limits, announces_body, body_behind_upgrade, over_budget, refuse_crowded
 from api.problems import ProblemError
-from api.watch import Watch, unsent
+from api.watch import ReadingPace, Watch, unsent
 from api.whole import WHOLE, answer_whole
 
 HEALTH = frozenset({b"/livez", b"/readyz"})
@@ -33,7 +33,7 @@ _LINGER_S = 2.0
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection. `guarded` makes the class that uvicorn takes."""
+    """One connection. `api.live_upgrade.guarded` makes the class that uvicorn takes."""
 
     limits: ClassVar[Limits]
     watch: ClassVar[Watch]
@@ -44,15 +44,16 @@ class GuardedProtocol(HttpToolsProtocol):
         self._step = 0  # counts changes of the stage, so that no clock is read in the way of a request
         self._seen_step = 0
         self._seen_at = self.loop.time()
-        self._window: tuple[float, int] | None = None
+        self._pace = ReadingPace()
         self._progress = 0
-        self._fed_bytes = 0
+        self._fed = b""
         self._bare_bytes = 0
         self.url = b""
         self.headers = []
         self._reading: RequestResponseCycle | None = None
         self._running: RequestResponseCycle | None = None
         self._postponed: tuple[RequestResponseCycle, Any] | None = None
+        self._upgrades = False
         self.account = self.limits.account(self.client[0] if self.client else "")
         self._refusal = self.account.admit(transport.abort)
         self.watch.join(self)
@@ -75,8 +76,9 @@ class GuardedProtocol(HttpToolsProtocol):
             # not with the first bytes: by now the app has looked at the token
             self.account.identify()
         progress = self._progress
-        self._fed_bytes = len(data)
+        self._fed = data
         super().data_received(data)
+        self._fed = b""
         if self._progress != progress or (self._stage != _HEAD and self._stage != _BODY):
             self._bare_bytes = 0
             return
@@ -140,6 +142,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self.account.begin()
         crowded = len(self.tasks) >= self.limits.settings.requests_at_once_max
         if not crowded and self._refusal is None:
+            self._upgrades = upgrade and self._may_upgrade()
+            if self._upgrades:
+                return
             super().on_headers_complete()
             self._reading = self.cycle
             self.cycle.keep_alive &= not upgrade  # the parser reads no further
@@ -156,9 +161,13 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._refusal is not None:
             self.cycle.keep_alive = False
 
+    def _may_upgrade(self) -> bool:
+        """Whether the request's connection becomes another protocol's: see `api.live_upgrade`."""
+        return False
+
     def _head_bytes(self) -> int:
         """Of complete headers; counted only where they can be too large."""
-        if self._bare_bytes + self._fed_bytes <= self.limits.settings.header_bytes_max:
+        if self._bare_bytes + len(self._fed) <= self.limits.settings.header_bytes_max:
             return 0
         return len(self.url) + sum(len(name) + len(value) + _LINE_BYTES for name, value in self.headers)
 
@@ -199,7 +208,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self._charge_asked(self._running)
-        self._window = None
+        self._pace.reset()
         self.account.rest()
         super().on_response_complete()
 
@@ -216,7 +225,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._window = None  # it has read what waited: a long answer is written part by part
+        self._pace.reset()  # it has read what waited: a long answer is written part by part
         self.account.blocked = False
         self.account.charge_written()
         if self._postponed is not None:
@@ -229,9 +238,15 @@ class GuardedProtocol(HttpToolsProtocol):
     def look(self, now: float) -> None:
         """Refuse or close what is late."""
         unread = self.transport.get_write_buffer_size()
-        if unread and not self._reads(now, unread + unsent(self.transport)):
-            self.transport.abort()
-            return
+        stream = self.account.stream
+        if unread:
+            # of an answer that does not end something is written all the time
+            taken = (0 if stream is None else stream.written) - unread - unsent(self.transport)
+            if not self._pace.keeps_up(now, taken, self.limits.settings):
+                self.transport.abort()
+                return
+        elif stream is not None:
+            self._pace.reset()
         busy = self._running is not None and not self._running.response_complete and not self._running.disconnected
         if self._step != self._seen_step or self.flow.read_paused or (self._stage == _IDLE and busy):
             # time in which we do not read is not the client's
@@ -240,18 +255,6 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if now - self._seen_at > self._deadline_s():
             self._late()
-
-    def _reads(self, now: float, unread: int) -> bool:
-        """Whether the client takes its answer, at a least rate."""
-        settings = self.limits.settings
-        if self._window is None:
-            self._window = (now, unread)
-            return True
-        began, before = self._window
-        if now - began < settings.write_deadline_s:
-            return True
-        self._window = (now, unread)
-        return before - unread >= settings.write_bytes_per_s_min * settings.write_deadline_s
 
     def _deadline_s(self) -> float:
         settings = self.limits.settings
@@ -320,8 +323,3 @@ class GuardedProtocol(HttpToolsProtocol):
         headers = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")]
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         return STATUS_LINE[problem.status] + lines + b"\r\n" + (bytes(response.body) if with_body else b"")
-
-
-def guarded(limits: Limits) -> type[asyncio.Protocol]:
-    """The protocol class of one gateway."""
-    return type("BoundProtocol", (GuardedProtocol,), {"limits": limits, "watch": Watch(limits.settings)})

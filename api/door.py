@@ -18,8 +18,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.connections import guarded
 from api.limits import CALLING, SMALL_BYTES, Account, Limits, over_budget
+from api.live_handshake import LiveDoor
+from api.live_upgrade import guarded
 from api.problems import ProblemError
 from api.whole import WHOLE
 
@@ -65,11 +66,11 @@ class RequestRouter:
     """The ASGI app in front of FastAPI's: below CONVERSATIONS routes match the path as it was sent, so that an
     encoded '/' in a name does not split it; a single send goes straight to `send`."""
 
-    def __init__(self, app: ASGIApp, send: SendHandler, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, send: SendHandler, limits: Limits, live: LiveDoor | None = None) -> None:
         self._app = app
         self._send_endpoint = send
         self._limits = limits
-        self.http = guarded(limits)
+        self.http = guarded(limits, live)
         """How uvicorn is to serve it: without this protocol nothing is bounded."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
 
@@ -27,6 +28,16 @@ _RETRY_AFTER_S = 1.0
 
 Newcomers = dict["Account", Callable[[], None]]
 """Idle connections that have not made a request with a valid token yet, oldest first, and how to close each."""
+
+
+class Stream(Protocol):
+    """An answer without an end, as its connection sees it."""
+
+    written: int
+    """Bytes so far."""
+
+    def end(self) -> None:
+        """Nothing more: the connection is lost, or the server ends."""
 
 
 class Usage:
@@ -95,6 +106,7 @@ class Account:
         "_written",
         "blocked",
         "known",
+        "stream",
         "subject",
     )
 
@@ -112,6 +124,8 @@ class Account:
         """Whom the request's token speaks for, as soon as it was checked."""
         self.known = False
         """A request with a valid token was made."""
+        self.stream: Stream | None = None
+        """An answer without an end that is being given."""
         self._counted = False
         self._close: Callable[[], None] | None = None
         peer.accounts += 2

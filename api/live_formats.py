@@ -10,7 +10,7 @@ import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 import pyarrow as pa
@@ -30,6 +30,8 @@ from imray.core.errors import InvalidError
 from imray.core.ids import format_client_msg_id
 from imray.engine.listening import Batch, Behind, Encoder, Ended, HeadMoved, Notice
 from imray.log.schema import MS
+
+Payload: TypeAlias = bytes | bytearray | memoryview
 
 SIGNAL_BYTES_MAX: Final = 1024
 _TEXT: Final = 0x1
@@ -52,14 +54,14 @@ class Format:
     opcode: int
     """Of the frames, both ways."""
     encode: Callable[[Any], bytes]
-    decode_items: Callable[[bytes | bytearray], list[ClientItem]]
+    decode_items: Callable[[Payload], list[ClientItem]]
     decode_value: Callable[[bytes], object]
     texts_only: bool
     """A body that is no UTF-8 is written in base64."""
     encoder: Encoder
     """Of a batch, for `imray.engine.feeds`."""
 
-    def decode(self, data: bytes | bytearray, items_max: int) -> list[ClientItem]:
+    def decode(self, data: Payload, items_max: int) -> list[ClientItem]:
         """The items of a frame. InvalidError: it is malformed."""
         try:
             items = self.decode_items(data)

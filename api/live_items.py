@@ -1,7 +1,7 @@
 """The items of a live connection, as types: what a client may say, and what it is told.
 
-Owns their names, fields and bounds of single fields. `spec/asyncapi.yaml` says the same, and a test holds the two together.
-Does not own how items become bytes (`api.live_formats`), nor what is done about them (`api.live_session`).
+Owns their names, fields and bounds of single fields. `spec/asyncapi.yaml` says the same, and a test holds the two
+together. Does not own how items become bytes (`api.live_formats`), nor what is done about them (`api.live_session`).
 """
 
 from __future__ import annotations

@@ -34,7 +34,16 @@ class Due(Enum):
 class Pulse:
     """The moments of one connection."""
 
-    __slots__ = ("_alive_at", "_auth_by", "_closing_at", "_expires_at", "_ping_interval_s", "_pinged", "_warned", "heard")
+    __slots__ = (
+        "_alive_at",
+        "_auth_by",
+        "_closing_at",
+        "_expires_at",
+        "_ping_interval_s",
+        "_pinged",
+        "_warned",
+        "heard",
+    )
 
     def __init__(self, now: float, header_deadline_s: float, ping_interval_s: float) -> None:
         self._ping_interval_s = ping_interval_s

@@ -33,7 +33,8 @@ class Watch:
     """Looks at the deadlines of all connections of a gateway."""
 
     def __init__(self, settings: Settings) -> None:
-        shortest = min(settings.header_deadline_s, settings.request_deadline_s, settings.write_deadline_s)
+        deadlines = (settings.header_deadline_s, settings.request_deadline_s, settings.write_deadline_s)
+        shortest = min(*deadlines, settings.live_ping_interval_s)
         self._every_s = min(_LOOK_S_MAX, shortest / _LOOKS_A_DEADLINE)
         self._connections: set[Watched] = set()
         self._spare: OrderedDict[Watched, None] = OrderedDict()
@@ -64,6 +65,33 @@ class Watch:
             connection.look(now)
         if self._connections:
             self._timer = loop.call_later(self._every_s, self._look, loop)
+
+
+class ReadingPace:
+    """Whether a client takes what is written to it, at a least rate."""
+
+    __slots__ = ("_began", "_taken")
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+        self._taken = 0
+
+    def reset(self) -> None:
+        """It has read all that waited."""
+        self._began = None
+
+    def keeps_up(self, now: float, taken: int, settings: Settings) -> bool:
+        """False: of what waits for it, it took less than it must. `taken`: bytes, counted from anywhere."""
+        if self._began is None:
+            self._began = now
+            self._taken = taken
+            return True
+        if now - self._began < settings.write_deadline_s:
+            return True
+        before = self._taken
+        self._began = now
+        self._taken = taken
+        return taken - before >= settings.write_bytes_per_s_min * settings.write_deadline_s
 
 
 def unsent(transport: asyncio.Transport) -> int:

@@ -1,0 +1,193 @@
+"""Who a live connection speaks for, and which way each of its items takes.
+
+Owns tokens and their renewal, and the order of a frame's items. Does not own bytes or moments (`api.live_connection`),
+nor what is done about an item (`api.live_sends`, `api.live_work`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from api.auth import Caller
+from api.limits import Account
+from api.live_formats import Format
+from api.live_items import (
+    AuthItem,
+    ClientItem,
+    OkItem,
+    PingItem,
+    PongItem,
+    SendItem,
+    ServerItem,
+    WelcomeItem,
+)
+from api.live_pages import LivePages
+from api.live_sends import LiveSends, error_of
+from api.live_wire import LATER, TOKEN, TOO_MUCH, VERSION, LiveEngine, Wire
+from api.live_work import LiveWork
+from api.problems import ProblemError
+from imray.engine.listening import Notice
+
+_CLOSE_CODES: Final = {401: TOKEN, 429: TOO_MUCH}
+"""By the status of a problem with the first token; any other means to come back later."""
+
+
+class LiveSession:
+    """One connection's."""
+
+    __slots__ = ("_account", "_caller", "_format", "_live", "_pages", "_sends", "_wire", "_work")
+
+    def __init__(self, live: LiveEngine, pages: LivePages, wire: Wire, account: Account, spoken: Format) -> None:
+        self._live = live
+        self._pages = pages
+        self._wire = wire
+        self._account = account
+        self._format = spoken
+        self._caller: Caller | None = None
+        self._sends: LiveSends | None = None
+        """Made when it sends: most connections listen."""
+        self._work: LiveWork | None = None
+
+    @property
+    def busy(self) -> bool:
+        """So much is in work that nothing more should be read."""
+        sends = self._sends
+        if sends is not None and sends.in_flight >= self._live.settings.live_sends_in_flight_max:
+            return True
+        return self._work is not None and self._work.busy
+
+    @property
+    def idle(self) -> bool:
+        """No send is without its answer, and nothing else is in work."""
+        return (self._sends is None or not self._sends.in_flight) and (self._work is None or not self._work.count)
+
+    def admit(self, caller: Caller) -> None:
+        """The first token is good: welcome."""
+        self._caller = caller
+        self._account.subject = caller.sender
+        self._account.identify()
+        self._account.arrive()
+        left_s = self._live.auth.seconds_left(caller)
+        self._wire.admitted(caller, left_s)
+        settings = self._live.settings
+        welcome = WelcomeItem(
+            version=VERSION,
+            sender=caller.sender,
+            service=caller.service,
+            expires_in_s=int(left_s),
+            ping_interval_s=settings.live_ping_interval_s,
+            items_max=settings.live_items_max,
+            frame_bytes_max=settings.live_frame_bytes_max,
+        )
+        self._wire.tell([welcome])
+
+    def take(self, items: Sequence[ClientItem]) -> None:
+        """The items of a frame, in their order."""
+        if self._caller is None:
+            if not self._first(items[0]):
+                return
+            items = items[1:]
+        elif not self._within_rates(items):
+            return
+        sends: list[SendItem] = []
+        for item in items:
+            if isinstance(item, SendItem):
+                sends.append(item)
+            elif isinstance(item, PingItem):
+                self._wire.tell([PongItem(item.ref)])
+            elif isinstance(item, AuthItem):
+                if not self._renew(item):
+                    return
+            else:
+                if self._work is None:
+                    self._work = LiveWork(self._live, self._pages, self._wire, self._format, self._known)
+                self._work.add(item)
+        if sends:
+            self._send(sends)
+
+    def flush(self) -> None:
+        """Everything that came with one read is here."""
+        if self._sends is not None:
+            self._sends.flush(self._known().service)
+
+    def noticed(self, notice: Notice) -> None:
+        """The connection is told this."""
+        if self._work is not None:
+            self._work.noticed(notice)
+
+    def resume(self) -> None:
+        """There is room again for what listeners are told."""
+        if self._work is not None:
+            self._work.resume()
+
+    def lost(self) -> None:
+        """The connection is over. What was sent goes on: it may be written already."""
+        if self._work is not None:
+            self._work.close()
+
+    def _known(self) -> Caller:
+        assert self._caller is not None
+        return self._caller
+
+    def _verified(self, item: AuthItem) -> Caller:
+        """Whom a token speaks for; it counts as a request. Not by `caller`, which also looks for a request in work."""
+        auth = self._live.auth
+        caller = auth.verify(f"Bearer {item.token}")
+        auth.rates.request(caller.sender, caller.service)
+        return caller
+
+    def _first(self, item: ClientItem) -> bool:
+        if not isinstance(item, AuthItem):
+            problem = ProblemError(401, "unauthenticated", "the first item must be `auth`, with a token")
+            self._wire.close(TOKEN, problem)
+            return False
+        try:
+            caller = self._verified(item)
+        except ProblemError as e:
+            self._wire.close(_CLOSE_CODES.get(e.status, LATER), e)
+            return False
+        self.admit(caller)
+        return True
+
+    def _renew(self, item: AuthItem) -> bool:
+        """False: the connection is closed."""
+        try:
+            caller = self._verified(item)
+            if caller.sender != self._known().sender:
+                detail = "the token speaks for somebody else than the one before: connect anew"
+                raise ProblemError(401, "unauthenticated", detail)
+        except ProblemError as e:
+            if e.status == 401:
+                self._wire.close(TOKEN, e)
+                return False
+            if item.ref is not None:
+                self._wire.tell([error_of(e, item.ref)])
+            return True  # the token before is good still
+        self._caller = caller
+        self._wire.admitted(caller, self._live.auth.seconds_left(caller))
+        if item.ref is not None:
+            self._wire.tell([OkItem(item.ref)])
+        return True
+
+    def _within_rates(self, items: Sequence[ClientItem]) -> bool:
+        """A frame counts as a request; one with a token is counted for that."""
+        if any(isinstance(item, AuthItem) for item in items):
+            return True
+        caller = self._known()
+        try:
+            self._live.auth.rates.request(caller.sender, caller.service)
+        except ProblemError as e:
+            self._wire.tell([error_of(e, item.ref) for item in items if item.ref is not None])
+            return False
+        return True
+
+    def _send(self, items: list[SendItem]) -> None:
+        if self._sends is None:
+            self._sends = LiveSends(self._live.engine, self._live.auth.rates, self._account, self._answered)
+        if errors := self._sends.take(items, self._known()):
+            self._wire.tell(errors)
+
+    def _answered(self, answers: Sequence[ServerItem]) -> None:
+        self._wire.tell(answers)
+        self._wire.work_done()
