@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
-from api import docs, events, groups, health, history, live_docs, messages
+from api import docs, events, groups, health, history, live_docs, members, messages
 from api.auth import Authenticator, Caller
 from api.door import RequestRouter, Strays
 from api.limits import CALLING, Limits
@@ -39,7 +39,7 @@ def create_app(engine: Engine, config: GatewayConfig) -> RequestRouter:
     router, send = messages.routes(engine, auth)
     live = LiveEngine(engine, auth)
     routers = [router, history.routes(engine, auth), groups.routes(engine, auth), health.routes(engine, auth)]
-    routers += [events.routes(live), live_docs.routes()]
+    routers += [members.routes(engine, auth), events.routes(live), live_docs.routes()]
     app.add_exception_handler(HTTPException, Strays(routers))
     for one in routers:
         app.include_router(one)

@@ -8,11 +8,21 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from api.member_schemas import AddMembersRequest, CreateRequest, CursorRequest, RemoveMembersRequest
 from api.problems import PROBLEM_TYPE
 from api.schemas import BatchMessage, BatchRequest, Conflict, Problem, SendRequest, TopicsRequest
 from imray.settings import Settings
 
-_HAND_READ: tuple[type[BaseModel], ...] = (SendRequest, BatchMessage, BatchRequest, TopicsRequest)
+_HAND_READ: tuple[type[BaseModel], ...] = (
+    SendRequest,
+    BatchMessage,
+    BatchRequest,
+    TopicsRequest,
+    CreateRequest,
+    AddMembersRequest,
+    RemoveMembersRequest,
+    CursorRequest,
+)
 _REF = "#/components/schemas/{model}"
 
 _RETRY_AFTER = {

@@ -20,6 +20,7 @@ from api.docs import problems
 from api.door import RawRoute
 from api.pages import PageResponse, encode
 from api.problems import refused
+from api.rights import check_listens
 from api.schemas import HeadResponse, HistoryResponse, PathConvId, text_schema
 from api.turns import Pulls
 from imray.core.errors import InvalidError
@@ -68,29 +69,33 @@ def routes(engine: Engine, auth: Authenticator) -> APIRouter:
         "/v1/conversations/{conv_id}/messages",
         summary="Read a conversation's history",
         response_model=HistoryResponse,
-        responses=problems(401, 422, 429, 500, 503, 504),
+        responses=problems(401, 403, 422, 429, 500, 503, 504),
         openapi_extra={"parameters": parameters},
     )
     async def history(conv_id: PathConvId, request: Request) -> Response:
         """Messages with after < conv_seq < before, in the asked order; `holes` explains numbers that are no
-        messages; `next` goes into `after` (asc) or `before` (desc) of the next call."""
+        messages; `next` goes into `after` (asc) or `before` (desc) of the next call. What was created and is not
+        public only members may read."""
         caller = auth.caller(request.headers.get("authorization"))
-        _check(conv_id)
+        check_conv(conv_id)
         query = request.query_params
         if unknown := set(query) - set(known):
             raise invalid(f"unknown parameters {sorted(unknown)}: known are {', '.join(known)}")
-        return await pages.pull(request, caller, _ask(conv_id, query, settings))
+        ask = _ask(conv_id, query, settings)
+        await check_listens(engine, conv_id, caller)
+        return await pages.pull(request, caller, ask)
 
     @router.get(
         "/v1/conversations/{conv_id}",
         summary="Where a conversation stands",
         response_model=HeadResponse,
-        responses=problems(401, 422, 429, 500, 503, 504),
+        responses=problems(401, 403, 422, 429, 500, 503, 504),
     )
     async def head(conv_id: PathConvId, request: Request) -> Response:
         """Its last number, and up to which number everything is final."""
         caller = auth.caller(request.headers.get("authorization"))
-        _check(conv_id)
+        check_conv(conv_id)
+        await check_listens(engine, conv_id, caller)
         located = await engine.head(conv_id)
         if isinstance(located, Refusal):
             raise refused(located, caller.service)
@@ -147,7 +152,8 @@ def _around(conv_id: str, located: Located, page: Page[pa.Table]) -> tuple[bytes
     return orjson.dumps({"conv_id": conv_id})[:-1] + b',"messages":[', b"]," + orjson.dumps(after)[1:]
 
 
-def _check(conv_id: str) -> None:
+def check_conv(conv_id: str) -> None:
+    """422 where it is no name of a conversation."""
     try:
         check_conv_id(conv_id)
     except InvalidError as e:
@@ -158,9 +164,9 @@ def _ask(conv_id: str, query: QueryParams, settings: Settings) -> PageAsk:
     order = query.get("order", _ORDERS[0])
     if order not in _ORDERS:
         raise invalid(f"order={order!r}: asc or desc")
-    before = _integer(query["before"], "before", 1, SEQ_MAX) if "before" in query else None
-    after = _integer(query.get("after", "0"), "after", 0, SEQ_MAX)
-    limit = _integer(query.get("limit", str(settings.history_limit_default)), "limit", 1, settings.history_limit_max)
+    before = integer(query["before"], "before", 1, SEQ_MAX) if "before" in query else None
+    after = integer(query.get("after", "0"), "after", 0, SEQ_MAX)
+    limit = integer(query.get("limit", str(settings.history_limit_default)), "limit", 1, settings.history_limit_max)
     return PageAsk(conv_id, after, before, limit, order == "desc", _topic(query))
 
 
@@ -174,7 +180,7 @@ def _topic(query: QueryParams) -> str | None:
     return topic
 
 
-def _integer(text: str, name: str, low: int, high: int) -> int:
+def integer(text: str, name: str, low: int, high: int) -> int:
     """A whole number in any notation of JSON: 4.0 is 4, as in a body."""
     if len(text) <= _NUMBER_LENGTH_MAX and _NUMBER.fullmatch(text):
         value = Decimal(text)

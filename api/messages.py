@@ -21,7 +21,7 @@ from api.outcomes import ARROW_TYPE, CONFLICT, CREATED, DUPLICATE, Outcomes
 from api.problems import ProblemError, refused, unexpected
 from api.schemas import BatchRequest, BatchResponse, PathConvId, SendRequest, SendResponse
 from imray.core.ids import format_client_msg_id
-from imray.core.replies import WAITS, Refusal, Refused
+from imray.core.replies import NOT_A_MEMBER, WAITS, Refusal, Refused
 from imray.core.routing import offset_of
 from imray.engine.batcher import SendAnswer
 from imray.engine.engine import Engine
@@ -146,6 +146,8 @@ def _one(send: Send, sent: SendAnswer, shard: int, caller: Caller) -> Answer:
         if before < len(firsts.at) and firsts.at[before] == i:
             if firsts.waiting[before]:
                 raise refused(Refusal(Refused.UNAVAILABLE, WAITS), caller.service)
+            if firsts.forbidden[before]:
+                raise refused(Refusal(Refused.FORBIDDEN, NOT_A_MEMBER), caller.service)
             if firsts.unreadable[before]:
                 raise refused(Refusal(Refused.CORRUPT, firsts.why), caller.service)
             status = CONFLICT if firsts.conflict[before] else DUPLICATE
@@ -183,7 +185,7 @@ def _all_failed(outcomes: Outcomes) -> None:
     if len(failures) < len(outcomes.status) or len(set(failures.tolist())) != 1:
         return
     status = int(failures[0])
-    kinds = {422: "invalid", 500: "corrupt", 503: "busy", 504: "unavailable"}
+    kinds = {403: "forbidden", 422: "invalid", 500: "corrupt", 503: "busy", 504: "unavailable"}
     if status in kinds:
         retry_after_s = 1.0 if status in (503, 504) else None
         raise ProblemError(status, kinds[status], outcomes.details.get(status, "no shard answered"), retry_after_s)

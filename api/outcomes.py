@@ -12,12 +12,14 @@ import pyarrow as pa
 
 from api.problems import STATUS_OF_REFUSAL, told, told_unreadable
 from imray.core.ids import ID_BYTES, format_client_msg_id
-from imray.core.replies import WAITS, Appended, Refusal
+from imray.core.replies import NOT_A_MEMBER, WAITS, Appended, Refusal
 from imray.core.routing import home_of, offset_of
 
 CREATED = 201
 DUPLICATE = 200
 CONFLICT = 409
+FORBIDDEN = 403
+"""The sender is no member, or may only read."""
 WAITING = 504
 UNREADABLE = 500
 """The id was sent before, in a file that does not verify."""
@@ -47,7 +49,7 @@ class Outcomes:
         asks may know of files."""
         status = np.full(rows, 504, np.uint16)
         columns = {name: np.full(rows, -1, np.int64) for name in _NUMBERS}
-        details = {CONFLICT: _CONFLICT_DETAIL}
+        details = {CONFLICT: _CONFLICT_DETAIL, FORBIDDEN: NOT_A_MEMBER}
         for log, answer in answers.items():
             at = where[log]
             if isinstance(answer, Refusal):
@@ -130,6 +132,7 @@ def statuses(answer: Appended) -> npt.NDArray[np.uint16]:
         status[answer.firsts.at] = np.where(answer.firsts.conflict, CONFLICT, DUPLICATE)
         status[answer.firsts.at[answer.firsts.unreadable]] = UNREADABLE
         status[answer.firsts.at[answer.firsts.waiting]] = WAITING
+        status[answer.firsts.at[answer.firsts.forbidden]] = FORBIDDEN
     return status
 
 
@@ -157,6 +160,6 @@ def numbers(shard: int, answer: Appended) -> dict[str, npt.NDArray[np.int64]]:
     for name, values in (("epoch", firsts.epoch), ("segment", firsts.log_position), ("server_ts", firsts.server_ts)):
         columns[name][firsts.at] = values
     for values in columns.values():
-        values[firsts.at[firsts.unreadable | firsts.waiting]] = -1  # there are none
+        values[firsts.at[firsts.unreadable | firsts.waiting | firsts.forbidden]] = -1  # there are none
     columns["shard"], columns["segment"] = offset_of(shard, columns["segment"])
     return columns

@@ -21,6 +21,7 @@ _TITLES = {
     "not-found": "There is nothing here",
     "method": "The method is not allowed here",
     "conflict": "The id was used with another payload; nothing was written",
+    "exists": "It is there already, and different; nothing was written",
     "too-large": "Too large; nothing was written",
     "media-type": "The content type is not supported; nothing was written",
     "too-many": "Too much of one caller; nothing was written",
@@ -35,6 +36,8 @@ STATUS_OF_REFUSAL = {
     Refused.INVALID: (422, "invalid"),
     Refused.BUSY: (503, "busy"),
     Refused.FORBIDDEN: (403, "forbidden"),
+    Refused.EXISTS: (409, "exists"),
+    Refused.ABSENT: (404, "not-found"),
     Refused.UNAVAILABLE: (504, "unavailable"),
     Refused.CORRUPT: (500, "corrupt"),
 }

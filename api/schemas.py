@@ -31,7 +31,7 @@ def text_schema(bytes_max: int) -> dict[str, Any]:
     return {"type": "string", "minLength": 1, "maxLength": bytes_max, "pattern": TEXT_PATTERN}
 
 
-def _text(bytes_max: int, what: str) -> WithJsonSchema:
+def text_of(bytes_max: int, what: str) -> WithJsonSchema:
     bounds = f"1 to {bytes_max} bytes of UTF-8 (`maxLength` counts characters), no control characters."
     return WithJsonSchema({**text_schema(bytes_max), "description": f"{what} {bounds}"})
 
@@ -49,10 +49,10 @@ _ID = {
     "examples": ["0190b0f2-6f2e-7c3a-9d27-0242ac120002"],
 }
 _ClientMsgId = Annotated[str, WithJsonSchema(_ID)]
-_ConvId = Annotated[str, _text(CONV_ID_BYTES_MAX, "The conversation.")]
-_Topic = Annotated[str, _text(TOPIC_BYTES_MAX, "Topic inside the conversation.")]
-_ContentType = Annotated[str, _text(CONTENT_TYPE_BYTES_MAX, "Media type of the body; none means text/plain.")]
-_Sender = Annotated[str, _text(SENDER_BYTES_MAX, "Only for tokens with the role `service`: who says it.")]
+ConvId = Annotated[str, text_of(CONV_ID_BYTES_MAX, "The conversation.")]
+_Topic = Annotated[str, text_of(TOPIC_BYTES_MAX, "Topic inside the conversation.")]
+_ContentType = Annotated[str, text_of(CONTENT_TYPE_BYTES_MAX, "Media type of the body; none means text/plain.")]
+_Sender = Annotated[str, text_of(SENDER_BYTES_MAX, "Only for tokens with the role `service`: who says it.")]
 _ClientTs = Annotated[
     int,
     _whole("The sender's clock, ms since 1970 UTC. Never used for order.", minimum=0, maximum=CLIENT_TS_MAX),
@@ -60,7 +60,7 @@ _ClientTs = Annotated[
 _Uuid = Annotated[
     str, WithJsonSchema({"type": "string", "pattern": _UUID_PATTERN, "description": "128 bits in UUID notation."})
 ]
-_Count = Annotated[int, _whole("", minimum=0)]
+Count = Annotated[int, _whole("", minimum=0)]
 _Seq = Annotated[int, _whole("", minimum=1)]
 
 PathConvId = Annotated[
@@ -90,7 +90,7 @@ class SendRequest(BaseModel):
 class BatchMessage(SendRequest):
     """One message of a batch."""
 
-    conv_id: _ConvId
+    conv_id: ConvId
 
 
 class BatchRequest(BaseModel):
@@ -103,40 +103,40 @@ class BatchRequest(BaseModel):
 class Offset(BaseModel):
     """Where in the log the message stands."""
 
-    shard: _Count
-    segment: _Count
-    row: _Count
+    shard: Count
+    segment: Count
+    row: Count
 
 
 class SendResponse(BaseModel):
     """The message is durable and has its number."""
 
-    conv_id: _ConvId
+    conv_id: ConvId
     conv_seq: _Seq
     client_msg_id: _Uuid
     duplicate: bool = Field(description="True: it was stored by an earlier send; these are its first numbers.")
-    epoch: _Count = Field(description="The incarnation of the shard's writer that stored it.")
+    epoch: Count = Field(description="The incarnation of the shard's writer that stored it.")
     offset: Offset
-    server_ts: _Count = Field(description="When the server committed it, ms since 1970 UTC. Never used for order.")
-    stable_seq: _Count = Field(description="Everything in the conversation up to this number is final.")
+    server_ts: Count = Field(description="When the server committed it, ms since 1970 UTC. Never used for order.")
+    stable_seq: Count = Field(description="Everything in the conversation up to this number is final.")
 
 
 class BatchOutcome(BaseModel):
     """What became of one message. `status` says it as HTTP would; numbers stand for 200, 201 and 409."""
 
-    status: Literal[200, 201, 409, 422, 500, 503, 504] = Field(
-        description="201 stored, 200 a retry, 409 the id was used with another payload (`conv_seq` is the "
-        "first one's), 422 not valid, 503 not written, retry later, 504 unknown, retry with the same id, 500 the log "
-        "is corrupt."
+    status: Literal[200, 201, 403, 409, 422, 500, 503, 504] = Field(
+        description="201 stored, 200 a retry, 403 the sender may not send there, 409 the id was used with another "
+        "payload (`conv_seq` is the first one's), 422 not valid, 503 not written, retry later, 504 unknown, retry with "
+        "the same id, 500 the log is corrupt."
     )
-    conv_id: _ConvId
+    conv_id: ConvId
     client_msg_id: _Uuid
     conv_seq: _Seq | None = None
     duplicate: bool | None = None
-    epoch: _Count | None = None
+    epoch: Count | None = None
     offset: Offset | None = None
-    server_ts: _Count | None = None
-    stable_seq: _Count | None = None
+    server_ts: Count | None = None
+    stable_seq: Count | None = None
     detail: str | None = None
 
 
@@ -144,9 +144,9 @@ class BatchResponse(BaseModel):
     """One outcome for each message, in the order of the request."""
 
     results: list[BatchOutcome] = Field(min_length=1)
-    created: _Count
-    duplicates: _Count
-    failed: _Count
+    created: Count
+    duplicates: Count
+    failed: Count
 
 
 class Message(BaseModel):
@@ -158,7 +158,7 @@ class Message(BaseModel):
     topic: str | None = None
     content_type: str | None = None
     client_ts: _ClientTs | None = None
-    server_ts: _Count
+    server_ts: Count
     body: str | None = None
     body_base64: str | None = Field(None, description="The body's bytes where they are not UTF-8 text.")
 
@@ -175,12 +175,12 @@ class Hole(BaseModel):
 class HistoryResponse(BaseModel):
     """Messages with after < conv_seq < before, in the asked order, final ones only (up to `stable_seq`)."""
 
-    conv_id: _ConvId
+    conv_id: ConvId
     messages: list[Message]
     holes: list[Hole]
-    stable_seq: _Count
-    epoch: _Count
-    next: _Count | None = Field(
+    stable_seq: Count
+    epoch: Count
+    next: Count | None = Field(
         description="For the next page: pass it as `after` (order=asc) or `before` (order=desc). null: no more for now."
     )
 
@@ -188,11 +188,11 @@ class HistoryResponse(BaseModel):
 class HeadResponse(BaseModel):
     """Where a conversation stands. A conversation nobody wrote to has `conv_seq` 0."""
 
-    conv_id: _ConvId
-    conv_seq: _Count
-    stable_seq: _Count
-    epoch: _Count
-    shard: _Count
+    conv_id: ConvId
+    conv_seq: Count
+    stable_seq: Count
+    epoch: Count
+    shard: Count
 
 
 class TopicsRequest(BaseModel):
@@ -205,7 +205,7 @@ class TopicsRequest(BaseModel):
 class TopicsResponse(BaseModel):
     """How a conversation is spread now."""
 
-    conv_id: _ConvId
+    conv_id: ConvId
     topics: int = Field(ge=0, le=PARTITIONS_MAX)
 
 
@@ -228,7 +228,7 @@ class ShardStatus(BaseModel):
     """Figures of one shard. `state` is "serving", or in a word why not; `detail` says more. Others depend on it."""
 
     model_config = ConfigDict(extra="allow")
-    shard: _Count
+    shard: Count
     state: str
     detail: str
 
@@ -262,5 +262,5 @@ class Problem(BaseModel):
 class Conflict(Problem):
     """The id was used with another payload: where the first message stands."""
 
-    conv_id: _ConvId
+    conv_id: ConvId
     conv_seq: _Seq

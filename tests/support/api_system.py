@@ -22,6 +22,7 @@ from imray.core.status import ServingState, ShardStatus
 from imray.engine.batcher import SendAnswer
 from imray.engine.sends import Send
 from imray.settings import Settings
+from tests.support.fake_members import FakeMembers
 
 KEY = b"k" * 32
 
@@ -40,6 +41,7 @@ class FakeBackend:
         self.answers.set()
         self.states = [(ServingState.SERVING, "")]
         """Of each shard, and why it does not serve."""
+        self.members = FakeMembers()
         self.refusal: Refusal | None = None
         self.read: list[str] = []
         """Conversations, as their pages were read."""
