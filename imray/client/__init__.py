@@ -6,16 +6,21 @@ says what to do.
 
 from imray.client.call import RetryPolicy
 from imray.client.errors import AuthError, ConflictError, ServerError, UnknownOutcomeError
+from imray.client.follower import AsyncFollower
 from imray.client.http import AsyncClient, Client
+from imray.client.live import AsyncLive
 from imray.client.models import (
+    Ack,
     Head,
     HistoryPage,
     Hole,
+    LiveSignal,
     Message,
     Outcome,
     Outgoing,
     Ready,
     SendResult,
+    Unread,
     Version,
     new_client_msg_id,
 )
@@ -23,7 +28,10 @@ from imray.client.session import ConversationFollower
 from imray.core.errors import ImrayError, InvalidError, UnavailableError
 
 __all__ = [
+    "Ack",
     "AsyncClient",
+    "AsyncFollower",
+    "AsyncLive",
     "AuthError",
     "Client",
     "ConflictError",
@@ -33,6 +41,7 @@ __all__ = [
     "Hole",
     "ImrayError",
     "InvalidError",
+    "LiveSignal",
     "Message",
     "Outcome",
     "Outgoing",
@@ -42,6 +51,7 @@ __all__ = [
     "ServerError",
     "UnavailableError",
     "UnknownOutcomeError",
+    "Unread",
     "Version",
     "new_client_msg_id",
 ]

@@ -120,7 +120,7 @@ class Calls:
 
     def send(self, message: Outgoing) -> Call[SendResult]:
         path = conversation_path(message.conv_id) + "/messages"
-        fields = self._fields(message)
+        fields = fields_of(message, self._env)
         del fields["conv_id"]
         ids = (str(fields["client_msg_id"]),)
         attempts = Attempts(self._env, lambda: ids)
@@ -130,7 +130,7 @@ class Calls:
         return attempts.read(reply, SendResult.of)
 
     def send_batch(self, messages: Iterable[Outgoing | Mapping[str, Any]]) -> Call[list[Outcome]]:
-        batch = JsonBatch([self._fields(outgoing(m)) for m in messages])
+        batch = JsonBatch([fields_of(outgoing(m), self._env) for m in messages])
         if not batch.done:
             yield from self._until_done(batch)
         return batch.outcomes() or []
@@ -208,18 +208,19 @@ class Calls:
                 return
             yield from attempts.pause(f"{len(batch.open_ids())} messages have no final outcome")
 
-    def _fields(self, message: Outgoing) -> dict[str, str | int]:
-        """The message as the contract has it, with its id; checks what the server could only refuse."""
-        check_conv_id(message.conv_id)
-        if not isinstance(message.body, str):
-            raise InvalidError("body must be str; bytes that are no UTF-8 text go by send_arrow")
-        msg_id = message.client_msg_id
-        if msg_id is None:
-            msg_id = new_client_msg_id(self._env.unix_ms(), self._env.random_bytes(10))
-        else:
-            msg_id = format_client_msg_id(parse_client_msg_id(msg_id))
-        fields = {name: value for name, value in vars(message).items() if value is not None}
-        return fields | {"client_msg_id": msg_id}
+
+def fields_of(message: Outgoing, env: Environment) -> dict[str, str | int]:
+    """The message as the contract has it, with its id; checks what the server could only refuse."""
+    check_conv_id(message.conv_id)
+    if not isinstance(message.body, str):
+        raise InvalidError("body must be str; bytes that are no UTF-8 text go by send_arrow")
+    msg_id = message.client_msg_id
+    if msg_id is None:
+        msg_id = new_client_msg_id(env.unix_ms(), env.random_bytes(10))
+    else:
+        msg_id = format_client_msg_id(parse_client_msg_id(msg_id))
+    fields = {name: value for name, value in vars(message).items() if value is not None}
+    return fields | {"client_msg_id": msg_id}
 
 
 def _kept_unknown(outcome: Outcome) -> Outcome:

@@ -31,8 +31,8 @@ class Outgoing:
 
 
 @dataclass(frozen=True)
-class SendResult:
-    """The message is durable and has its number."""
+class Ack:
+    """The message is durable and has its number: what every way of sending says."""
 
     conv_id: str
     conv_seq: int
@@ -40,27 +40,31 @@ class SendResult:
     duplicate: bool
     """True: an earlier send, perhaps an earlier try of this call, stored it; these are its first numbers."""
     epoch: int
-    shard: int
-    segment: int
-    row: int
     server_ts: int
     stable_seq: int
 
     @classmethod
+    def of_item(cls, item: Json) -> Ack:
+        """From a live connection's `ack`."""
+        return cls(**{name: item[name] for name in _ACK_FIELDS})
+
+
+_ACK_FIELDS = ("conv_id", "conv_seq", "client_msg_id", "duplicate", "epoch", "server_ts", "stable_seq")
+
+
+@dataclass(frozen=True)
+class SendResult(Ack):
+    """What HTTP says beside it: where in the logs the message stands."""
+
+    shard: int
+    segment: int
+    row: int
+
+    @classmethod
     def of(cls, answer: Json) -> SendResult:
         offset: Json = answer["offset"]
-        return cls(
-            conv_id=answer["conv_id"],
-            conv_seq=answer["conv_seq"],
-            client_msg_id=answer["client_msg_id"],
-            duplicate=answer["duplicate"],
-            epoch=answer["epoch"],
-            shard=offset["shard"],
-            segment=offset["segment"],
-            row=offset["row"],
-            server_ts=answer["server_ts"],
-            stable_seq=answer["stable_seq"],
-        )
+        fields = {name: answer[name] for name in _ACK_FIELDS}
+        return cls(**fields, shard=offset["shard"], segment=offset["segment"], row=offset["row"])
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,25 @@ class Hole:
     from_seq: int
     to_seq: int
     reason: str
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Where a conversation stands, for somebody who does not look at it: its last number, and how many are unread."""
+
+    conv_id: str
+    conv_seq: int
+    unread: int
+
+
+@dataclass(frozen=True)
+class LiveSignal:
+    """Something that somebody does now, such as typing. It has no number, and is stored nowhere."""
+
+    conv_id: str
+    sender: str
+    kind: str
+    data: Any
 
 
 @dataclass(frozen=True)

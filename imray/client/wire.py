@@ -15,6 +15,8 @@ from imray.client.call import Environment, HttpRequest, NoAnswer, RetryPolicy
 from imray.client.models import HistoryPage, Order
 from imray.core.errors import InvalidError
 
+USER_AGENT = f"imray-python/{__version__}"
+
 
 def environment(
     timeout_s: float, retry: RetryPolicy | None, clock_s: Callable[[], float], unix_ms: Callable[[], int]
@@ -32,8 +34,8 @@ def environment(
     )
 
 
-def connection(url: str | None, token: str | None) -> dict[str, Any]:
-    """httpx's arguments for the server and the token. Errors never show the token."""
+def address(url: str | None, token: str | None) -> tuple[httpx.URL, str | None]:
+    """The server, and the token. Errors never show the token."""
     url = url or os.environ.get("IMRAY_URL")
     token = token or os.environ.get("IMRAY_TOKEN")
     if not url:
@@ -44,10 +46,21 @@ def connection(url: str | None, token: str | None) -> dict[str, Any]:
         raise InvalidError(f"the url is not valid: {e}") from e
     if base.scheme not in ("http", "https") or not base.host:
         raise InvalidError(f"the url {url!r} must start with http:// or https:// and name a host")
-    headers = {"user-agent": f"imray-python/{__version__}"}
+    return base, checked_token(token) if token else None
+
+
+def checked_token(token: str) -> str:
+    """A token that can stand in a header."""
+    if not all("!" <= c <= "~" for c in token):
+        raise InvalidError("the token holds characters that no token has (white space, line ends)")
+    return token
+
+
+def connection(url: str | None, token: str | None) -> dict[str, Any]:
+    """httpx's arguments for the server and the token."""
+    base, token = address(url, token)
+    headers = {"user-agent": USER_AGENT}
     if token:
-        if not all("!" <= c <= "~" for c in token):
-            raise InvalidError("the token holds characters that no token has (white space, line ends)")
         headers["authorization"] = f"Bearer {token}"
     return {"base_url": base, "headers": headers}
 
