@@ -19,9 +19,6 @@ from conftest import start, stop
 from tests.checker.invariants import check
 from tests.support.storm import Storm
 
-if "IMRAY_LIVE_STORM_S" not in os.environ:
-    pytest.skip("IMRAY_LIVE_STORM_S is not set", allow_module_level=True)
-
 _SECONDS = float(os.environ.get("IMRAY_LIVE_STORM_S", "20"))
 _LISTENERS = int(os.environ.get("IMRAY_LIVE_STORM_LISTENERS", "1000"))
 _SENDERS = 20

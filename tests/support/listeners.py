@@ -30,7 +30,7 @@ _HELD_S = 2.0
 """Only a connection that held for so long makes the next try a quick one again."""
 _CONNECT_S_MAX = 10.0
 _ANSWER_S_MAX = 15.0
-"""A subscription without an answer for so long is given up with its connection."""
+"""A handshake or subscription without an answer for so long is given up with its connection."""
 _FLUSH_S = 1.0
 _SAME_FRAMES_MAX = 64
 """Frames that are remembered decoded: most go to everybody."""
@@ -112,6 +112,7 @@ class Device:
             began = time.monotonic()
             try:
                 async with asyncio.timeout(_CONNECT_S_MAX):
+                    self._asked_at = time.monotonic()
                     self.wire = await connect(door, self)
                 await self._lost.wait()
             except (OSError, TimeoutError):

@@ -136,7 +136,7 @@ class Storm:
     def __init__(self, system: Running, folder: Path, listeners: int, senders: int, processes: int = 3) -> None:
         self.system = system
         self.recoveries_s: list[tuple[str, float]] = []
-        """After each disturbance, how long until every listener had all that was there then."""
+        """After each disturbance, how long until every sender had an ack, and every listener what was stable then."""
         self.counts: Counter[str] = Counter()
         self._folder = folder
         self._rng = random.Random(listeners)
@@ -180,13 +180,15 @@ class Storm:
             return client.head(ROOM).stable_seq
 
     def all_current(self, after_what: str) -> None:
-        """Every listener gets all that is stable now, and every sender another ack; how long that takes is kept."""
+        """Every sender gets another ack, and every listener what is stable then; how long that takes is kept."""
         began = time.monotonic()
         acked = [s.acked for s in self.senders]
+        self.until(
+            lambda: all(s.acked > a for s, a in zip(self.senders, acked, strict=True)), f"acks after {after_what}"
+        )
         upto = self.stable()
         self.until(lambda: self.current(upto) == self.listeners, f"all are current after {after_what}")
         self.recoveries_s.append((after_what, time.monotonic() - began))
-        self.until(lambda: all(s.acked > a for s, a in zip(self.senders, acked, strict=True)), "acks")
 
     def turn(self, partitions: int) -> None:
         """Spread the conversation over so many partitions (0: cold); again where the answer is lost in a fault."""
