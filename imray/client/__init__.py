@@ -1,4 +1,4 @@
-"""The Python client: send and read over HTTP, follow a conversation in order.
+"""The Python client: send and read over HTTP, follow conversations in order by push.
 
 Ids are made once for each message and kept over every retry; what reaches the caller is a number or an error that
 says what to do.
@@ -7,8 +7,10 @@ says what to do.
 from imray.client.call import RetryPolicy
 from imray.client.errors import AuthError, ConflictError, ServerError, UnknownOutcomeError
 from imray.client.follower import AsyncFollower
-from imray.client.http import AsyncClient, Client
+from imray.client.http import AsyncClient
+from imray.client.http_sync import Client
 from imray.client.live import AsyncLive
+from imray.client.live_sync import Follower, Live
 from imray.client.models import (
     Ack,
     Head,
@@ -36,11 +38,13 @@ __all__ = [
     "Client",
     "ConflictError",
     "ConversationFollower",
+    "Follower",
     "Head",
     "HistoryPage",
     "Hole",
     "ImrayError",
     "InvalidError",
+    "Live",
     "LiveSignal",
     "Message",
     "Outcome",
