@@ -10,7 +10,7 @@ import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 import pyarrow as pa
@@ -116,7 +116,7 @@ def live_messages(table: pa.Table, texts_only: bool) -> list[LiveMessage]:
             if texts_only:
                 message.body_base64 = base64.b64encode(body).decode()
             else:
-                message.body = body
+                cast(Any, message).body = body  # msgspec describes no type that is text or bytes
         messages.append(message)
     return messages
 

@@ -161,7 +161,7 @@ class LiveMessage(msgspec.Struct, omit_defaults=True, gc=False):
     topic: str | None = None
     content_type: str | None = None
     client_ts: int | None = None
-    body: str | bytes | None = None
+    body: str | None = None
     body_base64: str | None = None
 
 

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 WorkT = TypeVar("WorkT")
 
 
-class Lanes(Generic[WorkT]):
+class WorkLanes(Generic[WorkT]):
     """Runs `handle` for each piece of work; at most `width` at once, and never two of one key.
 
     `handle` must not raise. A task exists only while there is work."""

@@ -15,7 +15,7 @@ from api.auth import Caller
 from api.checks import invalid
 from api.live_formats import Format
 from api.live_items import OkItem, PullItem, ReadItem, SignalItem, SubscribedItem, SubscribeItem, UnsubscribeItem
-from api.live_lanes import Lanes
+from api.live_lanes import WorkLanes
 from api.live_pages import LivePages
 from api.live_sends import error_of
 from api.live_wire import LiveEngine, Wire
@@ -50,8 +50,10 @@ class LiveWork:
         self._wire = wire
         self._format = spoken
         self._caller = caller
-        self._fast: Lanes[LiveWorkItem] = Lanes(_LANES, self._do, self._changed)
-        self._pulls: Lanes[LiveWorkItem] = Lanes(live.settings.live_pulls_in_flight_max, self._do, self._changed)
+        self._fast: WorkLanes[LiveWorkItem] = WorkLanes(_LANES, self._do, self._changed)
+        self._pulls: WorkLanes[LiveWorkItem] = WorkLanes(
+            live.settings.live_pulls_in_flight_max, self._do, self._changed
+        )
         self._subscribed: set[str] = set()
         self._signals: Buckets | None = None
 

@@ -166,7 +166,7 @@ class LiveServer:
         def run() -> None:
             try:
                 result.set_result(function())
-            except BaseException as e:
+            except Exception as e:  # noqa: BLE001 - whatever it is, it is the caller's
                 result.set_exception(e)
 
         self.loop.call_soon_threadsafe(run)

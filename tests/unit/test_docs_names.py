@@ -42,6 +42,8 @@ _LEFT_OUT = {
     "imray.json": "a file of the data folder",
     "imray.digest": "a key of a segment's metadata",
     "benchmarks/results": "made by a run",
+    "imray.v1.json": "a sub-protocol",
+    "imray.v1.msgpack": "a sub-protocol",
 }
 
 
