@@ -182,6 +182,12 @@ class MemberState:
 
     # What is durable
 
+    def version_told(self, conv: int) -> int:
+        """How often its members were changed, durably; -1: nobody created it."""
+        former = self._former(conv)[0] if self._in_flight else None
+        version = self.version(conv) if former is None else former.version
+        return version or -1
+
     def _former(self, conv: int) -> tuple[_Former | None, dict[int, int]]:
         """What the oldest change of a conversation that is not durable has replaced, and the roles before all such
         changes of those whom they name."""

@@ -147,7 +147,7 @@ class Engine:
 
     async def rights(self, conv_id: str, users: list[str]) -> Rights | Refusal:
         """What some users may do in a conversation that was created."""
-        return Refusal(Refused.UNAVAILABLE, "members are not here yet")
+        return await self.members.rights(conv_id, users)
 
     def _log_client(self, log: int) -> LogClient:
         home, slot = home_of(log)

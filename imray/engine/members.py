@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from imray.core.members import Changed, Cursor, MembersPage, Role, Roles
@@ -20,6 +21,22 @@ from imray.rpc.methods import Method
 from imray.settings import Settings
 
 ReadT = TypeVar("ReadT", bound=HasEpoch)
+
+
+@dataclass(frozen=True)
+class RightsIn:
+    """What some users may do in a conversation: `imray.engine.feeds.Rights`."""
+
+    roles: Roles
+    open_to_all: bool
+
+    def may_listen(self, user: str, service: bool) -> bool:
+        """Pull and listen."""
+        return self.roles.may_listen(user, service, self.open_to_all)
+
+    def may_send(self, user: str, service: bool) -> bool:
+        """Send and signal."""
+        return self.roles.may_send(user, service, self.open_to_all)
 
 
 class MembersClient:
@@ -57,6 +74,11 @@ class MembersClient:
     async def roles(self, conv_id: str, users: Sequence[str]) -> Roles | Refusal:
         """What some users may do in a conversation."""
         return await self._read(Method.ROLES, conv_id, forms.encode_roles(conv_id, users), forms.decode_roles_answer)
+
+    async def rights(self, conv_id: str, users: Sequence[str]) -> RightsIn | Refusal:
+        """The same, with what holds where nobody created it."""
+        roles = await self.roles(conv_id, users)
+        return roles if isinstance(roles, Refusal) else RightsIn(roles, self.open_to_all)
 
     async def page(self, conv_id: str, after_user: str | None, limit: int) -> MembersPage | Refusal:
         """Some members, after a user (None: from the first). INVALID: nobody knows that one."""

@@ -228,7 +228,7 @@ def marks_of(state: ShardState, names: Sequence[str]) -> list[Mark]:
 def _mark(state: ShardState, name: str, index: int) -> Mark:
     group = state.hot.get(index)
     stable = int(state.conversations.stable[index]) if index >= 0 else 0
-    return Mark(name, stable, 0 if group is None else group.partitions, -1)
+    return Mark(name, stable, 0 if group is None else group.partitions, state.members.version_told(index))
 
 
 def names_in(table: pa.Table) -> Iterable[str]:

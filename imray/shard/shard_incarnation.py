@@ -16,7 +16,7 @@ from imray.core.replies import Refusal
 from imray.log.recovery import Readable
 from imray.log.rows import Prepared
 from imray.log.store import Store
-from imray.rpc.publications import Mark
+from imray.rpc.publications import Mark, Removal
 from imray.settings import Settings
 from imray.shard.committer import Committer
 from imray.shard.grants import Grants
@@ -160,14 +160,15 @@ class ShardIncarnation:
     def _mark_durable(self, job: Job) -> list[Mark]:
         """In the thread of the state. Where the conversations stand afterwards that somebody listens to."""
         self.committer.mark_durable(job)
-        if not self._publisher or job.table is None:
-            return []
+        if not self._publisher or job.table is None or (job.commit is not None and job.commit.cursors):
+            return []  # cursors are a matter between a user and its devices
         wanted = [name for name in names_in(job.table) if self._publisher.wants(name)]
         return marks_of(self.committer.state, wanted) if wanted else []
 
     def _publish(self, job: Job, marks: list[Mark]) -> None:
         if marks and not self._ended:
-            self._publisher.publish(job.table if job.answers else None, marks)
+            removals = [Removal(m.conv_id, m.after, list(m.removed)) for m in job.members if m.removed]
+            self._publisher.publish(job.table if job.answers else None, marks, removals)
 
     def _tell_stable_soon(self) -> None:
         """Grants were settled: `stable_seq` of hot groups may have moved."""
