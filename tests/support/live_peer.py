@@ -67,6 +67,7 @@ class Peer:
 
     def __init__(self, engine: LiveBackend, auth: dict[str, str], spoken: Format = JSON) -> None:
         self.format = spoken
+        self.engine: Any = engine
         self.transport = FakeTransport()
         self.limits = Limits(engine.settings)
         account = self.limits.account("127.0.0.1")
@@ -98,7 +99,7 @@ class Peer:
         items: list[dict[str, Any]] = []
         for frame in self._socket.events_received():
             assert isinstance(frame, Frame)
-            if frame.opcode is Opcode.CLOSE:
+            if frame.opcode in (Opcode.CLOSE, Opcode.PING, Opcode.PONG):
                 continue
             assert frame.opcode == self.format.opcode
             assert isinstance(frame.data, bytes | bytearray)
