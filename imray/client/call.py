@@ -166,7 +166,7 @@ class Attempts:
                 seq = problem.get("conv_seq")
                 raise ConflictError(detail, ids[0] if ids else "", seq if isinstance(seq, int) else None)
             case 401 | 403:
-                error = AuthError(detail)
+                error = AuthError(detail, is_about_request=reply.status == 403)
             case status if 400 <= status < 500:
                 error = InvalidError(detail)
             case _:

@@ -16,7 +16,17 @@ Outcomes: TypeAlias = "list[Outcome] | pa.Table | None"
 
 
 class AuthError(ImrayError):
-    """The token is missing, expired or not allowed to do this; nothing was written. Get another token."""
+    """The token is missing, expired or not allowed to do this; nothing was written. Get another token.
+
+    `is_about_request`: the token was taken, and what was asked is not allowed to its bearer."""
+
+    def __init__(self, detail: str, is_about_request: bool = False) -> None:
+        super().__init__(detail, is_about_request)
+        self.detail = detail
+        self.is_about_request = is_about_request
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 class ConflictError(ImrayError):

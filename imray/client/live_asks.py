@@ -115,7 +115,7 @@ class Asks:
         self._over = error
         for ask in self:
             if not ask.answer.done():
-                ask.answer.set_exception(_given_up(ask, str(error)) if ask.may_be_stored or ask.is_written else error)
+                ask.answer.set_exception(_cut_short(ask, error))
 
     def _write_again(self, ask: Ask) -> None:
         ask.again = None
@@ -123,7 +123,7 @@ class Asks:
 
     async def _answer_to(self, ask: Ask) -> Mapping[str, Any]:
         if self._over is not None:
-            raise self._over
+            raise _cut_short(ask, self._over)
         self._open[ask.ref] = ask
         try:
             self._write(ask)
@@ -140,19 +140,25 @@ def _given_up(ask: Ask, detail: str) -> UnavailableError:
     return UnavailableError(detail)
 
 
+def _cut_short(ask: Ask, error: ImrayError) -> ImrayError:
+    """What the end of the session means for an ask. It is no refusal of what was asked."""
+    if isinstance(error, ServerError):
+        return ServerError(str(error), ask.msg_ids)
+    return _given_up(ask, str(error)) if ask.may_be_stored or ask.is_written else error
+
+
 def refusal_of(ask: Ask, error: ErrorHeard, conv_seq: object) -> ImrayError:
     """What a final refusal means: as over HTTP (`imray.client.call.Attempts.refuse`)."""
     detail = f"status {error.status}: {error.detail}"
     if error.status == 409 and ask.msg_ids:
         return ConflictError(detail, ask.msg_ids[0], conv_seq if isinstance(conv_seq, int) else None)
-    refusal = error_of(error.status, detail, ask.msg_ids)
-    if ask.may_be_stored and not isinstance(refusal, ServerError):
+    refusal: ImrayError
+    if error.status in (401, 403):
+        refusal = AuthError(detail, is_about_request=error.status == 403)
+    elif 400 <= error.status < 500:
+        refusal = InvalidError(detail)
+    else:
+        return ServerError(detail, ask.msg_ids)
+    if ask.may_be_stored:
         return _given_up(ask, f"a retry was refused ({detail}), which says nothing of the tries before it")
     return refusal
-
-
-def error_of(status: int, detail: str, msg_ids: tuple[str, ...] = ()) -> ImrayError:
-    """The error for a refusal that is final, by what the caller must do."""
-    if status in (401, 403):
-        return AuthError(detail)
-    return InvalidError(detail) if 400 <= status < 500 else ServerError(detail, msg_ids)

@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 import httpx
 
 from imray.client.call import Environment
-from imray.client.errors import ServerError
+from imray.client.errors import AuthError, ServerError
 from imray.client.follower import AsyncFollower
-from imray.client.live_asks import Ask, Asks, error_of
+from imray.client.live_asks import Ask, Asks
 from imray.client.live_socket import LiveSocket, SocketEnd
 from imray.client.live_wire import READ_ERRORS, Welcome, heard_item
 from imray.client.models import Hole, LiveSignal, Message, Unread
@@ -25,7 +25,7 @@ from imray.client.wire import checked_token
 from imray.core import delivery_items as items
 from imray.core.delivery import Delivery
 from imray.core.delivery_conversation import DeliveryConfig
-from imray.core.errors import ImrayError, InvalidError
+from imray.core.errors import ImrayError, InvalidError, UnavailableError
 from imray.core.reorder import Void
 
 TokenSource: TypeAlias = Callable[[], str | Awaitable[str]]
@@ -105,7 +105,7 @@ class LiveDriver:
         for follower in self._followers.values():
             follower.end()
         self._followers.clear()
-        self._end(InvalidError("the client was closed"))
+        self._end(UnavailableError("the client was closed"))
         if self._ticker is not None:
             self._ticker.cancel()
         if self._tasks:
@@ -127,9 +127,9 @@ class LiveDriver:
                 case items.Over(conv_id, status, detail):
                     follower = self._followers.pop(conv_id, None)
                     if follower is not None:
-                        follower.fail(error_of(status, f"{conv_id}: {detail}"))
+                        follower.fail(_end_of(status, f"{conv_id}: {detail}"))
                 case items.Failed(status, detail):
-                    self._fail(error_of(status, f"status {status}: {detail}"))
+                    self._fail(_end_of(status, f"status {status}: {detail}"))
                 case items.Renew(conn):
                     self._spawn(self._renew(conn))
                 case _:
@@ -267,7 +267,7 @@ class LiveDriver:
         error = None if task.cancelled() else task.exception()
         if error is not None:  # it would wait for ever otherwise
             log.error("a live connection failed", exc_info=error)
-            self._fail(error if isinstance(error, ImrayError) else ServerError(f"{type(error).__name__}: {error}"))
+            self._fail(error if isinstance(error, AuthError) else ServerError(f"{type(error).__name__}: {error}"))
 
     def _fail(self, error: ImrayError) -> None:
         for follower in self._followers.values():
@@ -283,6 +283,13 @@ class LiveDriver:
 
     def _now_ms(self) -> int:
         return int(self._env.clock_s() * 1000)
+
+
+def _end_of(status: int, detail: str) -> ImrayError:
+    """The error for something that will not come back by itself."""
+    if status in (401, 403):
+        return AuthError(detail)
+    return ServerError(f"{detail}; is there an imray server, with live delivery?")
 
 
 def _item_of(part: tuple[int, Message] | Void) -> Message | Hole:

@@ -18,7 +18,7 @@ from imray.client.live import PAGE_MESSAGES, TIMEOUT_S, AsyncLive
 from imray.client.live_driver import TokenSource
 from imray.client.models import Ack, HistoryPage, Hole, Message, Order, Unread
 from imray.core.delivery_conversation import DeliveryConfig
-from imray.core.errors import InvalidError
+from imray.core.errors import UnavailableError
 
 R = TypeVar("R")
 I = TypeVar("I")  # noqa: E741 an item
@@ -38,7 +38,7 @@ class _LoopThread:
         """The result of a coroutine, from another thread."""
         if self._loop.is_closed():
             work.close()
-            raise InvalidError("the client was closed")
+            raise UnavailableError("the client was closed")
         waiting = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return waiting.result()

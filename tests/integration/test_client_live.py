@@ -13,9 +13,10 @@ from imray.client import (
     Hole,
     InvalidError,
     Message,
+    ServerError,
 )
 from imray.client.follower import QUEUE_ITEMS_MAX
-from tests.support.live_client import WAIT_S, append, expected, live_of, some, written
+from tests.support.live_callers import WAIT_S, append, expected, live_of, some, written
 from tests.support.live_server import LiveServer, live_server
 
 
@@ -208,7 +209,7 @@ async def test_a_handshake_that_is_refused_for_now_is_tried_again(server: LiveSe
 
 async def test_a_server_without_live_delivery_is_said_so(server: LiveServer, live: AsyncLive) -> None:
     server.statuses = [(404, {})]
-    with pytest.raises(InvalidError, match="404"):
+    with pytest.raises(ServerError, match="404"):
         await some(live.follow("tea", 0), 1)
 
 

@@ -19,7 +19,7 @@ from imray.client import (
     UnknownOutcomeError,
 )
 from imray.client.live_wire import FORMATS
-from tests.support.live_client import WAIT_S, append, live_of, some
+from tests.support.live_callers import WAIT_S, append, live_of, some
 from tests.support.live_server import LiveServer, live_server
 
 
@@ -122,10 +122,13 @@ async def test_pages_read_marks_and_signals(server: LiveServer, live: AsyncLive)
     assert ([m.conv_seq for m in page.messages], page.next) == ([10, 9, 8], 8)
     await live.read("tea", 10)
     assert server.cursors == {"tea": 10}
-    assert live.signal("tea", "typing", {"on": True})
-    async with asyncio.timeout(WAIT_S):
-        await came.wait()
-    assert signals == [LiveSignal("tea", "me", "typing", {"on": True})]
+    async with live_of(server, token="bob") as bob:
+        assert not bob.signal("tea", "typing"), "there is no connection yet"
+        await bob.pull("tea")
+        assert bob.signal("tea", "typing", {"on": True})
+        async with asyncio.timeout(WAIT_S):
+            await came.wait()
+    assert signals == [LiveSignal("tea", "bob", "typing", {"on": True})]
 
 
 async def test_closing_ends_followers_and_leaves_no_task(server: LiveServer) -> None:
@@ -141,7 +144,7 @@ async def test_closing_ends_followers_and_leaves_no_task(server: LiveServer) -> 
         assert await waiting is None
     await server.until(lambda: not server.connections)
     assert {task for task in asyncio.all_tasks() - before if "live_driver" in repr(task)} == set()
-    with pytest.raises(InvalidError, match="closed"):
+    with pytest.raises(UnavailableError, match="closed"):
         await live.send("tea", "x")
 
 

@@ -10,8 +10,8 @@ from itertools import islice
 
 import pytest
 
-from imray.client import AsyncClient, AuthError, Client, Hole, InvalidError, Live, LiveSignal, Message
-from tests.support.live_client import QUICK, RETRY, WAIT_S, expected, live_of, some, written
+from imray.client import AsyncClient, AuthError, Client, Hole, Live, LiveSignal, Message, UnavailableError
+from tests.support.live_callers import QUICK, RETRY, WAIT_S, expected, live_of, some, written
 from tests.support.live_server import LiveServer, live_server
 
 
@@ -106,9 +106,11 @@ def test_pages_read_marks_heads_and_signals(running: Running, live: Live) -> Non
         assert written(next(follower)) == "2 m2"
         assert [m.conv_seq for m in live.pull("tea").messages] == [1, 2]
         live.read("tea", 2)
-        assert live.signal("tea", "typing")
-        assert came.wait(WAIT_S)
-    assert signals == [LiveSignal("tea", "me", "typing", None)]
+        with Live(running.server.url, "bob", config=QUICK) as bob:
+            bob.pull("tea")
+            assert bob.signal("tea", "typing")
+            assert came.wait(WAIT_S)
+    assert signals == [LiveSignal("tea", "bob", "typing", None)]
     assert running.server.cursors == {"tea": 2}
     with live.watch("tea", 0) as watcher:
         assert next(watcher).unread == 2
@@ -123,7 +125,7 @@ def test_closing_ends_a_wait_in_another_thread(running: Running) -> None:
         live.close()
         assert waiting.result(WAIT_S) == []
     live.close()
-    with pytest.raises(InvalidError, match="closed"):
+    with pytest.raises(UnavailableError, match="closed"):
         live.send("tea", "x")
     assert "imray-live" not in {thread.name for thread in threading.enumerate()}
 

@@ -249,7 +249,8 @@ class Connection:
                 self.put({"t": "ok", "ref": item["ref"]})
             case "signal":
                 told = {name: item[name] for name in ("conv_id", "kind", "data")}
-                server.tell({"t": "signal", "sender": sender, **told})
+                for other in server.connections - {self}:
+                    other.put({"t": "signal", "sender": sender, **told})
             case "ping":
                 self.put({"t": "pong", "ref": item["ref"]})
             case "auth":
