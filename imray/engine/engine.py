@@ -19,10 +19,11 @@ from imray.core.routing import home_of, log_of, shard_of
 from imray.core.status import PartitionStatus, ShardStatus
 from imray.engine.batcher import Batcher, SendAnswer
 from imray.engine.clients import LogClient, ShardClient
-from imray.engine.feeds import Feeds, Rights
+from imray.engine.feeds import Feeds
 from imray.engine.history_client import HistoryClient
 from imray.engine.hot_routes import HotRoutes
 from imray.engine.members import MembersClient
+from imray.engine.rights import Rights
 from imray.engine.sends import Send
 from imray.log.manifest import Manifest
 from imray.rpc.directory import Directory

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 from imray.core.errors import InvalidError
@@ -17,30 +19,22 @@ from imray.engine.batches import conversations_of
 from imray.engine.catch_up import CatchUp, PageSource
 from imray.engine.feed_links import FeedLink, LogSource
 from imray.engine.heads import Heads
-from imray.engine.listening import Ended, EndReason, Listener, Signal, Subscribed
+from imray.engine.listening import Listener, Signal, Subscribed
 from imray.engine.live_feed import LiveFeed
+from imray.engine.rights import Gate, RightsSource
 from imray.engine.subscriptions import Subscription
 from imray.rpc.methods import Method
 from imray.rpc.packing import decode_struct
-from imray.rpc.publications import Mark, Publication, Removal, SignalArgs, decode_publication
+from imray.rpc.publications import Mark, MembersTold, Publication, SignalArgs, decode_publication
 from imray.settings import Settings
 
 log = logging.getLogger("imray.feeds")
 
 _WATCH_S = 0.5
+_NONE: Mapping[str, MembersTold] = MappingProxyType({})
 
 
-class Rights(Protocol):
-    """What a user may do in a conversation."""
-
-    def may_listen(self, user: str, service: bool) -> bool:
-        """Pull and listen."""
-
-    def may_send(self, user: str, service: bool) -> bool:
-        """Send and signal."""
-
-
-class Shards(LogSource, PageSource, Protocol):
+class Shards(LogSource, PageSource, RightsSource, Protocol):
     """The engine, as feeds need it."""
 
     def shard_of(self, conv_id: str) -> int:
@@ -48,9 +42,6 @@ class Shards(LogSource, PageSource, Protocol):
 
     async def signal(self, args: SignalArgs) -> Refusal | None:
         """Have every gateway with listeners of a conversation told."""
-
-    async def rights(self, conv_id: str, users: list[str]) -> Rights | Refusal:
-        """What some users may do in a conversation."""
 
 
 class Feeds:
@@ -68,7 +59,7 @@ class Feeds:
         """Of batches in memory."""
         self._watching: asyncio.Task[None] | None = None
         self._heads = Heads()
-        self._checks: set[asyncio.Task[None]] = set()
+        self._gate = Gate(shards, settings.conversations_open)
         self._closed = False
 
     # Of listeners
@@ -105,17 +96,10 @@ class Feeds:
                 await asyncio.shield(feed.ready)
         except TimeoutError:
             return Refusal(Refused.UNAVAILABLE, f"shard {self._shards.shard_of(feed.conv_id)} does not answer")
-        listener = subscription.listener
-        if feed.members >= 0:
-            rights = await self._shards.rights(feed.conv_id, [listener.sender])
-            if isinstance(rights, Refusal):
-                return rights
-            if not rights.may_listen(listener.sender, listener.service):
-                return Refusal(Refused.FORBIDDEN, "only members may listen to this conversation")
-            subscription.may_signal = rights.may_send(listener.sender, listener.service)
-        elif not self._settings.conversations_open and not listener.service:
-            return Refusal(Refused.FORBIDDEN, "nobody created this conversation: it has no members yet")
-        if feed.subscriptions.get(listener) is not subscription:
+        refusal = await self._gate.admit(feed, subscription)
+        if refusal is not None:
+            return refusal
+        if feed.subscriptions.get(subscription.listener) is not subscription:
             return Refusal(Refused.UNAVAILABLE, "the subscription ended while it was made")
         return None
 
@@ -189,30 +173,24 @@ class Feeds:
                 feed = self.feeds.get(conv_id)
                 if feed is not None:
                     feed.published(runs)
-        self._on_marks(head.epoch, head.marks)
-        for removal in head.removals:
-            self._on_removal(removal)
+        self._on_marks(head.epoch, head.marks, {change.conv_id: change for change in head.members})
 
-    def _on_marks(self, epoch: int, marks: list[Mark]) -> None:
+    def _on_marks(self, epoch: int, marks: list[Mark], changes: Mapping[str, MembersTold] = _NONE) -> None:
         for mark in marks:
             feed = self.feeds.get(mark.conv_id)
             if feed is None:
                 continue
             self._spread(feed, mark.partitions)
+            was_ready = feed.ready.done()
             members = feed.members
             feed.members = mark.members
+            change = changes.get(mark.conv_id)
+            if change is not None:
+                _remove(feed, change)
             feed.marked(mark, epoch)
-            if mark.members != members and feed.subscriptions:
-                self._check_soon(feed)
-
-    def _on_removal(self, removal: Removal) -> None:
-        feed = self.feeds.get(removal.conv_id)
-        if feed is None:
-            return
-        users = set(removal.users)
-        for subscription in list(feed.subscriptions.values()):
-            if subscription.listener.sender in users and not subscription.listener.service:
-                feed.removed(subscription, removal.after)
+            told = change is not None and change.version == mark.members and max(0, members) == change.version - 1
+            if mark.members != members and was_ready and not told:
+                self._gate.check_soon(feed)
 
     def _on_signal(self, signal: SignalArgs) -> None:
         feed = self.feeds.get(signal.conv_id)
@@ -222,26 +200,6 @@ class Feeds:
         for subscription in list(feed.subscriptions.values()):
             if subscription.listener.sender != signal.sender:
                 subscription.listener.notify(notice)
-
-    # Members
-
-    def _check_soon(self, feed: LiveFeed) -> None:
-        task = asyncio.create_task(self._check(feed))
-        self._checks.add(task)
-        task.add_done_callback(self._checks.discard)
-
-    async def _check(self, feed: LiveFeed) -> None:
-        """The members changed, and this gateway may not have heard how: ask for those who listen."""
-        users = sorted({s.listener.sender for s in feed.subscriptions.values() if not s.listener.service})
-        rights = await self._shards.rights(feed.conv_id, users)
-        for subscription in list(feed.subscriptions.values()):
-            listener = subscription.listener
-            if isinstance(rights, Refusal):
-                feed.end(subscription, Ended(feed.conv_id, subscription.at, EndReason.UNAVAILABLE))
-            elif not rights.may_listen(listener.sender, listener.service):
-                feed.removed(subscription, subscription.at)
-            else:
-                subscription.may_signal = rights.may_send(listener.sender, listener.service)
 
     # Feeds and links
 
@@ -301,14 +259,19 @@ class Feeds:
     def close(self) -> None:
         """Tell nobody anything more."""
         self._closed = True
-        tasks = [*self._checks]
         if self._watching is not None:
-            tasks.append(self._watching)
-        for task in tasks:
-            task.cancel()
+            self._watching.cancel()
+        self._gate.close()
         for feed in self.feeds.values():
             feed.close()
         for link in self._links.values():
             link.close()
         self.catch_up.close()
         self._heads.close()
+
+
+def _remove(feed: LiveFeed, change: MembersTold) -> None:
+    users = set(change.removed)
+    for subscription in list(feed.subscriptions.values()):
+        if subscription.listener.sender in users and not subscription.listener.service:
+            feed.removed(subscription, change.after)

@@ -81,7 +81,7 @@ class LiveFeed:
 
     def marked(self, mark: Mark, epoch: int) -> None:
         """The home shard said where the conversation stands."""
-        self.epoch = max(self.epoch, epoch)
+        self.epoch = epoch
         self.partitions = mark.partitions
         if self._feed is None:
             self._feed = Feed(mark.stable)

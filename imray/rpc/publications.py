@@ -56,12 +56,15 @@ class Subscribed(msgspec.Struct, frozen=True, array_like=True, tag="subscribed",
     """One for each of `add`, in its order; of a partition none."""
 
 
-class Removal(NamedTuple):
-    """Users who are no members any more: after this number nothing is for them."""
+class MembersTold(NamedTuple):
+    """The members of a conversation changed."""
 
     conv_id: ConvId
     after: Count
-    users: Annotated[list[str], msgspec.Meta(max_length=_USERS_MAX)]
+    """Above this number nothing is for those who were removed."""
+    version: Count
+    """Of the members since then. Where it is not the next one after what was known, another change was missed."""
+    removed: Annotated[list[str], msgspec.Meta(max_length=_USERS_MAX)]
 
 
 class PublicationHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -71,7 +74,7 @@ class PublicationHead(msgspec.Struct, frozen=True, array_like=True, forbid_unkno
 
     epoch: Count
     marks: Annotated[list[Mark], msgspec.Meta(max_length=MARKS_MAX)] = []
-    removals: Annotated[list[Removal], msgspec.Meta(max_length=MARKS_MAX)] = []
+    members: Annotated[list[MembersTold], msgspec.Meta(max_length=MARKS_MAX)] = []
 
 
 class Publication(NamedTuple):

@@ -21,8 +21,8 @@ from imray.rpc.endpoint import Parts
 from imray.rpc.methods import Method
 from imray.rpc.publications import (
     Mark,
+    MembersTold,
     PublicationHead,
-    Removal,
     SubscribeArgs,
     encode_publication,
     stream_of,
@@ -111,16 +111,16 @@ class Publisher:
         else:
             del self._count[name]
 
-    def publish(self, table: pa.Table | None, marks: Sequence[Mark], removals: Sequence[Removal] = ()) -> None:
+    def publish(self, table: pa.Table | None, marks: Sequence[Mark], members: Sequence[MembersTold] = ()) -> None:
         """Tell everybody of what it listens to. `marks`: of every conversation with rows in `table`; only what
         somebody wants need be in it."""
         rows = None if table is None else _Rows(table)
         for caller, mine in list(self._wanted.items()):
             some = [mark for mark in marks if mark.conv_id in mine]
-            out = [removal for removal in removals if removal.conv_id in mine]
+            changes = [change for change in members if change.conv_id in mine]
             stream = None if rows is None else rows.of(mine)
-            if some or out or stream is not None:
-                self._push(caller, some, out, stream)
+            if some or changes or stream is not None:
+                self._push(caller, some, changes, stream)
 
     def beat(self) -> None:
         """Tell everybody that this writer lives."""
@@ -134,25 +134,23 @@ class Publisher:
                 caller.push(self._log, Method.SIGNALLED, content)
 
     def _push(
-        self, caller: Caller, marks: Sequence[Mark], removals: Sequence[Removal], stream: pa.Buffer | None
+        self, caller: Caller, marks: Sequence[Mark], members: Sequence[MembersTold], stream: pa.Buffer | None
     ) -> None:
         owed = self._owed.get(caller)
         if owed:
             for mark in marks:
                 owed.pop(mark.conv_id, None)
             marks = [*owed.values(), *marks]
-        head = PublicationHead(self.epoch, list(marks), list(removals))
+        head = PublicationHead(self.epoch, list(marks), list(members))
         if caller.push(self._log, Method.PUBLISH, encode_publication(head, stream)):
             self._owed.pop(caller, None)
             return
         if caller not in self._wanted:
             return
+        # that members changed is in the mark's version: a gateway that was not told how asks
         owed = self._owed.setdefault(caller, {})
         for mark in marks:
             owed[mark.conv_id] = mark
-        for removal in removals:
-            # the members' version of the mark is another one, and has the gateway ask who is a member still
-            owed.setdefault(removal.conv_id, Mark(removal.conv_id, 0, 0, 0))
         self._later()
 
     def _later(self) -> None:

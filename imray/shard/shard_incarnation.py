@@ -16,7 +16,7 @@ from imray.core.replies import Refusal
 from imray.log.recovery import Readable
 from imray.log.rows import Prepared
 from imray.log.store import Store
-from imray.rpc.publications import Mark, Removal
+from imray.rpc.publications import Mark, MembersTold
 from imray.settings import Settings
 from imray.shard.committer import Committer
 from imray.shard.grants import Grants
@@ -167,8 +167,8 @@ class ShardIncarnation:
 
     def _publish(self, job: Job, marks: list[Mark]) -> None:
         if marks and not self._ended:
-            removals = [Removal(m.conv_id, m.after, list(m.removed)) for m in job.members if m.removed]
-            self._publisher.publish(job.table if job.answers else None, marks, removals)
+            changes = [MembersTold(m.conv_id, m.after, m.version, list(m.removed)) for m in job.members]
+            self._publisher.publish(job.table if job.answers else None, marks, changes)
 
     def _tell_stable_soon(self) -> None:
         """Grants were settled: `stable_seq` of hot groups may have moved."""

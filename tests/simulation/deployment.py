@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from imray.shard.shard_writer import ShardWriter
 from tests.checker.events import Conversation
 from tests.simulation.clients import Client, Gateway
 from tests.simulation.kernel import MS, Process, Simulation
+from tests.simulation.listeners import Ear, ListeningGateway
 from tests.simulation.messages import SEED, Files, Msg
 from tests.simulation.network import Served, SimDirectory
 from tests.simulation.store import Disk, SimStore
@@ -84,7 +86,10 @@ class Deployment:
         self._processes: list[Process] = []
         for _ in range(2):
             self._new_gateway()
+        self.ears: list[Ear] = []
+        self.listening: list[ListeningGateway] = []
         self.new_writer(HOME)
+        self._listen()
         self.clients = [Client(self._process(f"client{n}"), f"c{n}", self.seen) for n in range(self._clients_count())]
 
     def _clients_count(self) -> int:
@@ -108,6 +113,52 @@ class Deployment:
             self.gateways.append(process)
         else:
             self.gateways[at] = process
+
+    def _listen(self) -> None:
+        """Gateways with listeners."""
+        rng = self.sim.rng
+        for _ in range(rng.choice([0, 1, 1, 3])):
+            self._new_listening_gateway()
+        for at, gateway in enumerate(self.listening):
+            for n in range(rng.randint(1, 2)):
+                ear = Ear(f"ear{at}.{n}", rng.choice(["room", "room", "hall", "den"]), 0)
+                self.ears.append(ear)
+                self.sim.after(int(rng.random() * rng.choice([5, 60, 150]) * MS), partial(self._hear, gateway, ear))
+
+    def _hear(self, gateway: ListeningGateway, ear: Ear) -> None:
+        if gateway.process.alive:
+            gateway.process.post(lambda: gateway.listen(ear))
+        else:
+            ear.gateway = gateway
+            self._hear_elsewhere(ear)
+
+    def _hear_elsewhere(self, ear: Ear) -> None:
+        """Its gateway is gone: it goes to one that is there."""
+        gateway = self.sim.rng.choice([g for g in self.listening if g.process.alive])
+        self._hear(gateway, ear)
+
+    def _new_listening_gateway(self) -> None:
+        rng = self.sim.rng
+        process = self._process("listening")
+        settings = replace(self.settings, feed_bytes_max=rng.choice([200, 1_000_000]), send_deadline_s=0.2)
+        reader = Gateway(process, self.files, self.directory)
+        self.listening.append(ListeningGateway(process, reader, self._directory_of, settings))
+
+    def _directory_of(self, slot: int) -> Process | None:
+        """Who serves a log, as Ray says: for a while the one before."""
+        old = [p for s, p in self.writers if s == slot and p.alive]
+        return old[0] if old and not self.healed and self.sim.chance(0.3) else self.directory.get(slot)
+
+    def kill_listening_gateway(self) -> None:
+        """Its listeners go to another."""
+        alive = [g for g in self.listening if g.process.alive]
+        if alive:
+            gone = self.sim.rng.choice(alive)
+            gone.process.kill()
+            self._new_listening_gateway()
+            for ear in self.ears:
+                if ear.gateway is gone:
+                    self._hear_elsewhere(ear)
 
     def new_writer(self, slot: int) -> None:
         """A new process of the home shard or a partition; an old one is left as it is."""
@@ -226,4 +277,8 @@ class Deployment:
         n = state.conversations.count
         if (state.conversations.heads[:n] != state.conversations.stable[:n]).any():
             return "stable_seq is below the head"
+        for ear in self.ears:
+            conv = state.conversations.index(ear.conv)
+            if conv >= 0 and ear.upto != state.conversations.stable[conv]:
+                return f"{ear.name} was told up to {ear.upto}, not {state.conversations.stable[conv]}"
         return ""

@@ -45,6 +45,8 @@ class Process:
         self._held: list[tuple[bool, Callable[[], None]]] = []
         self.threads: dict[greenlet, None] = {}
         """Threads that have begun and wait."""
+        self.on_kill: list[Callable[[], None]] = []
+        """What others see of its end."""
 
     def post(self, call: Callable[[], None], in_thread: bool = False) -> None:
         """Do something in this process, soon: in its event loop, or in one of its threads."""
@@ -68,6 +70,8 @@ class Process:
             self.sim.trace("kill", self.name)
             self.alive = False
             self._held.clear()
+            for call in self.on_kill:
+                call()
             for thread in list(self.threads):
                 thread.throw(GreenletExit)
             self.threads.clear()

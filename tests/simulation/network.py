@@ -23,9 +23,9 @@ class Served:
         self.writer = writer
         self._handlers = handlers
 
-    async def handle(self, method: Method, content: bytes) -> bytes:
+    async def handle(self, method: Method, content: bytes, connection: object = None) -> bytes:
         """One call."""
-        answer = self._handlers[method](memoryview(content), cast("ServerConnection", None))
+        answer = self._handlers[method](memoryview(content), cast("ServerConnection", connection))
         return b"".join(await answer if isinstance(answer, Awaitable) else answer)
 
 

@@ -16,6 +16,7 @@ from tests.checker.invariants import judge
 from tests.simulation.clients import Client
 from tests.simulation.deployment import HOME
 from tests.simulation.kernel import LivenessError
+from tests.simulation.listeners import wrong
 from tests.simulation.messages import CONVS, SEED, Msg, ipc_of
 from tests.simulation.store import LookStore
 from tests.simulation.world import World
@@ -32,6 +33,9 @@ def verify(world: World) -> None:
     report = judge(world.seen)
     if not report.ok:
         raise ViolationError("\n" + report.to_text())
+    final = {name: [row for page in c.reads if page.final for row in page.rows] for name, c in world.seen.items()}
+    if complaints := wrong(world.listening, world.ears, final):
+        raise ViolationError("I7: " + "\n".join(complaints))
     home = world.home
     assert home.current is not None
     grants = home.current.hot.grants

@@ -70,6 +70,14 @@ class World(Deployment):
         lasts = int(rng.random() * rng.choice([20, 200]) * MS)
         if fault == "rot":
             self.disk.rot()
+        elif fault == "kill listening gateway":
+            self.kill_listening_gateway()
+        elif fault == "cut listening gateway":
+            if self.listening:
+                name = rng.choice(self.listening).process.name
+                sim.trace("cut", name)
+                sim.cut.add(name)
+                sim.after(lasts, lambda: sim.cut.discard(name))
         elif fault == "kill gateway":
             at = rng.randrange(len(self.gateways))
             self.gateways[at].kill()
@@ -108,7 +116,7 @@ class World(Deployment):
             "rot",
         ]
         for _ in range(rng.choice([0, 1, 2, 3, 4, 5])):
-            fault = rng.choice([*kinds, "kill gateway"])
+            fault = rng.choice([*kinds, "kill gateway", "kill listening gateway", "cut listening gateway"])
             self.sim.after(int(rng.random() * 120 * MS), partial(self._break, fault))
 
     def run(self) -> None:

@@ -44,6 +44,22 @@ class Process:
         self.endpoint = endpoint
 
 
+class _Known:
+    """A directory of some processes."""
+
+    def __init__(self, processes: dict[int, Process]) -> None:
+        self._processes = processes
+
+    async def find(self, log: int, timeout_s: float) -> Endpoint:
+        """Of `Directory`."""
+        if log not in self._processes:
+            raise NoAnswerError(f"nobody serves log {log}")
+        return self._processes[log].endpoint
+
+    def forget(self, log: int) -> None:
+        """Of `Directory`."""
+
+
 class LocalSystem:
     """Where each log is served, and how that changes: also an `imray.rpc.directory.Directory`."""
 
@@ -73,8 +89,15 @@ class LocalSystem:
         self.engines.append(made)
         return made
 
-    async def start(self, log: int) -> Process:
-        """A process for a log, in place of the one before, which goes on unless it was stopped."""
+    def engine_over(self, processes: dict[int, Process]) -> Engine:
+        """An engine of somebody who finds these processes."""
+        made = Engine(_Known(processes), self.manifest, self.settings)
+        self.engines.append(made)
+        return made
+
+    async def start(self, log: int, hidden: bool = False) -> Process:
+        """A process for a log, in place of the one before, which goes on unless it was stopped. `hidden`: who looks for
+        the log does not find it yet."""
         home, slot = home_of(log)
         store = LocalStore(self.root)
         store.writer_id = f"process{next(_NUMBERS)}"  # each stands for a process of its own
@@ -95,10 +118,11 @@ class LocalSystem:
             writer = ShardWriter(store, log, seed, self.settings, start_partitions=start_partitions)
             server.serve(log, shard_handlers(writer))
         made = Process(writer, server, await server.open("127.0.0.1"))
-        before = self.processes.get(log)
-        if before is not None:
-            self.retired.append(before)
-        self.processes[log] = made
+        if not hidden:
+            before = self.processes.get(log)
+            if before is not None:
+                self.retired.append(before)
+            self.processes[log] = made
         starting = asyncio.create_task(writer.start())
         if not slot:
             await starting

@@ -1,0 +1,118 @@
+"""Rules of delivery broken one at a time: what the simulation must find by its listeners."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from imray.core.feed import Feed
+from imray.core.replies import Refusal
+from imray.engine.feed_links import FeedLink
+from imray.engine.live_feed import LiveFeed
+from imray.shard.publisher import Publisher
+from tests.simulation.mutations import rule
+
+
+@rule("was told up to")
+def a_subscription_is_not_renewed_after_a_takeover(patch: pytest.MonkeyPatch) -> None:
+    """A gateway believes that who subscribed once is told for ever."""
+    patch.setattr(FeedLink, "lost", lambda self: None)
+
+
+@rule("was told up to")
+def live_messages_are_not_held_before_the_answer(patch: pytest.MonkeyPatch) -> None:
+    """What is published before the answer to a subscription is thrown away, as if the answer spoke of it."""
+    real = LiveFeed.published
+
+    def published(self: LiveFeed, runs: Any) -> None:
+        if self._feed is not None:
+            real(self, runs)
+
+    patch.setattr(LiveFeed, "published", published)
+
+
+@rule("I7")
+def a_lower_epoch_is_believed(patch: pytest.MonkeyPatch) -> None:
+    """Subscriptions are confirmed, and publications taken, by whoever answers."""
+    take = FeedLink.take
+    asked = FeedLink._asked
+
+    def believing_take(self: FeedLink, publication: Any) -> bool:
+        self.epoch = min(self.epoch, publication.head.epoch)
+        return take(self, publication)
+
+    async def believing_asked(self: FeedLink, add: Any, drop: Any) -> bool:
+        real = self._source.subscribe
+
+        async def subscribe(log: int, args: Any) -> Any:
+            answer = await real(log, args)
+            if not isinstance(answer, Refusal):
+                self.epoch = min(self.epoch, answer.epoch)
+            return answer
+
+        source = self._source
+        self._source = type("Believing", (), {"subscribe": staticmethod(subscribe), "look_anew": source.look_anew})()
+        try:
+            return await asked(self, add, drop)
+        finally:
+            self._source = source
+
+    patch.setattr(FeedLink, "take", believing_take)
+    patch.setattr(FeedLink, "_asked", believing_asked)
+
+
+@rule("was told up to")
+def silence_is_believed(patch: pytest.MonkeyPatch) -> None:
+    """A writer that is not heard any more is not asked for anew."""
+    patch.setattr(FeedLink, "watch", lambda self, now_s: None)
+
+
+@rule("was told up to")
+def holes_are_not_pulled(patch: pytest.MonkeyPatch) -> None:
+    """A hole below `stable_seq` waits for a publication that may have been lost."""
+
+    def tick(self: Any, now_ms: int) -> list[Any]:
+        self.timer_at_ms = None
+        return []
+
+    patch.setattr(Feed, "tick", tick)
+
+
+@rule("I7")
+def what_is_above_stable_is_told(patch: pytest.MonkeyPatch) -> None:
+    """A gateway tells whatever follows, although numbers in between may still become messages."""
+    real = LiveFeed.published
+
+    def published(self: LiveFeed, runs: Any) -> None:
+        if self._feed is not None and runs and runs[0].first > self._feed.position:
+            self._feed.position = runs[0].first - 1
+            self._recent.upto = self._recent.after = runs[0].first - 1
+            self._feed.stable = max(self._feed.stable, runs[-1].last)
+        real(self, runs)
+
+    patch.setattr(LiveFeed, "published", published)
+
+
+@rule("was told up to")
+def what_was_not_sent_is_not_owed(patch: pytest.MonkeyPatch) -> None:
+    """A shard forgets what a gateway did not take."""
+    real = Publisher._push
+
+    def push(self: Publisher, caller: Any, *args: Any) -> None:
+        real(self, caller, *args)
+        self._owed.clear()
+
+    patch.setattr(Publisher, "_push", push)
+
+
+@rule("was told up to")
+def stable_seq_of_hot_groups_is_not_told(patch: pytest.MonkeyPatch) -> None:
+    """A home shard does not say that what its partitions wrote is final."""
+    patch.setattr("imray.shard.shard_incarnation.ShardIncarnation._tell_stable_soon", lambda self: None)
+
+
+@rule("was told up to")
+def a_newer_home_shard_is_not_looked_for(patch: pytest.MonkeyPatch) -> None:
+    """A partition that takes its numbers from a newer home shard says nothing to its gateway."""
+    patch.setattr(FeedLink, "newer", lambda self, epoch: None)
