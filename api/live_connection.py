@@ -105,7 +105,8 @@ class LiveConnection(asyncio.Protocol):
             log.exception("a live connection failed")
             self.close(UNEXPECTED, unexpected())
         if not self._over and socket.state is not OPEN:
-            self._ends()  # it broke the protocol's rules, and the machine says so
+            self._write_told()  # before the end: the client broke the protocol's rules, and the machine says so
+            self._ends()
         self._send_protocol()
         self._balance()
 
@@ -132,6 +133,7 @@ class LiveConnection(asyncio.Protocol):
     def _frame(self, frame: Frame) -> None:
         opcode = frame.opcode
         if opcode is Opcode.CLOSE:
+            self._write_told()  # the answering close frame is not written yet
             self._ends()
             return
         if opcode is Opcode.PING or opcode is Opcode.PONG:

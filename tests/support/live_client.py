@@ -1,56 +1,103 @@
-"""What the tests of the live client share: clients that lose no time, and lists of what was shown."""
+"""A client of `live_system` by the `websockets` library: what the server says is read by another hand."""
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from imray.client import AsyncLive, Hole, Message, RetryPolicy
-from imray.client.follower import AsyncFollower
-from imray.core.delivery_conversation import DeliveryConfig
-from tests.support.live_server import VOID, LiveServer
+import msgspec
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
-QUICK = DeliveryConfig(
-    connect_timeout_ms=2_000,
-    backoff_ms_min=5,
-    backoff_ms_max=50,
-    ping_interval_ms=200,
-    ping_interval_ms_min=50,
-    answer_timeout_ms=200,
-    stall_timeout_ms=200,
-    retry_ms_min=5,
-    retry_ms_max=50,
-)
-RETRY = RetryPolicy(pause_s_min=0.005, pause_s_max=0.02)
-WAIT_S = 20
-"""The most that anything here may take."""
+from api.live_formats import JSON, MSGPACK, Format
+from tests.support.live_system import LiveServer, token_of
+
+_TIMEOUT_S = 10.0
+ID = "0198c0de-0000-7000-8000-000000000001"
+CONV = "c"
 
 
-def live_of(server: LiveServer, **arguments: Any) -> AsyncLive:
-    """A client of a server, quick to come back."""
-    return AsyncLive(server.url, **{"token": "me", "retry": RETRY, "config": QUICK, "timeout_s": 10.0, **arguments})
+class LiveClient:
+    """One connection."""
+
+    def __init__(self, socket: ClientConnection, spoken: Format) -> None:
+        self.socket = socket
+        self.format = spoken
+        self._told: list[dict[str, Any]] = []
+
+    def say(self, *items: dict[str, Any]) -> None:
+        """One frame."""
+        data = self.format.encode(list(items))
+        self.socket.send(data.decode() if self.format is JSON else data)
+
+    def hear(self, timeout_s: float = _TIMEOUT_S) -> dict[str, Any]:
+        """The next item. ConnectionClosed, TimeoutError: there is none."""
+        while not self._told:
+            data = self.socket.recv(timeout=timeout_s)
+            assert isinstance(data, str) is (self.format is JSON)
+            self._told += (msgspec.json if self.format is JSON else msgspec.msgpack).decode(data)
+        return self._told.pop(0)
+
+    def ask(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Say one item with a `ref`; its answer."""
+        self.say(item)
+        while True:
+            told = self.hear()
+            if told.get("ref") == item["ref"]:
+                return told
+
+    def end(self) -> tuple[int | None, list[dict[str, Any]]]:
+        """The code with which the server closes, and what it says before."""
+        told = []
+        try:
+            while True:
+                told.append(self.hear())
+        except ConnectionClosed as e:
+            return (None if e.rcvd is None else e.rcvd.code), told
 
 
-def written(item: Message | Hole) -> str:
-    """An item as one text."""
-    if isinstance(item, Hole):
-        assert item.reason == VOID
-        return f"{item.from_seq}..{item.to_seq}"
-    return f"{item.conv_seq} {item.body!s}"
+@contextmanager
+def joined(
+    server: LiveServer,
+    sender: str | None = "ada",
+    service: bool = False,
+    spoken: Format = JSON,
+    token: str | None = None,
+    **options: Any,
+) -> Iterator[LiveClient]:
+    """A connection with a token in its handshake, welcomed; without one where neither `sender` nor `token` is named."""
+    if token is None and sender is not None:
+        token = token_of(sender, service)
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    with connect(
+        server.url,
+        subprotocols=[Subprotocol(spoken.subprotocol)],
+        additional_headers=headers,
+        compression=None,
+        max_size=None,
+        close_timeout=1,
+        **options,
+    ) as socket:
+        assert socket.subprotocol == spoken.subprotocol
+        client = LiveClient(socket, spoken)
+        if token is not None:
+            assert client.hear()["t"] == "welcome"
+        yield client
 
 
-async def some(follower: AsyncFollower[Message | Hole], count: int) -> list[str]:
-    """The next so many items."""
-    async with asyncio.timeout(WAIT_S):
-        return [written(await anext(follower)) for _ in range(count)]
+def every_item(conv_id: str = CONV) -> dict[str, dict[str, Any]]:
+    """One of each item that has a `ref`, but for `auth`."""
+    return {
+        "send": {"t": "send", "ref": 1, "conv_id": conv_id, "client_msg_id": ID, "body": "x"},
+        "subscribe": {"t": "subscribe", "ref": 2, "conv_id": conv_id},
+        "unsubscribe": {"t": "unsubscribe", "ref": 3, "conv_id": conv_id},
+        "pull": {"t": "pull", "ref": 4, "conv_id": conv_id},
+        "read": {"t": "read", "ref": 5, "conv_id": conv_id, "seq": 2},
+        "signal": {"t": "signal", "ref": 6, "conv_id": conv_id, "kind": "typing", "data": True},
+        "ping": {"t": "ping", "ref": 7},
+    }
 
 
-def expected(first: int, last: int) -> list[str]:
-    """What `append` has stored under these numbers."""
-    return [f"{n} m{n}" for n in range(first, last + 1)]
-
-
-def append(server: LiveServer, count: int, conv_id: str = "tea") -> None:
-    """Store so many messages more."""
-    for _ in range(count):
-        server.append(conv_id, f"m{len(server.log[conv_id]) + 1}")
+BOTH_FORMATS = [JSON, MSGPACK]

@@ -180,6 +180,11 @@ class LiveServer:
         """Begin to end."""
         self.server.should_exit = True
 
+    def join(self) -> None:
+        """Wait until it has ended."""
+        self._thread.join(_TIMEOUT_S)
+        assert not self._thread.is_alive()
+
     def __enter__(self) -> LiveServer:
         self._thread.start()
         assert self._ready.wait(_TIMEOUT_S)
@@ -188,8 +193,7 @@ class LiveServer:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
         self.server.force_exit = True
-        self._thread.join(_TIMEOUT_S)
-        assert not self._thread.is_alive()
+        self.join()
 
 
 def token_of(sender: str, service: bool = False, lifetime_s: float = 600, key: bytes = KEY) -> str:

@@ -67,7 +67,7 @@ async def test_bytes_may_come_in_any_pieces(made: Made, spoken: Format, step: in
     for at in range(0, len(stream), step):
         peer.server.data_received(stream[at : at + step])
     told = await peer.heard()
-    assert [item["t"] for item in told][0] == "welcome"
+    assert told[0]["t"] == "welcome"
     assert sorted((item["t"], item["ref"]) for item in told[1:]) == [("ack", 1), ("ack", 1), ("pong", 2), ("pong", 3)]
     assert peer.close_code is None
 
@@ -83,7 +83,7 @@ async def test_what_breaks_the_protocol_behind_a_good_frame_closes_after_its_ans
     peer.say({"t": "ping", "ref": 1})
     assert await peer.heard() == [{"t": "pong", "ref": 1}]
     peer.server.data_received(peer.frame([{"t": "ping", "ref": 2}]) + after + b"\x00" * 20)
-    await peer.heard()
+    assert await peer.heard() == [{"t": "pong", "ref": 2}]
     assert peer.close_code == 1002
     assert peer.transport.ended
 
@@ -116,6 +116,14 @@ async def test_a_frame_over_the_bound_is_closed_with_1009(made: Made, pieces: in
         peer.server.data_received(Frame(Opcode.CONT, part, fin=False).serialize(mask=True))
     await peer.heard()
     assert peer.close_code == 1009
+
+
+async def test_what_was_asked_before_a_close_is_answered_before_it(made: Made) -> None:
+    peer = await known(made())
+    closing = Frame(Opcode.CLOSE, b"\x03\xe8").serialize(mask=True)
+    peer.server.data_received(peer.frame([{"t": "ping", "ref": 2}]) + closing)
+    assert await peer.heard() == [{"t": "pong", "ref": 2}]
+    assert peer.close_code == 1000
 
 
 async def test_nothing_is_said_after_a_close(made: Made) -> None:
