@@ -29,6 +29,7 @@ NAMES = (
     "ack_latency",
     "memory",
     "restart",
+    "push",
 )
 _COSTS = {
     "hot_group": (12.0, 3, 3),
@@ -40,6 +41,7 @@ _COSTS = {
     "ack_latency": (30.0, 8, 4),
     "memory": (4.0, 3, 3),
     "restart": (20.0, 2, 2),
+    "push": (20.0, 18, 14),
 }
 """Seconds to start, and how many sides a turn has, in full and in the quick form."""
 _KNOW_QUOTA = ("hot_group_scaling",)

@@ -90,6 +90,8 @@ class Crowd:
         self.acked = 0
         self.notices: Counter[str] = Counter()
         self._devices: list[Device] = []
+        self._gone: list[Device] = []
+        """Kept: a connection that nobody has is closed."""
         self._lanes: dict[str, Lane] = {}
         self._changed = asyncio.Event()
         self._error: str | None = None
@@ -102,23 +104,23 @@ class Crowd:
         self._latencies: list[float] = []
 
     async def open(
-        self, url: str, conversations: list[str], listeners: int, seed: int, sends: bool = True
+        self, url: str, conversations: list[str], listeners: int, seed: int, sends: bool = True, idle: bool = False
     ) -> dict[str, Any]:
-        """Listener i of conversation i modulo their number, and connections to send over."""
+        """Listener i of conversation i modulo their number, and connections to send over. `idle`: none listens."""
         door = Door.of(url, os.environ["IMRAY_TOKEN"], JSON)
         pens = [_Pen(self) for _ in range(min(_SENDERS_MAX, len(conversations)) if sends else 0)]
         for pen in pens:
             await connect(door, pen)
         if sends:
-            self._lanes = {c: Lane(c, pens[i % len(pens)]) for i, c in enumerate(conversations)}
+            self._lanes |= {c: Lane(c, pens[i % len(pens)]) for i, c in enumerate(conversations)}
         sampled = max(1, listeners // _SAMPLED_MAX)
         for i in range(listeners):
             conv_id = conversations[i % len(conversations)]
-            device = Device(self, door, conv_id, seed + i, sampled=i % sampled == sampled - 1)
+            device = Device(self, door, conv_id, seed + i, i % sampled == sampled - 1, idle)
             self._devices.append(device)
             if sends:
                 self._lanes[conv_id].listeners += 1
-        await self._come(self._devices)
+        await self._come(self._devices[-listeners:])
         await self.until(lambda: all(pen.wire is not None for pen in pens), _OPENED_S_MAX, "senders are there")
         tune_process()
         return {"listening": len(self._devices)}
@@ -141,7 +143,7 @@ class Crowd:
         for lane in self._lanes.values():
             for _ in range(window):
                 lane.send(time.perf_counter())
-        await self.until(lambda: time.perf_counter() >= end_s, end_s - began + 1, "the end")
+        await self.until(lambda: time.perf_counter() >= self._end, end_s - began + 1, "the end")
         self._window = None
         return await self._result()
 
@@ -154,7 +156,7 @@ class Crowd:
         lanes = list(self._lanes.values())
         due = time.perf_counter()
         at = 0
-        while due < end_s:
+        while due < self._end:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             while due <= time.perf_counter():
                 lanes[at % len(lanes)].send(due)
@@ -163,18 +165,23 @@ class Crowd:
             self.check()
         return await self._result()
 
-    async def count(self, begin_s: float, end_s: float) -> dict[str, Any]:
-        """Only listen: another process sends."""
-        self._start(begin_s, end_s, 0, 0)
-        await self.until(lambda: time.perf_counter() >= end_s, end_s - time.perf_counter() + 1, "the end")
-        return self._figures()
+    async def wake(self) -> dict[str, Any]:
+        """Who was idle listens."""
+        idle = [device for device in self._devices if device.idle]
+        for device in idle:
+            device.wake()
+        await self.until(lambda: all(d.live for d in idle), _OPENED_S_MAX, "all listen")
+        return {"listening": len(idle)}
 
     async def deafen(self, listeners: int) -> dict[str, Any]:
         """So many listeners read nothing any more, and count no more."""
-        for device in self._devices[-listeners:]:
+        left = len(self._devices) - listeners
+        for device in self._devices[left:]:
             device.deafen()
             self._lanes[device.conv_id].listeners -= 1
-        del self._devices[-listeners:]
+            device.conv_id = ""
+        self._gone += self._devices[left:]
+        del self._devices[left:]
         return {}
 
     async def cut(self, back_off_s: float) -> dict[str, Any]:
@@ -207,6 +214,10 @@ class Crowd:
         """The run is over."""
         self._error = self._error or why
 
+    def stop(self) -> None:
+        """End a run now."""
+        self._end = min(self._end, time.perf_counter())
+
     def changed(self) -> None:
         """A connection got further."""
         self._changed.set()
@@ -238,10 +249,9 @@ class Crowd:
         self._latencies = []
         self._cpu = time.process_time()
         self._wall = time.perf_counter()
-        if rows:
-            self.acked = 0
-            for lane in self._lanes.values():
-                lane.begin(rows, body_bytes)
+        self.acked = 0
+        for lane in self._lanes.values():
+            lane.begin(rows, body_bytes)
 
     async def _result(self) -> dict[str, Any]:
         """The figures, once everything that was sent was acked and told."""
@@ -257,25 +267,24 @@ class Crowd:
 
     def _figures(self) -> dict[str, Any]:
         seconds = self._end - self._begin
-        made = {
+        return {
             "told_per_s": self._told / seconds,
             "frames_per_s": self._frames / seconds,
             "generator_cpu": (time.process_time() - self._cpu) / (time.perf_counter() - self._wall),
             "behind": float(self.notices["behind"]),
+            **{f"p{p}_ms": percentile(self._latencies, p / 100) * 1e3 for p in (50, 99)},
         }
-        if self._latencies:
-            made |= {f"p{p}_ms": percentile(self._latencies, p / 100) * 1e3 for p in (50, 99)}
-        return made
 
     async def command(self, ask: dict[str, Any]) -> dict[str, Any]:
         """What a line asks for."""
-        known = (self.open, self.drive, self.pace, self.count, self.deafen, self.cut)
+        known = (self.open, self.drive, self.pace, self.deafen, self.wake, self.cut)
         methods: dict[str, Callable[..., Any]] = {method.__name__: method for method in known}
         return await methods[ask.pop("op")](**ask)
 
 
 async def _main() -> None:
-    await serve_lines(Crowd().command)
+    crowd = Crowd()
+    await serve_lines(crowd.command, crowd.stop)
 
 
 if __name__ == "__main__":

@@ -51,17 +51,19 @@ class Device:
         "after",
         "conv_id",
         "current_at",
+        "idle",
         "live",
         "sampled",
         "tries",
         "wire",
     )
 
-    def __init__(self, crowd: Listened, door: Door, conv_id: str, seed: int, sampled: bool) -> None:
+    def __init__(self, crowd: Listened, door: Door, conv_id: str, seed: int, sampled: bool, idle: bool) -> None:
         self._crowd = crowd
         self._door = door
         self.conv_id = conv_id
         self.sampled = sampled
+        self.idle = idle
         self._rng = random.Random(seed)
         self._back_off_s: float | None = None
         self._deaf = False
@@ -78,6 +80,12 @@ class Device:
     def current(self) -> bool:
         """It was told everything up to where live begins."""
         return self.live and self.after is not None and self.after >= self._live_from - 1
+
+    def wake(self) -> None:
+        """Listen, after having been idle."""
+        assert self.wire is not None
+        self.idle = False
+        self._subscribe(self.wire)
 
     async def come(self) -> None:
         """Connect, and subscribe from what it has."""
@@ -102,7 +110,11 @@ class Device:
 
     def opened(self, wire: PushWire) -> None:
         self.wire = wire
-        self._subscribe(wire)
+        if self.idle:
+            self.live = True
+            self._crowd.changed()
+        else:
+            self._subscribe(wire)
 
     def lost(self, wire: PushWire, code: int, why: str) -> None:
         self.live = False

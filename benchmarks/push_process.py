@@ -77,16 +77,30 @@ def push_process(module: str, server: Server) -> Iterator[PushProcess]:
                     pipe.close()
 
 
-async def serve_lines(command: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
-    """The process: answer line after line until the other end is gone. An error is an answer, too."""
+async def serve_lines(command: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]], stop: Callable[[], None]) -> None:
+    """The process: answer line after line until the other end is gone. An error is an answer, too. `stop` is called at
+    once where a line asks for it, while another is worked on, and has no answer."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     loop = asyncio.get_running_loop()
     stdin = asyncio.StreamReader(limit=_LINE_BYTES_MAX)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin)
+    one_at_a_time = asyncio.Lock()
+
+    async def answer(ask: dict[str, Any]) -> None:
+        async with one_at_a_time:
+            try:
+                found = await command(ask)
+            except Exception as e:  # noqa: BLE001 whoever waits for the answer gets the reason
+                found = {"failed": f"{type(e).__name__}: {e}"}
+            print(json.dumps(found), flush=True)
+
+    tasks: set[asyncio.Task[None]] = set()
     while line := await stdin.readline():
-        try:
-            answer = await command(json.loads(line))
-        except Exception as e:  # noqa: BLE001 whoever waits for the answer gets the reason
-            answer = {"failed": f"{type(e).__name__}: {e}"}
-        print(json.dumps(answer), flush=True)
+        ask = json.loads(line)
+        if ask["op"] == "stop":
+            stop()
+            continue
+        task = asyncio.create_task(answer(ask))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)

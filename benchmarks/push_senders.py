@@ -64,8 +64,19 @@ class _Sender:
         while self._acks >= self._frame.count:
             self._acks -= self._frame.count
             self._fleet.answered(now - self._sent_at.pop(0), now)
-            if now < self._fleet.end:
-                self.send()
+            self._go_on(now)
+
+    def _go_on(self, now: float) -> None:
+        if now >= self._fleet.end:
+            return
+        if self._fleet.pause_s:
+            asyncio.get_running_loop().call_later(self._fleet.pause_s, self._send_again)
+        else:
+            self.send()
+
+    def _send_again(self) -> None:
+        if time.perf_counter() < self._fleet.end:
+            self.send()
 
 
 class Senders:
@@ -74,6 +85,7 @@ class Senders:
     def __init__(self) -> None:
         self.subprotocol = ""
         self.end = 0.0
+        self.pause_s = 0.0
         self._begin = 0.0
         self._senders: list[_Sender] = []
         self._opened = 0
@@ -81,7 +93,8 @@ class Senders:
         self._error: str | None = None
         self._rows = 0
         self._frames = 0
-        self._latencies: list[float] = []
+        self._answered: list[tuple[float, float]] = []
+        """When, and after how long."""
 
     async def open(
         self, url: str, subprotocol: str, conversations: Sequence[str], connections: int, rows: int
@@ -97,29 +110,39 @@ class Senders:
         tune_process()
         return {"opened": self._opened}
 
-    async def run(self, begin_s: float, end_s: float, window: int) -> dict[str, Any]:
-        """Send from now on until `end_s`, and count from `begin_s` on (both time.perf_counter)."""
+    async def run(
+        self, begin_s: float, end_s: float, window: int, pause_s: float = 0.0, each: bool = False
+    ) -> dict[str, Any]:
+        """Send from now on until `end_s`, and count from `begin_s` on (both time.perf_counter). `pause_s`: between an
+        answer and the next frame. `each`: with every answer's time and latency."""
         self._begin = begin_s
         self.end = end_s
         self._rows = 0
         self._frames = 0
-        self._latencies = []
+        self._answered = []
+        self.pause_s = pause_s
         cpu = time.process_time()
         began = time.perf_counter()
         for sender in self._senders:
             for _ in range(window):
                 sender.send()
-        await self._until(lambda: time.perf_counter() >= end_s, end_s - began + 1, "the end")
+        await self._until(lambda: time.perf_counter() >= self.end, end_s - began + 1, "the end")
         share = (time.process_time() - cpu) / (time.perf_counter() - began)
         await self._until(lambda: not any(s.in_flight for s in self._senders), _ANSWERED_S_MAX, "all acked")
         seconds = end_s - begin_s
-        return {
+        latencies = [latency for _, latency in self._answered]
+        made: dict[str, Any] = {
             "acks_per_s": self._rows / seconds,
             "frames_per_s": self._frames / seconds,
-            "p50_ms": percentile(self._latencies, 0.5) * 1e3,
-            "p99_ms": percentile(self._latencies, 0.99) * 1e3,
+            "p50_ms": percentile(latencies, 0.5) * 1e3,
+            "p99_ms": percentile(latencies, 0.99) * 1e3,
             "generator_cpu": share,
         }
+        return made | {"answered": self._answered} if each else made
+
+    def stop(self) -> None:
+        """End a run now."""
+        self.end = min(self.end, time.perf_counter())
 
     def one_opened(self) -> None:
         """One more."""
@@ -135,7 +158,7 @@ class Senders:
         """A frame, whole."""
         if self._begin <= now < self.end:
             self._frames += 1
-            self._latencies.append(latency_s)
+            self._answered.append((now, latency_s))
         else:
             self._changed.set()
 
@@ -165,7 +188,8 @@ class Senders:
 
 
 async def _main() -> None:
-    await serve_lines(Senders().command)
+    senders = Senders()
+    await serve_lines(senders.command, senders.stop)
 
 
 if __name__ == "__main__":

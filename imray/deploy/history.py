@@ -39,11 +39,16 @@ class History:
         self._thread = ThreadPoolExecutor(1, "history")
         self._server = RpcServer(_CALL_BYTES_MAX, tls.server_context())
         self._opening: asyncio.Task[Endpoint] | None = None
+        self._pages = 0
         tune_process()
 
     async def alive(self) -> int:
         """The process runs; its id."""
         return os.getpid()
+
+    async def pages(self) -> int:
+        """How many pages it has read."""
+        return self._pages
 
     async def endpoint(self) -> Endpoint:
         """Where this process takes calls."""
@@ -56,7 +61,9 @@ class History:
         return await self._server.open(ray.util.get_node_ip_address())
 
     async def _answer(self, content: memoryview, _caller: ServerConnection) -> Parts:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._read, content)
+        answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._read, content)
+        self._pages += 1
+        return answer
 
     def _read(self, content: memoryview) -> Parts:
         try:
