@@ -26,15 +26,18 @@ from imray.client.models import (
     Version,
     new_client_msg_id,
 )
+from imray.client.outbox import AsyncOutbox, Outbox, OutboxAnswer
 from imray.client.session import ConversationFollower
-from imray.core.errors import ImrayError, InvalidError, UnavailableError
+from imray.core.errors import BusyError, ImrayError, InvalidError, UnavailableError
 
 __all__ = [
     "Ack",
     "AsyncClient",
     "AsyncFollower",
     "AsyncLive",
+    "AsyncOutbox",
     "AuthError",
+    "BusyError",
     "Client",
     "ConflictError",
     "ConversationFollower",
@@ -47,6 +50,8 @@ __all__ = [
     "Live",
     "LiveSignal",
     "Message",
+    "Outbox",
+    "OutboxAnswer",
     "Outcome",
     "Outgoing",
     "Ready",

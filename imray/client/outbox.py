@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
+from weakref import WeakValueDictionary
 
 from imray.client.call import Environment
 from imray.client.calls import fields_of
@@ -81,20 +81,26 @@ class AsyncOutbox:
         Raises InvalidError where another process uses the file, or where it is no outbox."""
         self._store = OutboxStore(path, rows_max, bytes_max)
         self._client = client
-        self._on_answer = on_answer
+        self._callers = _Callers(on_answer)
         self._env = _environment()
-        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By conversation, as long as somebody holds one or waits."""
 
     async def send(self, conv_id: str, body: str, **fields: Any) -> Ack:
         """As the client's `send`, after everything of the conversation that waits.
 
         UnavailableError, ServerError, AuthError about the token: the message is kept; so it is where this is cancelled.
         Other errors are final. BusyError: the outbox has no room, and nothing was sent."""
-        row = await asyncio.to_thread(_put, self._store, Outgoing(conv_id=conv_id, body=body, **fields), self._env)
-        async with self._turns[conv_id]:
-            answers = await self._send_rows(await asyncio.to_thread(self._store.rows, conv_id, row.n))
-        self._forget_turn(conv_id)
-        return _answer_for(row, answers, self._on_answer)
+        message = fields_of(Outgoing(conv_id=conv_id, body=body, **fields), self._env)
+        caller = self._callers.join(conv_id, str(message["client_msg_id"]))
+        try:
+            row = await asyncio.to_thread(self._store.put, *caller.key, message)
+            async with self._turn_of(conv_id):
+                if not caller.is_answered:
+                    await self._send_rows(await asyncio.to_thread(self._store.rows, conv_id, row.n))
+            return caller.ack()
+        finally:
+            self._callers.leave(caller)
 
     async def resend(self) -> list[OutboxAnswer]:
         """Send everything that waits: in order within a conversation, up to the first that gets no final answer. What
@@ -103,17 +109,16 @@ class AsyncOutbox:
         room = asyncio.Semaphore(_CONVERSATIONS_AT_ONCE)
 
         async def work(conv_id: str) -> list[OutboxAnswer]:
-            async with room, self._turns[conv_id]:
+            async with room, self._turn_of(conv_id):
                 answers = await self._send_rows(await asyncio.to_thread(self._store.rows, conv_id))
-            self._forget_turn(conv_id)
-            return [answer for _, answer in answers]
+            return answers
 
         done = await asyncio.gather(*(work(conv_id) for conv_id in conversations))
         return [answer for answers in done for answer in answers]
 
     async def waiting(self) -> list[Outgoing]:
         """What has no final answer yet, in order."""
-        return [Outgoing(**row.fields) for row in await asyncio.to_thread(self._store.rows)]  # type: ignore[arg-type]
+        return [_message_of(row) for row in await asyncio.to_thread(self._store.rows)]
 
     async def aclose(self) -> None:
         """Give the file back. What waits stays in it."""
@@ -125,24 +130,24 @@ class AsyncOutbox:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _send_rows(self, rows: list[OutboxRow]) -> list[tuple[OutboxRow, OutboxAnswer]]:
-        answers: list[tuple[OutboxRow, OutboxAnswer]] = []
+    def _turn_of(self, conv_id: str) -> asyncio.Lock:
+        return self._turns.setdefault(conv_id, asyncio.Lock())
+
+    async def _send_rows(self, rows: list[OutboxRow]) -> list[OutboxAnswer]:
+        answers: list[OutboxAnswer] = []
         for row in rows:
             message = _message_of(row)
             try:
                 answer = OutboxAnswer(message, await self._client.send(**vars(message)), None)
             except ImrayError as e:
                 answer = OutboxAnswer(message, None, e)
-            answers.append((row, answer))
+            answers.append(answer)
+            if answer.is_final:
+                await asyncio.to_thread(self._store.remove, row)
+            self._callers.tell(row, answer)
             if not answer.is_final:
                 break
-            await asyncio.to_thread(self._store.remove, row)
         return answers
-
-    def _forget_turn(self, conv_id: str) -> None:
-        turn = self._turns[conv_id]
-        if not turn.locked() and not getattr(turn, "_waiters", None):
-            del self._turns[conv_id]
 
 
 class Outbox:
@@ -160,24 +165,30 @@ class Outbox:
         """See `AsyncOutbox`."""
         self._store = OutboxStore(path, rows_max, bytes_max)
         self._client = client
-        self._on_answer = on_answer
+        self._callers = _Callers(on_answer)
         self._env = _environment()
         self._turn = threading.Lock()
         """One thread sends at a time: the order of a conversation is that of its rows."""
 
     def send(self, conv_id: str, body: str, **fields: Any) -> Ack:
         """See `AsyncOutbox.send`."""
-        row = _put(self._store, Outgoing(conv_id=conv_id, body=body, **fields), self._env)
-        with self._turn:
-            answers = self._send_rows(self._store.rows(conv_id, row.n))
-        return _answer_for(row, answers, self._on_answer)
+        message = fields_of(Outgoing(conv_id=conv_id, body=body, **fields), self._env)
+        caller = self._callers.join(conv_id, str(message["client_msg_id"]))
+        try:
+            row = self._store.put(*caller.key, message)
+            with self._turn:
+                if not caller.is_answered:
+                    self._send_rows(self._store.rows(conv_id, row.n))
+            return caller.ack()
+        finally:
+            self._callers.leave(caller)
 
     def resend(self) -> list[OutboxAnswer]:
         """See `AsyncOutbox.resend`; one conversation after the other."""
         with self._turn:
             conversations = dict.fromkeys(row.conv_id for row in self._store.rows())
             answers = [self._send_rows(self._store.rows(conv_id)) for conv_id in conversations]
-        return [answer for some in answers for _, answer in some]
+        return [answer for some in answers for answer in some]
 
     def waiting(self) -> list[Outgoing]:
         """See `AsyncOutbox.waiting`."""
@@ -193,51 +204,81 @@ class Outbox:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _send_rows(self, rows: list[OutboxRow]) -> list[tuple[OutboxRow, OutboxAnswer]]:
-        answers: list[tuple[OutboxRow, OutboxAnswer]] = []
+    def _send_rows(self, rows: list[OutboxRow]) -> list[OutboxAnswer]:
+        answers: list[OutboxAnswer] = []
         for row in rows:
             message = _message_of(row)
             try:
                 answer = OutboxAnswer(message, self._client.send(**vars(message)), None)
             except ImrayError as e:
                 answer = OutboxAnswer(message, None, e)
-            answers.append((row, answer))
+            answers.append(answer)
+            if answer.is_final:
+                self._store.remove(row)
+            self._callers.tell(row, answer)
             if not answer.is_final:
                 break
-            self._store.remove(row)
         return answers
+
+
+class _Callers:
+    """Who waits for the answer to which message, whoever sends it."""
+
+    def __init__(self, on_answer: Callable[[OutboxAnswer], object] | None) -> None:
+        self._on_answer = on_answer
+        self._lock = threading.Lock()
+        self._waiting: dict[tuple[str, str], list[_Caller]] = {}
+
+    def join(self, conv_id: str, client_msg_id: str) -> _Caller:
+        """Before the message is put: nobody can have sent it yet."""
+        caller = _Caller((conv_id, client_msg_id))
+        with self._lock:
+            self._waiting.setdefault(caller.key, []).append(caller)
+        return caller
+
+    def leave(self, caller: _Caller) -> None:
+        """It waits no more."""
+        with self._lock:
+            waiting = self._waiting[caller.key]
+            waiting.remove(caller)
+            if not waiting:
+                del self._waiting[caller.key]
+
+    def tell(self, row: OutboxRow, answer: OutboxAnswer) -> None:
+        """An answer came."""
+        with self._lock:
+            waiting = list(self._waiting.get((row.conv_id, row.client_msg_id), ()))
+        for caller in waiting:
+            caller.answer = answer
+        if not waiting and answer.is_final and self._on_answer is not None:
+            self._on_answer(answer)
+
+
+@dataclass(eq=False)
+class _Caller:
+    """One `send` that waits."""
+
+    key: tuple[str, str]
+    answer: OutboxAnswer | None = None
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.answer is not None and self.answer.is_final
+
+    def ack(self) -> Ack:
+        """What its `send` returns or raises."""
+        if self.answer is None:
+            raise UnavailableError("kept in the outbox, behind an earlier message that has no answer")
+        if self.answer.ack is None:
+            assert self.answer.error is not None
+            raise self.answer.error
+        return self.answer.ack
 
 
 def _environment() -> Environment:
     return environment(1.0, None, time.monotonic, lambda: time.time_ns() // 1_000_000)
 
 
-def _put(store: OutboxStore, message: Outgoing, env: Environment) -> OutboxRow:
-    """Keep a message, with an id. What the server could only refuse is refused here."""
-    fields = fields_of(message, env)
-    return store.put(message.conv_id, str(fields["client_msg_id"]), fields)
-
-
 def _message_of(row: OutboxRow) -> Outgoing:
     return Outgoing(**row.fields)  # type: ignore[arg-type]
-
-
-def _answer_for(
-    row: OutboxRow,
-    answers: list[tuple[OutboxRow, OutboxAnswer]],
-    on_answer: Callable[[OutboxAnswer], object] | None,
-) -> Ack:
-    """A row's own answer, out of those of all rows that were sent with it; the others are told to `on_answer`."""
-    own: OutboxAnswer | None = None
-    for sent, answer in answers:
-        if sent.n == row.n:
-            own = answer
-        elif on_answer is not None and answer.is_final:
-            on_answer(answer)
-    if own is None:  # an earlier one has no answer, or another call has sent this one and told its own caller
-        before = answers[-1][1].error if answers else None
-        raise UnavailableError(f"kept in the outbox, behind an earlier message: {before or 'it was sent elsewhere'}")
-    if own.ack is None:
-        assert own.error is not None
-        raise own.error
-    return own.ack

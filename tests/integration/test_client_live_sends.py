@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from imray.client import (
     Ack,
     AsyncLive,
+    AsyncOutbox,
     AuthError,
     ConflictError,
     InvalidError,
@@ -129,6 +131,21 @@ async def test_pages_read_marks_and_signals(server: LiveServer, live: AsyncLive)
         async with asyncio.timeout(WAIT_S):
             await came.wait()
     assert signals == [LiveSignal("tea", "bob", "typing", {"on": True})]
+
+
+async def test_an_outbox_keeps_ids_over_clients(server: LiveServer, tmp_path: Path) -> None:
+    server.cut_before_ack = 1
+    async with live_of(server, timeout_s=0.2) as live, AsyncOutbox(tmp_path / "outbox", live) as outbox:
+        server.statuses = [(503, {"Retry-After": "20"})] * 2
+        first = asyncio.create_task(outbox.send("tea", "m1"))
+        with pytest.raises(UnknownOutcomeError):
+            await first
+    server.statuses.clear()
+    async with live_of(server) as live, AsyncOutbox(tmp_path / "outbox", live) as outbox:
+        (answer,) = await outbox.resend()
+        assert answer.ack is not None
+        assert (await outbox.send("tea", "m2")).conv_seq == answer.ack.conv_seq + 1
+    assert [message["body"] for message in server.log["tea"] if message] == ["m1", "m2"]
 
 
 async def test_closing_ends_followers_and_leaves_no_task(server: LiveServer) -> None:
