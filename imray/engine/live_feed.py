@@ -27,7 +27,6 @@ log = logging.getLogger("imray.feeds")
 _READ_TRIES_MAX = 10
 _READ_AGAIN_S = 0.2
 """A read of history has retried for as long as a sender waits already."""
-_EARLY_MAX = 1000
 
 
 class LiveFeed:
@@ -61,7 +60,6 @@ class LiveFeed:
         self._ending: dict[Subscription, None] = {}
         self._feed: Feed[pa.Table] | None = None
         self._recent = Recent(0)
-        self._early: list[list[Run[pa.Table]]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms: int | None = None
         self._pulling: asyncio.Task[None] | None = None
@@ -88,19 +86,13 @@ class LiveFeed:
             self._recent = Recent(mark.stable)
             if not self.ready.done():
                 self.ready.set_result(None)
-            early = self._early
-            self._early = []
-            for runs in early:
-                self._act(self._feed.published(runs, 0, self._now_ms()))
         self._act(self._feed.published((), mark.stable, self._now_ms()))
 
     def published(self, runs: list[Run[pa.Table]]) -> None:
         """Messages are durable."""
+        # before the first mark nobody needs them: they are at or below it, since whoever publishes first has marks
         if self._feed is not None:
             self._act(self._feed.published(runs, 0, self._now_ms()))
-        elif len(self._early) < _EARLY_MAX:
-            # the answer to the subscription is on its way, and may speak of less than this
-            self._early.append(runs)
 
     def _act(self, actions: Iterable[Tell[pa.Table] | Pull]) -> None:
         for action in actions:

@@ -1,7 +1,11 @@
-"""Rules of delivery broken one at a time: what the simulation must find by its listeners."""
+"""Rules of delivery broken one at a time: what the simulation must find by its listeners.
+
+Those that are rare need a moment that seldom comes: `tests/live/test_feed_rules.py` has a schedule for each.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,7 +14,8 @@ from imray.core.feed import Feed
 from imray.core.replies import Refusal
 from imray.engine.feed_links import FeedLink
 from imray.engine.live_feed import LiveFeed
-from imray.shard.publisher import Publisher
+from imray.shard.publisher import Publisher, run_beats
+from imray.shard.shard_writer import ShardWriter
 from tests.simulation.mutations import rule
 
 
@@ -21,18 +26,21 @@ def a_subscription_is_not_renewed_after_a_takeover(patch: pytest.MonkeyPatch) ->
 
 
 @rule("was told up to")
-def live_messages_are_not_held_before_the_answer(patch: pytest.MonkeyPatch) -> None:
-    """What is published before the answer to a subscription is thrown away, as if the answer spoke of it."""
-    real = LiveFeed.published
+def a_catch_up_starts_before_live_messages_are_held(patch: pytest.MonkeyPatch) -> None:
+    """A shard says where a conversation stands, and a moment later begins to publish."""
 
-    def published(self: LiveFeed, runs: Any) -> None:
-        if self._feed is not None:
-            real(self, runs)
+    async def subscribe(self: ShardWriter, caller: Any, args: Any) -> Any:
+        found = await self._state.run(self._subscribed, args.add)
+        await asyncio.sleep(0.02)
+        self.publisher.subscribe(caller, args)
+        if self._beating is None or self._beating.done():
+            self._beating = asyncio.create_task(run_beats(self.publisher, self._is_writer))
+        return found or self._not_ready()
 
-    patch.setattr(LiveFeed, "published", published)
+    patch.setattr(ShardWriter, "subscribe", subscribe)
 
 
-@rule("I7")
+@rule("I7", rare=True)
 def a_lower_epoch_is_believed(patch: pytest.MonkeyPatch) -> None:
     """Subscriptions are confirmed, and publications taken, by whoever answers."""
     take = FeedLink.take
