@@ -20,7 +20,7 @@ from imray.core.log_progress import Fence
 from imray.core.routing import log_position_of
 from imray.core.sequencer import commit_of, plan
 from imray.core.state import ShardState
-from imray.kernels.arrays import I32, I64
+from imray.kernels.arrays import I32, I64, Bools
 
 OUTSTANDING_MAX = 4
 """Grants of one partition that are not known to be settled: one being written, one asked beside it, and reports on
@@ -63,9 +63,10 @@ class Slot:
 class Blocks:
     """The grants of one incarnation of a home shard."""
 
-    def __init__(self, state: ShardState, sequencer: int) -> None:
-        """`sequencer`: the home shard's epoch."""
+    def __init__(self, state: ShardState, sequencer: int, open_to_all: bool = True) -> None:
+        """`sequencer`: the home shard's epoch. `open_to_all`: anybody may send to what nobody created."""
         self._state = state
+        self._open_to_all = open_to_all
         self.sequencer = sequencer
         self.outstanding: dict[int, Block] = {}
         self._slots: dict[int, Slot] = {}
@@ -117,7 +118,7 @@ class Blocks:
             return None
         conv = self._hot_index(rows)
         group = state.hot.get(conv)
-        if group is None or conv in self.cooling:
+        if group is None or conv in self.cooling or self._is_judged(conv):
             return None
         first = int(state.conversations.heads[conv]) + 1
         last = first + n - 1
@@ -153,6 +154,10 @@ class Blocks:
                 self._indices[name] = found
         return found
 
+    def _is_judged(self, conv: int) -> bool:
+        """Whether not everybody may send to a conversation."""
+        return not self._open_to_all or self._state.members.is_created(conv)
+
     def _is_full(self, slot: int) -> bool:
         return sum(b.slot == slot for b in self.outstanding.values()) >= OUTSTANDING_MAX
 
@@ -185,7 +190,13 @@ class Blocks:
             return self._remember(slot, ask, Declined(DeclineReason.MOVED))
         if self._is_full(slot):
             return Declined(DeclineReason.WAIT)
-        planned = plan(state, rows, located, old, slot)
+        forbidden: Bools | None = None
+        if any(map(self._is_judged, convs)):
+            senders = rows.senders
+            if senders is None:
+                return self._remember(slot, ask, Declined(DeclineReason.SENDERS))
+            forbidden = state.members.forbidden(located.conv, lambda: senders, self._open_to_all)
+        planned = plan(state, rows, located, old, slot, forbidden)
         ceilings = [state.hot[c].ceiling for c in planned.touched.tolist()]
         if (planned.touched_last > np.array(ceilings, np.int64)).any():
             return Declined(DeclineReason.WAIT)

@@ -28,6 +28,15 @@ class RowStatus(IntEnum):
 
 
 @dataclass(frozen=True)
+class Senders:
+    """Who sends each row: names_data[names_offsets[k]:names_offsets[k+1]] for k in `of_row`."""
+
+    names_data: U8
+    names_offsets: I32
+    of_row: I32
+
+
+@dataclass(frozen=True)
 class Rows:
     """The rows of a commit as columns. `conv` indexes names: names_data[names_offsets[k]:names_offsets[k+1]]."""
 
@@ -37,6 +46,8 @@ class Rows:
     ids: U64
     fps: U64
     payload: U64
+    senders: Senders | None = None
+    """None: not at hand. Only a partition's ask has them, where its home shard wants them."""
 
     def __len__(self) -> int:
         return len(self.conv)

@@ -180,7 +180,7 @@ def reserve(state: ShardState, commit: Commit) -> tuple[IdTable, int, int]:
         )
         if commit.log_position > 0:
             state.segment_ts[commit.log_position] = commit.server_ts
-    state.members.reserve(commit.members, commit.cursors)
+    state.reserve_members(commit.members, commit.cursors)
     if len(commit.touched):
         np.maximum.at(conversations.heads, commit.touched, commit.touched_last)
     return table, first, table.count
@@ -191,8 +191,7 @@ def mark_durable(state: ShardState, commit: Commit, digest: bytes) -> None:
     advance_log(state, commit.log_position, commit.epoch, digest, commit.sequencer, commit.fence)
     for control in commit.controls:
         _control(state, control)
-    state.members.mark_durable(commit.members, commit.cursors)
-    state.member_segments += bool(commit.members or commit.cursors)
+    state.mark_members_durable(commit.members, commit.cursors)
     mark_numbers_durable(state, commit.log_position, (commit.touched, commit.touched_first, commit.touched_last))
 
 
@@ -263,7 +262,8 @@ def _control(state: ShardState, control: Control) -> None:
         conversations.stable[control.conv] = max(conversations.stable[control.conv], control.number)
         return
     if group is None:
-        state.hot[control.conv] = HotGroup(control.partitions, control.ceiling, control.number, control.by_rate)
+        held = state.members.afters_in_flight(control.conv)
+        state.hot[control.conv] = HotGroup(control.partitions, control.ceiling, control.number, control.by_rate, held)
         conversations.stable[control.conv] = control.number
     else:
         group.partitions = control.partitions

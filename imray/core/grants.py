@@ -69,6 +69,8 @@ class DeclineReason(StrEnum):
     """The home shard takes these sends."""
     BUSY = "busy"
     """The home shard takes no more now."""
+    SENDERS = "senders"
+    """Ask again, and say who sends each row: the conversation has members."""
     WAIT = "wait"
     """Ask again."""
 

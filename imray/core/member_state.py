@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from imray.core.columns import Senders
 from imray.core.errors import InvalidError
 from imray.core.members import CursorsChange, MemberEntry, MembersChange, MembersChanged, MembersPage, Role, Roles
 from imray.core.user_lists import UserLists, Users, Values, text_columns
@@ -45,6 +46,7 @@ class _Former:
     """What a change that is not durable yet has replaced."""
 
     conv: int
+    after: int
     flags: int
     version: int
     total: int
@@ -90,7 +92,9 @@ class MemberState:
         conv = change.conv
         users = self.users.add([*change.roles, *change.removed])
         codes = dict(zip(users.tolist(), self._roles.values_of(conv, users).tolist(), strict=True))
-        self._in_flight.append(_Former(conv, self._flag(conv), self.version(conv), self._roles.count(conv), codes))
+        self._in_flight.append(
+            _Former(conv, change.after, self._flag(conv), self.version(conv), self._roles.count(conv), codes)
+        )
         self._room_for(conv)
         self.created += self._flags[conv] == 0
         self._flags[conv] = _CREATED | (_PUBLIC if change.public else 0)
@@ -164,16 +168,16 @@ class MemberState:
         stay = int(np.count_nonzero(codes == owner)) - int(np.count_nonzero(its == owner))
         return stay + sum(role is Role.OWNER for role in roles.values())
 
-    def forbidden(self, conv: I32, senders: Callable[[], tuple[U8, I32, I32]], open_to_all: bool) -> Bools | None:
-        """True for each row whose sender may not send; None where all may. `senders`: gives names as data and offsets,
-        and the name of each row; not asked where every conversation is open."""
+    def forbidden(self, conv: I32, senders: Callable[[], Senders], open_to_all: bool) -> Bools | None:
+        """True for each row whose sender may not send; None where all may. `senders` is not called where every
+        conversation is open."""
         if not self.created and open_to_all:
             return None
-        data, offsets, of_row = senders()
+        named = senders()
         out = np.empty(len(conv), np.bool_)
         roles = self._roles
         roles.reserve(len(self._flags))
-        sender = self.users.find(data, offsets)[of_row]
+        sender = self.users.find(named.names_data, named.names_offsets)[named.of_row]
         some = judge_senders(
             conv, sender, self._flags, roles.begins, roles.counts, roles.users, roles.values,
             CODES[Role.MEMBER], not open_to_all, out,
@@ -187,6 +191,10 @@ class MemberState:
         former = self._former(conv)[0] if self._in_flight else None
         version = self.version(conv) if former is None else former.version
         return version or -1
+
+    def afters_in_flight(self, conv: int) -> list[int]:
+        """The numbers after which changes stand that are planned and not durable, oldest first."""
+        return [former.after for former in self._in_flight if former.conv == conv]
 
     def _former(self, conv: int) -> tuple[_Former | None, dict[int, int]]:
         """What the oldest change of a conversation that is not durable has replaced, and the roles before all such

@@ -6,6 +6,7 @@ Owns the state and the arithmetic of a hot group's `stable_seq`. Does not change
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ from imray.core.dedup import IdTable, SealedFilter, SealedIds
 from imray.core.errors import InvalidError
 from imray.core.log_progress import LogProgress
 from imray.core.member_state import MemberState
+from imray.core.members import CursorsChange, MembersChange
 from imray.core.postings import Postings
 from imray.core.routing import segment_of, slot_of
 from imray.kernels.arrays import U64, Bools
@@ -32,6 +34,8 @@ class HotGroup:
     stable: int
     by_rate: bool = False
     """What an operator turned hot, only an operator turns cold."""
+    held: list[int] = field(default_factory=list)
+    """Ascending: `stable` does not pass these, as after each a change of members stands that is not durable yet."""
     done: list[tuple[int, int]] = field(default_factory=list)
     """Settled ranges above `stable`, ascending; as many as grants are outstanding."""
     floor: int = field(init=False)
@@ -52,8 +56,19 @@ class HotGroup:
         ):
             raise InvalidError(f"some of the numbers {first} to {last} were written before")
         self.done.insert(at, (first, last))
+        self.advance()
+
+    def advance(self) -> None:
+        """Raise `stable` as far as it may go."""
         while self.done and self.done[0][0] == self.stable + 1:
-            self.stable = self.done.pop(0)[1]
+            last = self.done[0][1]
+            if self.held and last > self.held[0]:
+                if self.held[0] > self.stable:
+                    self.stable = self.held[0]
+                    self.done[0] = self.stable + 1, last
+                return
+            self.stable = last
+            del self.done[0]
 
     def holes(self, to: int) -> list[tuple[int, int]]:
         """Ranges up to `to` that are not settled."""
@@ -100,6 +115,23 @@ class ShardState:
     """Segments of members and cursors since the last freeze: no id and no number counts them."""
     frozen_partitions: dict[int, LogProgress] = field(default_factory=dict)
     """How far the partitions' logs are covered by what is being sealed."""
+
+    def reserve_members(self, changes: Sequence[MembersChange], cursors: Sequence[CursorsChange]) -> None:
+        """A commit's changes of members, and cursors, are planned."""
+        self.members.reserve(changes, cursors)
+        for change in changes:
+            if (group := self.hot.get(change.conv)) is not None:
+                group.held.append(change.after)
+
+    def mark_members_durable(self, changes: Sequence[MembersChange], cursors: Sequence[CursorsChange]) -> None:
+        """They are durable."""
+        self.members.mark_durable(changes, cursors)
+        self.member_segments += bool(changes or cursors)
+        for change in changes:
+            if (group := self.hot.get(change.conv)) is not None:
+                group.held.remove(change.after)
+                group.advance()
+                self.conversations.stable[change.conv] = group.stable
 
     def progress(self, slot: int) -> LogProgress:
         """Where one of its logs stands; slot 0 is its own."""

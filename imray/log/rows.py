@@ -11,13 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from imray.core.columns import Commit, Control, Rows
+from imray.core.columns import Commit, Control, Rows, Senders
 from imray.core.errors import CorruptError, InvalidError
 from imray.core.fold import ReadBack, check_sequencer, commit_read_back
 from imray.core.members import CursorsChange, MembersChange
 from imray.core.routing import home_of, log_position_of
 from imray.core.state import ShardState
-from imray.kernels.arrays import I32, U8
 from imray.kernels.hashing import hash_rows, id_fingerprints
 from imray.log.schema import (
     CursorsRecord,
@@ -127,10 +126,10 @@ def _join(columns: list[npt.NDArray[Item]]) -> npt.NDArray[Item]:
     return columns[0] if len(columns) == 1 else np.concatenate(columns)
 
 
-def senders_of(table: pa.Table) -> tuple[U8, I32, I32]:
-    """The senders of a table that `gather` made: names as data and offsets, and the name of each row."""
+def senders_of(table: pa.Table) -> Senders:
+    """The senders of a table that `gather` made."""
     chunks = table.column("sender").chunks
-    return *body_parts(chunks[0].dictionary), _join([dictionary_rows(c) for c in chunks])
+    return Senders(*body_parts(chunks[0].dictionary), _join([dictionary_rows(c) for c in chunks]))
 
 
 def read_commit(state: ShardState, segment: Segment) -> Commit:

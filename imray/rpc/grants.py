@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from imray.core.columns import Plan, Rows
+from imray.core.columns import Plan, Rows, Senders
 from imray.core.errors import InvalidError
 from imray.core.grants import Declined, DeclineReason, Granted, Report
 from imray.core.replies import Refusal
@@ -49,6 +49,8 @@ class _AskHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     ask: Int
     rows: RowCount
     reports: WireReports
+    senders: bool
+    """Whether the columns of senders follow."""
 
 
 class _DeclinedHead(msgspec.Struct, frozen=True, array_like=True, tag="declined", forbid_unknown_fields=True):
@@ -73,17 +75,18 @@ class _GrantedHead(msgspec.Struct, frozen=True, array_like=True, tag="granted", 
 
 def encode_ask(slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]) -> Parts:
     """Of Method.ASK. Where there is one name, all rows have it, and no column says so."""
-    return pack(
-        _AskHead(slot, epoch, ask, len(rows), to_wire(reports)),
-        [
-            (rows.names_data, np.uint8),
-            (rows.names_offsets, np.int32),
-            (rows.conv if len(rows.names_offsets) > 2 else rows.conv[:0], np.int32),
-            (rows.ids, np.uint64),
-            (rows.fps, np.uint64),
-            (rows.payload, np.uint64),
-        ],
-    )
+    arrays: list[tuple[Array, type[np.generic]]] = [
+        (rows.names_data, np.uint8),
+        (rows.names_offsets, np.int32),
+        (rows.conv if len(rows.names_offsets) > 2 else rows.conv[:0], np.int32),
+        (rows.ids, np.uint64),
+        (rows.fps, np.uint64),
+        (rows.payload, np.uint64),
+    ]
+    senders = rows.senders
+    if senders is not None:
+        arrays += [(senders.names_data, np.uint8), (senders.names_offsets, np.int32), (senders.of_row, np.int32)]
+    return pack(_AskHead(slot, epoch, ask, len(rows), to_wire(reports), senders is not None), arrays)
 
 
 def decode_ask(data: memoryview) -> Ask:
@@ -101,19 +104,34 @@ def decode_ask(data: memoryview) -> Ask:
         arrays.take(np.uint64, 2 * n, "ids").reshape(n, 2),
         arrays.take(np.uint64, n, "fps"),
         arrays.take(np.uint64, n, "payload"),
+        _take_senders(arrays, n) if head.senders else None,
     )
     arrays.end()
     _check_rows(rows)
     return Ask(head.slot, head.epoch, head.ask, rows, from_wire(head.reports))
 
 
+def _take_senders(arrays: ArrayReader, rows: int) -> Senders:
+    senders = Senders(
+        arrays.take(np.uint8, None, "senders.names_data"),
+        arrays.take(np.int32, None, "senders.names_offsets"),
+        arrays.take(np.int32, rows, "senders.of_row"),
+    )
+    _check_names(senders.names_data, senders.names_offsets, senders.of_row)
+    return senders
+
+
 def _check_rows(rows: Rows) -> None:
     offsets = rows.names_offsets
     if len(offsets) == 2 and offsets[0] == 0 and offsets[1] == len(rows.names_data):
         return  # one name, and every row has it
-    if not len(offsets) or offsets[0] < 0 or offsets[-1] > len(rows.names_data) or (offsets[1:] < offsets[:-1]).any():
+    _check_names(rows.names_data, offsets, rows.conv)
+
+
+def _check_names(text: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int32], of_row: npt.NDArray[np.int32]) -> None:
+    if not len(offsets) or offsets[0] < 0 or offsets[-1] > len(text) or (offsets[1:] < offsets[:-1]).any():
         raise InvalidError("the names of an ask do not lie within its text")
-    if len(rows) and (rows.conv.min() < 0 or rows.conv.max() >= len(offsets) - 1):
+    if len(of_row) and (of_row.min() < 0 or of_row.max() >= len(offsets) - 1):
         raise InvalidError("a row of an ask has no name")
 
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from imray.rpc.frames import FrameError
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 """Raised with every change of the handshake, of frames, or of a message: both ends must speak the same."""
 _PREFIX = struct.Struct("<6sH")
 _MAGIC = b"imrayR"

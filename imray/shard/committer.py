@@ -60,6 +60,7 @@ class Committer:
         self.writer = writer
         self._settings = settings
         self.clock_ms = clock_ms
+        self.open_to_all = settings.conversations_open
         self.blocks: Blocks | None = None
         self.confirmer = Confirmer(store, shard, state.seed, self.note)
         self.rewrite = False
@@ -129,8 +130,7 @@ class Committer:
         if located.maybe and not may_read:
             return None
         old = self.confirmer.confirm(rows, located) if located.maybe else {}
-        open_to_all = self._settings.conversations_open
-        forbidden = self.state.members.forbidden(located.conv, lambda: senders_of(table), open_to_all)
+        forbidden = self.state.members.forbidden(located.conv, lambda: senders_of(table), self.open_to_all)
         planned = plan(self.state, rows, located, old, forbidden=forbidden)
         now = self.clock_ms()
         segment = self.writer.segment

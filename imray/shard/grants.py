@@ -45,7 +45,7 @@ class Grants:
         """After recovery, every log of the shard fenced and read: what was granted and not written becomes void, and
         new numbers begin above the ceiling."""
         state = committer.state
-        blocks = committer.blocks = Blocks(state, state.log.epoch)
+        blocks = committer.blocks = Blocks(state, state.log.epoch, committer.open_to_all)
         grants = cls(committer, blocks)
         if state.hot:
             reason = "granted by an earlier incarnation of the home shard, and never written"

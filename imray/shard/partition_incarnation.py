@@ -26,6 +26,7 @@ from imray.log.writer import Writer
 from imray.settings import Settings
 from imray.shard.answers import Written, answers_of
 from imray.shard.jobs import Job, Records
+from imray.shard.judged import Judged
 from imray.shard.publisher import Publisher
 from imray.shard.runtime import Runtime, Worker
 
@@ -84,6 +85,7 @@ class PartitionIncarnation:
         self._publisher = publisher
         self._asking = False
         self._asks = 0
+        self._judged = Judged()
         self._reports: list[Report] = []
         """Of durable segments, until the home shard has heard of them."""
         self._flushing: asyncio.TimerHandle | None = None
@@ -112,7 +114,10 @@ class PartitionIncarnation:
         table, rows = gather(what) if small else await self._encoding.run(gather, what)
         self._asking = True
         try:
-            granted = await self._granted(rows)
+            granted = await self._granted(self._judged.with_senders(rows, table))
+            if isinstance(granted, Declined) and granted.why is DeclineReason.SENDERS:
+                self._judged.add(rows)
+                granted = await self._granted(self._judged.with_senders(rows, table))
         finally:
             self._asking = False
         if isinstance(granted, Granted):
@@ -138,7 +143,7 @@ class PartitionIncarnation:
                 raise FencedError(f"{self._label}: its home shard wants its log opened anew", by_home=True)
             else:
                 self._heard(reports)
-                if isinstance(answer, Granted) or answer.why in (DeclineReason.MOVED, DeclineReason.BUSY):
+                if isinstance(answer, Granted) or answer.why is not DeclineReason.WAIT:
                     return answer
                 detail = "its home shard has no numbers for it now"
             if self._runtime.monotonic_s() > deadline or await self._ended_within(wait_s):
