@@ -11,6 +11,7 @@ from typing import Final, Protocol
 from api.auth import Authenticator, Caller
 from api.live_items import ServerItem
 from api.problems import ProblemError, refused
+from api.rights import check_listens
 from imray.core.replies import Refusal
 from imray.engine.engine import Engine
 from imray.engine.feeds import Feeds
@@ -41,20 +42,13 @@ class LiveEngine:
         """What listeners are told."""
         return self.engine.feeds
 
-    async def check_listen(self, conv_id: str, caller: Caller) -> None:
+    async def check_listens(self, conv_id: str, caller: Caller) -> None:
         """ProblemError where the caller may not pull and listen, or nobody can say so."""
-        if caller.service:
-            return
-        members = self.engine.members
-        roles = await members.roles(conv_id, [caller.sender])
-        if isinstance(roles, Refusal):
-            raise refused(roles)
-        if not roles.may_listen(caller.sender, False, members.open_to_all):
-            raise ProblemError(403, "forbidden", "only members may listen to this conversation")
+        await check_listens(self.engine, conv_id, caller)
 
     async def mark_read(self, conv_id: str, caller: Caller, seq: int) -> None:
         """It is durable that the caller has read up to `seq`; ProblemError where it is not."""
-        await self.check_listen(conv_id, caller)
+        await check_listens(self.engine, conv_id, caller)
         marked = await self.engine.members.mark_read(conv_id, caller.sender, seq)
         if isinstance(marked, Refusal):
             raise refused(marked, caller.service)

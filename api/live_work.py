@@ -155,7 +155,7 @@ class LiveWork:
 
     async def _pull(self, item: PullItem) -> None:
         caller = self._caller()
-        await self._live.check_listen(item.conv_id, caller)
+        await self._live.check_listens(item.conv_id, caller)
         await self._wire.room()
         self._wire.tell([await self._pages.pull(item, caller, self._format)])
 

@@ -41,12 +41,13 @@ class LiveClient:
         return self._told.pop(0)
 
     def ask(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Say one item with a `ref`; its answer."""
+        """Say one item with a `ref`; its answer. What comes before that is heard later."""
         self.say(item)
-        while True:
-            told = self.hear()
-            if told.get("ref") == item["ref"]:
-                return told
+        before = []
+        while (told := self.hear()).get("ref") != item["ref"]:
+            before.append(told)
+        self._told = before + self._told
+        return told
 
     def end(self) -> tuple[int | None, list[dict[str, Any]]]:
         """The code with which the server closes, and what it says before."""

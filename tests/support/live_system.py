@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
@@ -79,6 +81,10 @@ class FakeFeeds:
                 other.notify(Signal(conv_id, listener.sender, kind, data))
         return None
 
+    def wait(self, making: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the server's event loop."""
+        return asyncio.run_coroutine_threadsafe(making, self.loop).result(_TIMEOUT_S)
+
     def publish(self, batch: Batch) -> None:
         """Tell everybody who listens."""
         for listener, flows in list(self.listeners.get(batch.conv_id, {}).items()):
@@ -126,7 +132,8 @@ def batch_of(conv_id: str, after: int, bodies: list[bytes]) -> Batch:
 
 
 class LiveServer:
-    """A running gateway; a context manager. `engine_of` makes its engine, inside its event loop."""
+    """A running gateway; a context manager. `engine_of` makes its engine inside its event loop, or an async context
+    manager around it."""
 
     def __init__(self, folder: Path, engine_of: Callable[[Settings], Any] = LiveBackend, **settings: Any) -> None:
         self.settings = replace(Settings(), **settings)
@@ -151,7 +158,14 @@ class LiveServer:
 
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.engine = self._engine_of(self.settings)
+        made = self._engine_of(self.settings)
+        async with contextlib.AsyncExitStack() as opened:
+            if isinstance(made, AbstractAsyncContextManager):
+                made = await opened.enter_async_context(made)
+            await self._serve_engine(made)
+
+    async def _serve_engine(self, engine: Any) -> None:
+        self.engine = engine
         (self._folder / "key").write_bytes(KEY)
         app = create_app(self.engine, GatewayConfig("127.0.0.1", 0, {"key_file": str(self._folder / "key")}))
         self.app = app
@@ -171,6 +185,10 @@ class LiveServer:
 
         self.loop.call_soon_threadsafe(run)
         return result.result(_TIMEOUT_S)
+
+    def wait(self, making: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the server's event loop."""
+        return asyncio.run_coroutine_threadsafe(making, self.loop).result(_TIMEOUT_S)
 
     def publish(self, batch: Batch) -> None:
         """Tell everybody who listens."""
