@@ -11,12 +11,14 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from imray.core.columns import Plan, Rows
+from imray.core.columns import Plan, Rows, Senders
 from imray.core.grants import Declined, DeclineReason, Granted, Report
 from imray.core.intervals import Interval
+from imray.core.members import Changed, Cursor, MemberEntry, MembersPage, Role, Roles
+from imray.core.membership import Change, Create
 from imray.core.replies import Appended, Firsts, Located, Refusal, Refused
 from imray.core.status import PartitionStatus, ServingState, ShardStatus
-from imray.rpc import messages
+from imray.rpc import members, messages
 from imray.rpc.endpoint import Parts
 
 _I64 = st.integers(-(2**63), 2**63 - 1)
@@ -59,6 +61,16 @@ reports = st.builds(Report, _COUNT, _COUNT, _I64, st.binary(max_size=32))
 
 
 @st.composite
+def _senders(draw: st.DrawFn, n: int) -> Senders:
+    names = draw(st.lists(st.binary(max_size=9), min_size=1, max_size=4))
+    return Senders(
+        np.frombuffer(b"".join(names), np.uint8),
+        np.cumsum([0, *map(len, names)], dtype=np.int32),
+        draw(_column(np.int32, n, min_value=0, max_value=len(names) - 1)),
+    )
+
+
+@st.composite
 def rows_of_an_ask(draw: st.DrawFn) -> Rows:
     """Rows whose names lie in their text."""
     names = draw(st.lists(st.binary(max_size=9), min_size=1, max_size=4))
@@ -70,6 +82,7 @@ def rows_of_an_ask(draw: st.DrawFn) -> Rows:
         draw(arrays.arrays(np.uint64, (n, 2))),
         draw(_column(np.uint64, n)),
         draw(_column(np.uint64, n)),
+        draw(st.none() | _senders(n)),
     )
 
 
@@ -80,7 +93,7 @@ def _appended(draw: st.DrawFn) -> Appended:
     k = len(at)
     firsts = Firsts(
         at=at,
-        status=draw(_column(np.uint8, k, min_value=0, max_value=5)),
+        status=draw(_column(np.uint8, k, min_value=0, max_value=6)),
         log_position=draw(_column(np.int64, k)),
         row=draw(_column(np.uint32, k)),
         epoch=draw(_column(np.int64, k)),
@@ -173,6 +186,35 @@ def _one(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.tuples(values)
 
 
+_NAME = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1, max_size=9)
+_ROLE = st.sampled_from(Role)
+_changes = st.one_of(
+    st.builds(Create, _NAME, _NAME, st.booleans(), st.booleans(), st.dictionaries(_NAME, _ROLE, max_size=3)),
+    st.builds(
+        Change,
+        _NAME,
+        _NAME,
+        st.booleans(),
+        st.dictionaries(_NAME, _ROLE, max_size=3),
+        st.lists(_NAME, max_size=3).map(tuple),
+    ),
+)
+_changed = st.builds(Changed, _COUNT, _COUNT, _COUNT, st.booleans())
+_roles = st.builds(
+    Roles, st.booleans(), st.booleans(), _COUNT, _COUNT, st.dictionaries(_NAME, st.none() | _ROLE, max_size=3)
+)
+_cursors = st.builds(Cursor, _COUNT, _COUNT)
+_pages = st.builds(
+    MembersPage,
+    st.booleans(),
+    st.booleans(),
+    _COUNT,
+    _COUNT,
+    _COUNT,
+    st.lists(st.builds(MemberEntry, _NAME, _ROLE), max_size=3),
+    st.none() | _NAME,
+)
+
 KINDS = {
     "append answer": MessageKind(
         _one(_appended() | refusals), messages.encode_append_answer, messages.decode_append_answer
@@ -203,5 +245,17 @@ KINDS = {
     "mend": MessageKind(_one(st.text(max_size=9)), messages.encode_mend, messages.decode_mend),
     "shard status": MessageKind(_one(_shard_status), messages.encode_struct, messages.decode_shard_status),
     "partition status": MessageKind(_one(_partition_status), messages.encode_struct, messages.decode_partition_status),
+    "change members": MessageKind(_one(_changes), members.encode_change_members, members.decode_change_members),
+    "roles": MessageKind(st.tuples(_NAME, st.lists(_NAME, max_size=4)), members.encode_roles, members.decode_roles),
+    "mark read": MessageKind(st.tuples(_NAME, _NAME, _COUNT), members.encode_mark_read, members.decode_mark_read),
+    "list members": MessageKind(
+        st.tuples(_NAME, st.none() | _NAME, st.integers(1, 1000)),
+        members.encode_list_members,
+        members.decode_list_members,
+    ),
+    "changed": MessageKind(_one(_changed | refusals), messages.encode_struct_answer, members.decode_changed),
+    "roles answer": MessageKind(_one(_roles | refusals), messages.encode_struct_answer, members.decode_roles_answer),
+    "cursor": MessageKind(_one(_cursors | refusals), messages.encode_struct_answer, members.decode_cursor),
+    "members page": MessageKind(_one(_pages | refusals), messages.encode_struct_answer, members.decode_members_page),
     "any structure": MessageKind(_one(_intervals | refusals), messages.encode_struct_answer, _decode_interval_answer),
 }

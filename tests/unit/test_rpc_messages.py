@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imray.core.columns import Plan, Rows
+from imray.core.columns import Plan, Rows, Senders
 from imray.core.errors import InvalidError
 from imray.core.grants import Granted, Report
 from imray.core.replies import Appended, Firsts, Located, Refusal, Refused
@@ -120,6 +120,25 @@ def test_rows_that_would_lead_compiled_code_out_of_bounds(wrong: dict[str, Any])
     assert len(messages.decode_ask(_joined(messages.encode_ask(1, 2, 3, _rows(), []))).rows) == 4
     with pytest.raises(InvalidError):
         messages.decode_ask(_joined(messages.encode_ask(1, 2, 3, replace(_rows(), **wrong), [])))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"names_offsets": np.array([0, 4], np.int32)},
+        {"names_offsets": np.array([], np.int32)},
+        {"of_row": np.array([0, 1, 0, 0], np.int32)},
+        {"of_row": np.array([0, -1, 0, 0], np.int32)},
+        {"of_row": np.zeros(3, np.int32)},
+    ],
+)
+def test_senders_that_would_lead_compiled_code_out_of_bounds(wrong: dict[str, Any]) -> None:
+    senders = Senders(np.frombuffer(b"ada", np.uint8), np.array([0, 3], np.int32), np.zeros(4, np.int32))
+    decoded = messages.decode_ask(_joined(messages.encode_ask(1, 2, 3, replace(_rows(), senders=senders), [])))
+    assert decoded.rows.senders is not None
+    rows = replace(_rows(), senders=replace(senders, **wrong))
+    with pytest.raises(InvalidError):
+        messages.decode_ask(_joined(messages.encode_ask(1, 2, 3, rows, [])))
 
 
 def test_rows_of_one_name_have_no_column_for_it() -> None:
