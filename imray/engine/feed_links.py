@@ -91,13 +91,6 @@ class FeedLink:
                 self.lost()  # what its predecessor made durable last, nobody may have told
         return True
 
-    def newer(self, epoch: int) -> None:
-        """Somebody else speaks of a newer writer of this log: leave who answered until now."""
-        if epoch > self.epoch:
-            self.epoch = epoch
-            self._source.look_anew(self._log)
-            self.lost()
-
     def watch(self, now_s: float) -> None:
         """Look anew for a writer that was not heard for too long."""
         if self._told and now_s - self._heard_s > SILENCE_S_MAX:

@@ -153,12 +153,8 @@ class Feeds:
         link = self._links.get(log_number)
         if link is None:
             return  # what was wanted of it is not wanted any more
-        home, slot = home_of(log_number)
-        if not link.take(publication):
-            return
-        if slot:
-            self._link(home).newer(publication.head.epoch)
-        self._on_publication(publication)
+        if link.take(publication):
+            self._on_publication(publication)
 
     def on_lost(self, log_number: int) -> None:
         """The connection to a log's writer is gone, or another one."""

@@ -118,9 +118,3 @@ def what_was_not_sent_is_not_owed(patch: pytest.MonkeyPatch) -> None:
 def stable_seq_of_hot_groups_is_not_told(patch: pytest.MonkeyPatch) -> None:
     """A home shard does not say that what its partitions wrote is final."""
     patch.setattr("imray.shard.shard_incarnation.ShardIncarnation._tell_stable_soon", lambda self: None)
-
-
-@rule("was told up to")
-def a_newer_home_shard_is_not_looked_for(patch: pytest.MonkeyPatch) -> None:
-    """A partition that takes its numbers from a newer home shard says nothing to its gateway."""
-    patch.setattr(FeedLink, "newer", lambda self, epoch: None)
