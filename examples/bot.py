@@ -17,7 +17,7 @@ import contextlib
 import sys
 import uuid
 
-from imray.client import AsyncClient, ConversationFollower, ImrayError, Message
+from imray.client import AsyncClient, ImrayError, Message
 
 BOT = "examples/bot.py"
 
@@ -43,10 +43,10 @@ async def run(conversation: str, after: int, count: int | None, seconds: float) 
         answered = 0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                async for item in ConversationFollower(client, conversation, after, poll_interval_s=0.5):
+                async for item in client.follow(conversation, after):
                     if not isinstance(item, Message) or not isinstance(item.body, str) or item.body[:1] != "!":
                         continue
-                    sent = await client.send(conversation, answer(item.body), client_msg_id=answer_id(item))
+                    sent = await client.live.send(conversation, answer(item.body), client_msg_id=answer_id(item))
                     known = "was answered before by" if sent.duplicate else "is answered by"
                     print(f"{item.conv_seq} {item.sender}: {item.body} -- {known} {sent.conv_seq}", flush=True)
                     answered += 1

@@ -1,4 +1,4 @@
-"""Follow a conversation: every message in order, each once, and a reason for each number that is no message.
+"""Follow a conversation by push: every message in order, each once, and a reason for each number that is no message.
 
     python examples/follow.py tea --seconds 60
     python examples/follow.py tea --after 120 --count 10    # go on after message 120
@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import sys
 
-from imray.client import AsyncClient, ConversationFollower, Hole, ImrayError, Message
+from imray.client import AsyncClient, Hole, ImrayError, Message
 
 
 def line(item: Message | Hole) -> str:
@@ -27,7 +27,7 @@ def line(item: Message | Hole) -> str:
 async def follow(conversation: str, after: int, count: int | None, seconds: float) -> int:
     """Print what comes; end after `count` lines or `seconds`. Returns the last number shown."""
     async with AsyncClient() as client:
-        follower = ConversationFollower(client, conversation, after, poll_interval_s=0.5)
+        follower = client.follow(conversation, after)
         printed = 0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -36,7 +36,7 @@ async def follow(conversation: str, after: int, count: int | None, seconds: floa
                     printed += 1
                     if printed == count:
                         break
-        return follower.last_shown
+        return follower.last_shown or 0
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import imray
-from imray.cli import groups, inspect, messages, replay, up
+from imray.cli import chat, groups, inspect, messages, replay, up
 from imray.core.errors import InvalidError
 
 app = typer.Typer(
@@ -67,6 +67,7 @@ for _command in (
     inspect.status,
     messages.send,
     messages.tail,
+    chat.chat,
     replay.replay,
     groups.hot,
     groups.cold,

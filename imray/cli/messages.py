@@ -174,8 +174,8 @@ def tail(
 ) -> None:
     """Show a conversation in order.
 
-    Each message is shown once, by the client's own reorder machine. Numbers that will never be
-    messages are shown as holes with their reason.
+    Each message is shown once. Numbers that will never be messages are shown as holes with their
+    reason. With --follow what comes is pushed, and shown as soon as it is durable.
 
     Examples:
 
@@ -212,15 +212,15 @@ async def _tail(
         start = after if after is not None else max(0, stable - last)
         if not follow and start >= stable:
             return
-        follower = ConversationFollower(client, conv, start)
+        follower = client.follow(conv, start) if follow else ConversationFollower(client, conv, start)
         loop = asyncio.get_running_loop()
         try:
-            # the follower itself waits for a server for ever
+            # a follower itself waits for a server for ever
             async with asyncio.timeout(None if follow else timeout) as patience:
                 async for item in follower:
                     if topic is None or (not isinstance(item, Hole) and item.topic == topic):
                         (_print_item_json if as_json else _print_item)(item)
-                    if not follow and follower.last_shown >= stable:
+                    if not follow and (follower.last_shown or 0) >= stable:
                         return
                     if not follow:
                         patience.reschedule(loop.time() + timeout)
@@ -228,17 +228,21 @@ async def _tail(
             raise UnavailableError(f"no more of {conv} after {follower.last_shown} within {timeout:g} s") from e
 
 
-def _print_item(item: Message | Hole) -> None:
+def item_line(item: Message | Hole) -> str:
+    """An item for a person to read. Nothing in it steers the terminal."""
     from imray.client import Hole
 
     if isinstance(item, Hole):
         numbers = str(item.from_seq) if item.from_seq == item.to_seq else f"{item.from_seq}..{item.to_seq}"
-        _print_line(f"{numbers}  (no messages: {printable(item.reason)})")
-        return
+        return f"{numbers}  (no messages: {printable(item.reason)})"
     when = datetime.fromtimestamp(item.server_ts / 1000, UTC).isoformat(" ", "seconds").removesuffix("+00:00")
     topic = f" [{printable(item.topic)}]" if item.topic else ""
     body = f"({len(item.body)} bytes)" if isinstance(item.body, bytes) else printable(item.body)
-    _print_line(f"{item.conv_seq}  {when}  {printable(item.sender)}{topic}: {body}")
+    return f"{item.conv_seq}  {when}  {printable(item.sender)}{topic}: {body}"
+
+
+def _print_item(item: Message | Hole) -> None:
+    _print_line(item_line(item))
 
 
 def _print_item_json(item: Message | Hole) -> None:
