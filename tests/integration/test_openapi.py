@@ -23,6 +23,7 @@ _PHASES = ("examples", "coverage", "fuzzing", "stateful")
 _EXAMPLES_MAX = 12
 _SEED = 1
 _TIMEOUT_S = 150
+_STREAM = "text/event-stream"
 _ARROW = "application/vnd.apache.arrow.stream"
 
 
@@ -60,7 +61,13 @@ def test_schemathesis_finds_nothing(system: System, document: dict[str, Any], tm
     said, report, events = _schemathesis(system, tmp_path)
     assert (report["exit_code"], report["failures"], report["errors"]) == (0, [], []), said
     assert {kind: found for kind, found in report["warnings"].items() if found} == {}, said
-    operations = {f"{method.upper()} {path}" for path, known in document["paths"].items() for method in known}
+    operations = {
+        f"{method.upper()} {path}"
+        for path, known in document["paths"].items()
+        for method, operation in known.items()
+        if _STREAM
+        not in operation["responses"].get("200", {}).get("content", {})  # it has no end: see schemathesis.toml
+    }
     assert report["operations"]["tested"] == len(operations)
     assert {phase: report["phases"][phase]["status"] for phase in _PHASES} == dict.fromkeys(_PHASES, "success")
     # it did reach what it tested: every operation took requests that the document calls valid
