@@ -25,7 +25,7 @@ ReadT = TypeVar("ReadT", bound=HasEpoch)
 
 @dataclass(frozen=True)
 class RightsIn:
-    """What some users may do in a conversation: `imray.engine.feeds.Rights`."""
+    """What some users may do in a conversation: `imray.engine.rights.Rights`."""
 
     roles: Roles
     open_to_all: bool
