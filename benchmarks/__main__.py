@@ -30,6 +30,7 @@ NAMES = (
     "memory",
     "restart",
     "push",
+    "members",
 )
 _COSTS = {
     "hot_group": (12.0, 3, 3),
@@ -42,6 +43,7 @@ _COSTS = {
     "memory": (4.0, 3, 3),
     "restart": (20.0, 2, 2),
     "push": (20.0, 18, 14),
+    "members": (30.0, 5, 5),
 }
 """Seconds to start, and how many sides a turn has, in full and in the quick form."""
 _KNOW_QUOTA = ("hot_group_scaling",)

@@ -36,7 +36,10 @@ class BadFrameError(Exception):
 class SendFrame:
     """A frame of so many sends into one conversation, with ids that were never used each time."""
 
-    def __init__(self, subprotocol: str, conv_id: str, count: int, body_bytes: int = BODY_BYTES) -> None:
+    def __init__(
+        self, subprotocol: str, conv_id: str, count: int, body_bytes: int = BODY_BYTES, sender: str | None = None
+    ) -> None:
+        """`sender`: for whom a service sends; None: for itself."""
         self.count = count
         source = text()
         starts = np.random.default_rng().integers(0, max(1, len(source) - body_bytes), count).tolist()
@@ -50,6 +53,8 @@ class SendFrame:
             }
             for i, at in enumerate(starts)
         ]
+        if sender is not None:
+            items = [item | {"sender": sender} for item in items]
         packed = subprotocol == MSGPACK
         payload = msgspec.msgpack.encode(items) if packed else msgspec.json.encode(items)
         self._frame = bytearray(client_frame(BINARY if packed else TEXT, payload))
