@@ -38,14 +38,14 @@ def create_app(engine: Engine, config: GatewayConfig) -> RequestRouter:
     app.add_exception_handler(Exception, on_unexpected)
     router, send = messages.routes(engine, auth)
     live = LiveEngine(engine, auth)
-    routers = [router, history.routes(engine, auth), groups.routes(engine, auth), health.routes(engine, auth)]
+    pulls = Pulls(engine.manifest.shards, engine.settings)
+    routers = [router, history.routes(engine, auth, pulls), groups.routes(engine, auth), health.routes(engine, auth)]
     routers += [members.routes(engine, auth), events.routes(live), live_docs.routes()]
     app.add_exception_handler(HTTPException, Strays(routers))
     for one in routers:
         app.include_router(one)
     docs.install(app, engine.settings)
-    pages = LivePages(engine, Pulls(engine.manifest.shards, engine.settings))
-    return RequestRouter(app, send, Limits(engine.settings), LiveDoor(live, pages))
+    return RequestRouter(app, send, Limits(engine.settings), LiveDoor(live, LivePages(engine, pulls)))
 
 
 class _Identifying(Authenticator):

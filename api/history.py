@@ -57,13 +57,13 @@ def _parameters(settings: Settings) -> list[dict[str, Any]]:
     ]
 
 
-def routes(engine: Engine, auth: Authenticator) -> APIRouter:
-    """The routes of this module."""
+def routes(engine: Engine, auth: Authenticator, pulls: Pulls) -> APIRouter:
+    """The routes of this module. `pulls`: the turns of all who pull, over whichever protocol."""
     router = APIRouter(tags=["history"], route_class=RawRoute)
     settings = engine.settings
     parameters = _parameters(settings)
     known = [p["name"] for p in parameters]
-    pages = _Pages(engine)
+    pages = _Pages(engine, pulls)
 
     @router.get(
         "/v1/conversations/{conv_id}/messages",
@@ -114,9 +114,9 @@ def routes(engine: Engine, auth: Authenticator) -> APIRouter:
 class _Pages:
     """Pulls pages, each in its turn, and sends them."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, pulls: Pulls) -> None:
         self._engine = engine
-        self._pulls = Pulls(engine.manifest.shards, engine.settings)
+        self._pulls = pulls
         self._encoders = ThreadPoolExecutor(1, "pages")
         """Beside the event loop, which answers others meanwhile."""
 
