@@ -9,7 +9,7 @@ Two views: what was planned counts for what is planned next, as with numbers; re
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,10 +148,12 @@ class MemberState:
         """How many members it has."""
         return self._roles.count(conv)
 
-    def role(self, conv: int, user: str) -> Role | None:
-        """The role of a user."""
-        found = self._roles.values_of(conv, np.array([self.users.index(user)], np.int32))
-        return _ROLES.get(int(found[0]))
+    def roles_among(self, conv: int, users: Collection[str]) -> dict[str, Role]:
+        """The roles of those users who have one."""
+        if not users:
+            return {}
+        codes = self._roles.values_of(conv, self.users.find(*text_columns(users))).tolist()
+        return {user: _ROLES[code] for user, code in zip(users, codes, strict=True) if code}
 
     def all_roles(self, conv: int) -> dict[str, Role]:
         """Every member with its role."""
@@ -160,13 +162,11 @@ class MemberState:
 
     def owners_after(self, conv: int, roles: dict[str, Role], removed: tuple[str, ...]) -> int:
         """How many owners there will be."""
-        named = [*roles, *removed]
-        known = np.array([self.users.index(name) for name in named], np.int32)
-        its = self._roles.values_of(conv, known[known >= 0])
+        before = self.roles_among(conv, [*roles, *removed])
         _, codes = self._roles.of(conv)
-        owner = CODES[Role.OWNER]
-        stay = int(np.count_nonzero(codes == owner)) - int(np.count_nonzero(its == owner))
-        return stay + sum(role is Role.OWNER for role in roles.values())
+        owners = int(np.count_nonzero(codes == CODES[Role.OWNER]))
+        owners -= sum(role is Role.OWNER for role in before.values())
+        return owners + sum(role is Role.OWNER for role in roles.values())
 
     def forbidden(self, conv: I32, senders: Callable[[], Senders], open_to_all: bool) -> Bools | None:
         """True for each row whose sender may not send; None where all may. `senders` is not called where every
@@ -248,11 +248,14 @@ class MemberState:
 
     def cursor(self, conv: int, user: str) -> int:
         """Up to where a user has read; 0: it has not said."""
-        return int(self.cursors_of(conv, np.array([self.users.index(user)], np.int32))[0])
+        return self.cursors_among(conv, [user])[user]
 
-    def cursors_of(self, conv: int, users: I32) -> I64:
-        """The same of many, by their indices."""
-        return self._cursors.values_of(conv, users)
+    def cursors_among(self, conv: int, users: Collection[str]) -> dict[str, int]:
+        """The same of many."""
+        if not users:
+            return {}
+        seqs = self._cursors.values_of(conv, self.users.find(*text_columns(users))).tolist()
+        return dict(zip(users, seqs, strict=True))
 
     # Checkpoints
 

@@ -71,9 +71,10 @@ def _changed(state: MemberState, conv: int, head: int, ask: Change) -> MembersCh
         return Refusal(Refused.ABSENT, "nobody created this conversation: it has no members")
     if not ask.add.keys().isdisjoint(ask.remove):
         return Refusal(Refused.INVALID, "a user cannot be added and removed in one call")
-    roles = {user: role for user, role in ask.add.items() if state.role(conv, user) is not role}
-    removed = tuple(user for user in dict.fromkeys(ask.remove) if state.role(conv, user) is not None)
-    if not ask.service and not _may(state, conv, ask, changes=bool(roles or removed)):
+    before = state.roles_among(conv, dict.fromkeys([ask.actor, *ask.add, *ask.remove]))
+    roles = {user: role for user, role in ask.add.items() if before.get(user) is not role}
+    removed = tuple(user for user in dict.fromkeys(ask.remove) if user in before)
+    if not ask.service and not _may(before.get(ask.actor), ask, changes=bool(roles or removed)):
         return Refusal(Refused.FORBIDDEN, _NOT_OWNER)
     if not roles and not removed:
         return None
@@ -85,8 +86,7 @@ def _changed(state: MemberState, conv: int, head: int, ask: Change) -> MembersCh
     return MembersChange(conv=conv, after=head, created=False, public=public, roles=roles, removed=removed)
 
 
-def _may(state: MemberState, conv: int, ask: Change, changes: bool) -> bool:
-    role = state.role(conv, ask.actor)
+def _may(role: Role | None, ask: Change, changes: bool) -> bool:
     if role is Role.OWNER:
         return True
     if not ask.add and set(ask.remove) <= {ask.actor}:

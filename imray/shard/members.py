@@ -11,14 +11,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
-
 from imray.core.errors import InvalidError, StorageError
 from imray.core.members import Changed, Cursor, MembersChange, MembersPage, Roles
 from imray.core.membership import Change, Create, judge
 from imray.core.replies import Refusal, Refused
 from imray.core.state import ShardState
-from imray.core.user_lists import text_columns
 from imray.log.schema import CursorsRecord, LogRecord, MembersRecord, RecordKind
 from imray.shard.jobs import Records
 from imray.shard.runtime import StateThread
@@ -38,7 +35,8 @@ class _Mark:
     conv_id: str
     user: str
     seq: int
-    refusal: Refusal | None = None
+    outcome: Cursor | Refusal | None = None
+    """True once what was planned is durable."""
 
 
 class _ChangeRecords:
@@ -61,9 +59,8 @@ class _ChangeRecords:
         if found is None:
             self.outcome = Changed(head, members.version(conv), total)
             return []
-        new = sum(members.role(conv, user) is None for user in found.roles)
-        version = members.version(conv) + 1
-        self.outcome = Changed(head, version, total + new - len(found.removed), found.created)
+        total += len(found.roles) - len(members.roles_among(conv, found.roles)) - len(found.removed)
+        self.outcome = Changed(head, members.version(conv) + 1, total, found.created)
         return [record_of(self._ask.conv_id, found)]
 
 
@@ -97,12 +94,14 @@ class _CursorRecords:
         for mark in marks:
             if mark.seq > head:
                 detail = f"seq={mark.seq}: the conversation goes to {head}, nobody can have read further"
-                mark.refusal = Refusal(Refused.INVALID, detail)
+                mark.outcome = Refusal(Refused.INVALID, detail)
             else:
                 seqs[mark.user] = max(mark.seq, seqs.get(mark.user, 0))
-        users = state.members.users.find(*text_columns(seqs)) if seqs else np.empty(0, np.int32)
-        known = state.members.cursors_of(conv, users).tolist()
-        higher = {user: seq for (user, seq), before in zip(seqs.items(), known, strict=True) if seq > before}
+        before = state.members.cursors_among(conv, seqs)
+        for mark in marks:
+            if mark.outcome is None:
+                mark.outcome = Cursor(max(seqs[mark.user], before[mark.user]), state.log.epoch)
+        higher = {user: seq for user, seq in seqs.items() if seq > before[user]}
         return LogRecord(conv_id, head, RecordKind.CURSORS, CursorsRecord(higher)) if higher else None
 
 
@@ -150,9 +149,6 @@ class ShardMembers:
 
     async def mark_read(self, conv_id: str, user: str, seq: int) -> Cursor | Refusal:
         """A user has read up to a number. Cursor: how far it has read, durably; at least so far."""
-        before = await self.cursor(conv_id, user)
-        if isinstance(before, Refusal) or before.seq >= seq:
-            return before
         cursors = self._cursors
         if cursors is None or cursors.taken:
             cursors = self._cursors = _CursorRecords()
@@ -164,7 +160,10 @@ class ShardMembers:
         assert cursors.done is not None
         # whoever goes away takes nobody's mark along
         refusal = await asyncio.shield(cursors.done)
-        return refusal or mark.refusal or Cursor(seq, before.epoch)
+        if refusal is not None:
+            return refusal
+        assert mark.outcome is not None
+        return mark.outcome
 
     async def _record_cursors(self, cursors: _CursorRecords) -> Refusal | None:
         refusal = await self._record(cursors)
