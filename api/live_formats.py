@@ -7,13 +7,12 @@ once. Does not own connections, nor the frames that clients send (the `websocket
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeAlias, cast
 
 import msgspec
-import pyarrow as pa
 
 from api.live_items import (
     BehindItem,
@@ -28,8 +27,8 @@ from api.live_items import (
 )
 from imray.core.errors import InvalidError
 from imray.core.ids import format_client_msg_id
+from imray.core.messages import MessageRow
 from imray.engine.listening import Batch, Behind, Encoder, Ended, HeadMoved, Notice
-from imray.log.schema import MS
 
 Payload: TypeAlias = bytes | bytearray | memoryview
 
@@ -101,36 +100,28 @@ def frame_of(opcode: int, payload: bytes) -> bytes:
     return bytes((_FIN | opcode, _LENGTH_64)) + size.to_bytes(8, "big") + payload
 
 
-def live_messages(table: pa.Table, texts_only: bool) -> list[LiveMessage]:
+def live_messages(rows: Iterable[MessageRow], texts_only: bool) -> list[LiveMessage]:
     """The rows of a page or a batch."""
-    columns = []
-    for name in LIVE_COLUMNS:
-        column = table.column(name)
-        columns.append((column.cast(MS).cast(pa.int64()) if name.endswith("_ts") else column).to_pylist())
     messages = []
-    for seq, raw, sender, topic, content_type, client_ts, server_ts, body in zip(*columns, strict=True):
-        message = LiveMessage(seq, format_client_msg_id(raw), sender, server_ts, topic, content_type, client_ts)
+    for row in rows:
+        message = LiveMessage(
+            row.conv_seq,
+            format_client_msg_id(row.client_msg_id),
+            row.sender,
+            row.server_ts,
+            row.topic,
+            row.content_type,
+            row.client_ts,
+        )
         try:
-            message.body = body.decode()
+            message.body = row.body.decode()
         except UnicodeDecodeError:
             if texts_only:
-                message.body_base64 = base64.b64encode(body).decode()
+                message.body_base64 = base64.b64encode(row.body).decode()
             else:
-                cast(Any, message).body = body  # msgspec describes no type that is text or bytes
+                cast(Any, message).body = row.body  # msgspec describes no type that is text or bytes
         messages.append(message)
     return messages
-
-
-LIVE_COLUMNS: Final = (
-    "conv_seq",
-    "client_msg_id",
-    "sender",
-    "topic",
-    "content_type",
-    "client_ts",
-    "server_ts",
-    "body",
-)
 
 
 def live_holes(holes: Sequence[tuple[int, int, str]]) -> list[LiveHole]:

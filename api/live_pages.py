@@ -24,6 +24,7 @@ from imray.core.pages import Page, PageAsk
 from imray.core.replies import Refusal
 from imray.core.routing import check_conv_id, check_text
 from imray.engine.engine import Engine
+from imray.log.message_rows import message_rows
 from imray.settings import Settings
 
 _BODIES_BYTES_MAX: Final = 256 * 1024
@@ -61,9 +62,9 @@ class LivePages:
 
     async def _rows(self, table: pa.Table, spoken: Format) -> list[LiveMessage]:
         if table.nbytes <= SMALL_BYTES:
-            return live_messages(table, spoken.texts_only)
+            return live_messages(message_rows(table), spoken.texts_only)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._encoders, live_messages, table, spoken.texts_only)
+        return await loop.run_in_executor(self._encoders, lambda: live_messages(message_rows(table), spoken.texts_only))
 
 
 def cut(page: Page[pa.Table], descending: bool, bytes_max: int) -> tuple[pa.Table, list[LiveHole], int | None]:

@@ -25,9 +25,9 @@ HELD_ROWS_MAX = 65_536
 
 
 class Rows(Protocol):
-    """Messages in the order of their numbers; an Arrow table is such a thing."""
+    """Messages in the order of their numbers: a list, say."""
 
-    def slice(self, offset: int, length: int) -> Self:
+    def __getitem__(self, which: slice, /) -> Self:
         """Some of them."""
 
 
@@ -46,7 +46,7 @@ class Run(Generic[RowsT]):
         """Those with numbers first..last."""
         if first == self.first and last == self.last:
             return self
-        return Run(first, last, self.rows.slice(first - self.first, last - first + 1))
+        return Run(first, last, self.rows[first - self.first : last - self.first + 1])
 
 
 @dataclass(frozen=True, slots=True)

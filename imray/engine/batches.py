@@ -1,72 +1,61 @@
 """Batches of a conversation: made of what was published or read, cut to pieces that a listener can take.
 
-Owns the moves between Arrow tables and `Batch`. Does not own who gets which (`imray.engine.live_feed`).
+Owns the moves between messages and `Batch`. Does not own who gets which (`imray.engine.live_feed`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
-
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 
 from imray.core.feed import Run
+from imray.core.messages import MessageRow
 from imray.engine.listening import Batch
-from imray.log.page_schema import MESSAGES_SCHEMA
+from imray.log.message_rows import message_rows, text_values
+from imray.rpc.publications import Publication
 
 PIECE_ROWS_MAX = 500
 PIECE_BYTES_MAX = 128 * 1024
 """Of one frame: a tenth of what may wait for a listener, so that one that reads gets along."""
+ROW_BYTES = 400
+"""Of a message in memory beside its body, about."""
+
+Rows = list[MessageRow]
+_seq = attrgetter("conv_seq")
 
 
-def conversations_of(table: pa.Table) -> dict[str, list[Run[pa.Table]]]:
-    """What was published, as runs of consecutive numbers for each conversation."""
-    conv = table.column("conv_id").combine_chunks()
-    if not pa.types.is_dictionary(conv.type):
-        conv = conv.dictionary_encode()
-    if isinstance(conv, pa.ChunkedArray):
-        conv = conv.chunk(0) if conv.num_chunks else pa.array([], conv.type)
-    names = conv.dictionary.to_pylist()
-    rows = table.select(MESSAGES_SCHEMA.names).cast(MESSAGES_SCHEMA)
-    if len(names) == 1:
-        return {names[0]: runs_of(rows)}
-    indices = conv.indices.to_numpy(zero_copy_only=False)
-    order = np.argsort(indices, kind="stable")
-    found, begins = np.unique(indices[order], return_index=True)
-    rows = rows.take(pa.array(order))
-    ends = [*begins[1:].tolist(), len(order)]
-    return {
-        names[k]: runs_of(rows.slice(begin, end - begin))
-        for k, begin, end in zip(found.tolist(), begins.tolist(), ends, strict=True)
-    }
+def messages_of(publication: Publication) -> Iterable[tuple[str, Rows]]:
+    """What was published, by conversation."""
+    table = publication.table
+    if table is None:
+        return publication.head.messages
+    found: dict[str, Rows] = {}
+    for name, row in zip(text_values(table.column("conv_id")), message_rows(table), strict=True):
+        found.setdefault(name, []).append(row)
+    return found.items()
 
 
-def seqs_of(table: pa.Table) -> npt.NDArray[np.int64]:
-    """The numbers of some messages."""
-    seqs: npt.NDArray[np.int64] = table.column("conv_seq").to_numpy()
-    return seqs
-
-
-def runs_of(rows: pa.Table) -> list[Run[pa.Table]]:
+def runs_of(rows: Rows) -> list[Run[Rows]]:
     """Ascending messages of one conversation as runs of consecutive numbers."""
-    if not rows.num_rows:
+    if not rows:
         return []
-    seqs = seqs_of(rows)
-    first = int(seqs[0])
-    last = int(seqs[-1])
-    if last - first + 1 == len(seqs):
+    first = rows[0].conv_seq
+    last = rows[-1].conv_seq
+    if last - first + 1 == len(rows):
         return [Run(first, last, rows)]
-    edges = [0, *(np.flatnonzero(np.diff(seqs) != 1) + 1).tolist(), len(seqs)]
-    return [Run(int(seqs[a]), int(seqs[b - 1]), rows.slice(a, b - a)) for a, b in pairwise(edges)]
+    runs: list[Run[Rows]] = []
+    begin = 0
+    for at in range(1, len(rows) + 1):
+        if at == len(rows) or rows[at].conv_seq != rows[at - 1].conv_seq + 1:
+            runs.append(Run(rows[begin].conv_seq, rows[at - 1].conv_seq, rows[begin:at]))
+            begin = at
+    return runs
 
 
-def joined(runs: Sequence[Run[pa.Table]]) -> pa.Table:
-    """The messages of some runs as one table."""
-    if len(runs) == 1:
-        return runs[0].rows
-    return pa.concat_tables([MESSAGES_SCHEMA.empty_table(), *(run.rows for run in runs)])
+def joined(runs: Sequence[Run[Rows]]) -> Rows:
+    """The messages of some runs, one after the other."""
+    return runs[0].rows if len(runs) == 1 else [row for run in runs for row in run.rows]
 
 
 def cut(batch: Batch, after: int, upto: int) -> Batch:
@@ -75,24 +64,33 @@ def cut(batch: Batch, after: int, upto: int) -> Batch:
         return batch
     after = max(after, batch.after)
     upto = min(upto, batch.upto)
-    begin, end = np.searchsorted(seqs_of(batch.messages), (after, upto), side="right").tolist()
+    rows = batch.messages
+    begin = bisect_right(rows, after, key=_seq)
+    end = bisect_right(rows, upto, key=_seq)
     holes = [(max(a, after + 1), min(b, upto), why) for a, b, why in batch.holes if b > after and a <= upto]
-    return Batch(batch.conv_id, after, upto, batch.stable, batch.messages.slice(begin, end - begin), holes)
+    return Batch(batch.conv_id, after, upto, batch.stable, rows[begin:end], holes)
 
 
 def pieces(batch: Batch) -> Iterator[Batch]:
     """A batch in parts of bounded size; together they are the batch."""
-    table = batch.messages
-    rows = table.num_rows
-    if rows <= PIECE_ROWS_MAX and table.nbytes <= PIECE_BYTES_MAX:
+    rows = batch.messages
+    if len(rows) <= PIECE_ROWS_MAX and size_of(rows) <= PIECE_BYTES_MAX + ROW_BYTES * len(rows):
         yield batch
         return
-    seqs = seqs_of(table)
-    per_row = max(1, table.nbytes // max(1, rows))
-    step = max(1, min(PIECE_ROWS_MAX, PIECE_BYTES_MAX // per_row))
     after = batch.after
-    for begin in range(0, rows, step):
-        end = begin + step
-        upto = batch.upto if end >= rows else int(seqs[end - 1])
-        yield cut(batch, after, upto)
-        after = upto
+    begin = 0
+    size = 0
+    for at, row in enumerate(rows):
+        size += len(row.body)
+        last = at + 1 == len(rows)
+        if last or at + 1 - begin == PIECE_ROWS_MAX or size + len(rows[at + 1].body) > PIECE_BYTES_MAX:
+            upto = batch.upto if last else row.conv_seq
+            yield cut(batch, after, upto)
+            after = upto
+            begin = at + 1
+            size = 0
+
+
+def size_of(rows: Rows) -> int:
+    """Bytes of memory, about."""
+    return sum([len(row.body) for row in rows]) + ROW_BYTES * len(rows)

@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from imray.core.pages import Page, PageAsk
 from imray.core.replies import Located, Refusal, Refused
-from imray.engine.batches import cut, pieces
+from imray.engine.batches import cut, pieces, size_of
 from imray.engine.listening import Batch
+from imray.log.message_rows import message_rows
 
 _BLOCK = 2048
 """Numbers of one page: pages begin at its multiples, so that those who want nearly the same share one."""
@@ -87,14 +88,13 @@ class CatchUp:
         located, page = found
         if page.high <= key.after or page.low != key.after + 1:
             return Refusal(Refused.UNAVAILABLE, f"history does not reach to {key.upto} yet: it ends at {page.high}")
-        whole = Batch(key.conv_id, key.after, page.high, located.stable, page.messages, page.holes)
-        made = list(pieces(whole))
-        self._remember(key, made, whole.nbytes)
+        rows = message_rows(page.messages)
+        made = list(pieces(Batch(key.conv_id, key.after, page.high, located.stable, rows, page.holes)))
+        self._remember(key, made, size_of(rows))
         return made
 
     def _remember(self, key: _Key, made: list[Batch], size: int) -> None:
-        # listeners' encodings of a page are about as large as the page
-        size *= 3
+        size *= 2  # what it becomes for listeners is about as large
         if size > self._bytes_max:
             return
         self._known[key] = (made, size)

@@ -15,7 +15,7 @@ from typing import Protocol
 from imray.core.errors import InvalidError
 from imray.core.replies import Refusal, Refused
 from imray.core.routing import check_conv_id, home_of, log_of
-from imray.engine.batches import conversations_of
+from imray.engine.batches import messages_of
 from imray.engine.catch_up import CatchUp, PageSource
 from imray.engine.feed_links import FeedLink, LogSource
 from imray.engine.heads import Heads
@@ -164,11 +164,10 @@ class Feeds:
 
     def _on_publication(self, publication: Publication) -> None:
         head = publication.head
-        if publication.messages is not None and publication.messages.num_rows:
-            for conv_id, runs in conversations_of(publication.messages).items():
-                feed = self.feeds.get(conv_id)
-                if feed is not None:
-                    feed.published(runs)
+        for conv_id, rows in messages_of(publication):
+            feed = self.feeds.get(conv_id)
+            if feed is not None:
+                feed.published(rows)
         self._on_marks(head.epoch, head.marks, {change.conv_id: change for change in head.members})
 
     def _on_marks(self, epoch: int, marks: list[Mark], changes: Mapping[str, MembersTold] = _NONE) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 
-import pyarrow as pa
+from imray.core.messages import MessageRow
 
 
 @dataclass(slots=True, eq=False)
@@ -22,8 +22,8 @@ class Batch:
     after: int
     upto: int
     stable: int
-    messages: pa.Table
-    """Ascending; the columns of `imray.log.page_schema.MESSAGES_SCHEMA`, as a page of history has them."""
+    messages: list[MessageRow]
+    """Ascending. Nobody changes them: other batches may share them."""
     holes: list[tuple[int, int, str]]
     """First number, last number, reason."""
     _encoded: dict[Encoder, bytes] = field(default_factory=dict)
@@ -36,9 +36,9 @@ class Batch:
         return found
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of memory, about."""
-        return int(self.messages.nbytes) + sum(map(len, self._encoded.values()))
+    def encoded_bytes(self) -> int:
+        """Bytes of what was made for listeners."""
+        return sum(map(len, self._encoded.values()))
 
 
 Encoder: TypeAlias = Callable[[Batch], bytes]

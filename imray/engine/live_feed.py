@@ -11,11 +11,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-import pyarrow as pa
-
-from imray.core.feed import Feed, Pull, Run, Tell
+from imray.core.feed import Feed, Pull, Tell
 from imray.core.replies import Refusal
-from imray.engine.batches import cut, joined, pieces, runs_of
+from imray.engine.batches import Rows, cut, joined, pieces, runs_of, size_of
 from imray.engine.catch_up import CatchUp
 from imray.engine.listening import Batch, Behind, Ended, EndReason, Listener, Notice
 from imray.engine.recent import Recent
@@ -58,7 +56,7 @@ class LiveFeed:
         self._live: dict[Subscription, None] = {}
         self.passive: dict[Subscription, None] = {}
         self._ending: dict[Subscription, None] = {}
-        self._feed: Feed[pa.Table] | None = None
+        self._feed: Feed[Rows] | None = None
         self._recent = Recent(0)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms: int | None = None
@@ -88,13 +86,13 @@ class LiveFeed:
                 self.ready.set_result(None)
         self._act(self._feed.published((), mark.stable, self._now_ms()))
 
-    def published(self, runs: list[Run[pa.Table]]) -> None:
+    def published(self, rows: Rows) -> None:
         """Messages are durable."""
         # before the first mark nobody needs them: they are at or below it, since whoever publishes first has marks
         if self._feed is not None:
-            self._act(self._feed.published(runs, 0, self._now_ms()))
+            self._act(self._feed.published(runs_of(rows), 0, self._now_ms()))
 
-    def _act(self, actions: Iterable[Tell[pa.Table] | Pull]) -> None:
+    def _act(self, actions: Iterable[Tell[Rows] | Pull]) -> None:
         for action in actions:
             if isinstance(action, Pull):
                 self._pulling = self._loop.create_task(self._pull(action))
@@ -136,7 +134,7 @@ class LiveFeed:
 
     # What goes to listeners
 
-    def _tell(self, told: Tell[pa.Table]) -> None:
+    def _tell(self, told: Tell[Rows]) -> None:
         whole = Batch(self.conv_id, told.after, told.upto, self.stable, joined(told.runs), list(told.holes))
         for batch in pieces(whole):
             self._tell_batch(batch)
@@ -156,7 +154,7 @@ class LiveFeed:
             else:
                 subscription.place = Place.FULL
                 full.append(subscription)
-        size = batch.nbytes
+        size = size_of(batch.messages) + batch.encoded_bytes
         self._recent.add(batch, size)
         self._on_bytes(size)
         if self._recent.bytes > self._bytes_max:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from imray.core.errors import InvalidError
+from imray.core.messages import MessageRow
 from imray.core.replies import Refusal
 from imray.core.routing import CONV_ID_BYTES_MAX
 from imray.rpc.endpoint import Parts
@@ -68,21 +69,23 @@ class MembersTold(NamedTuple):
 
 
 class PublicationHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Of Method.PUBLISH; a column with an Arrow IPC stream of messages follows, which may be empty.
+    """Of Method.PUBLISH. The messages of a large commit follow as an Arrow IPC stream, with the columns of a segment.
 
     Without marks and messages it is a beat: the writer lives, and has no successor that it knows of."""
 
     epoch: Count
     marks: Annotated[list[Mark], msgspec.Meta(max_length=MARKS_MAX)] = []
     members: Annotated[list[MembersTold], msgspec.Meta(max_length=MARKS_MAX)] = []
+    messages: Annotated[list[tuple[ConvId, list[MessageRow]]], msgspec.Meta(max_length=MARKS_MAX)] = []
+    """Of a small commit: each conversation's, ascending."""
 
 
 class Publication(NamedTuple):
     """Of Method.PUBLISH."""
 
     head: PublicationHead
-    messages: pa.Table | None
-    """Columns of a segment; `conv_id` may be a dictionary or plain."""
+    table: pa.Table | None
+    """Of a large commit; `conv_id` may be a dictionary or plain."""
 
 
 class SignalArgs(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

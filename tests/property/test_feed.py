@@ -11,17 +11,13 @@ from hypothesis import strategies as st
 from imray.core import feed as feeds
 from imray.core.feed import Action, Feed, Pull, Run, Tell
 
-
-class Numbers(list[int]):
-    """Messages that are their own numbers."""
-
-    def slice(self, offset: int, length: int) -> Numbers:
-        return Numbers(self[offset : offset + length])
+Numbers = list[int]
+"""Messages that are their own numbers."""
 
 
 def run_of(first: int, last: int) -> Run[Numbers]:
     """Consecutive messages."""
-    return Run(first, last, Numbers(range(first, last + 1)))
+    return Run(first, last, list(range(first, last + 1)))
 
 
 @dataclass

@@ -164,10 +164,9 @@ def _table(rows: list[tuple[int, int, str]]) -> pa.Table:
 
 def as_json(batch: Batch) -> bytes:
     """An encoder."""
-    table = batch.messages
-    ids = [f"m{int.from_bytes(raw, 'big') - 1}" for raw in table.column("client_msg_id").to_pylist()]
-    bodies = [body.decode() for body in table.column("body").to_pylist()]
-    rows = list(zip(table.column("conv_seq").to_pylist(), ids, bodies, strict=True))
+    rows = [
+        (row.conv_seq, f"m{int.from_bytes(row.client_msg_id, 'big') - 1}", row.body.decode()) for row in batch.messages
+    ]
     return json.dumps([batch.after, batch.upto, rows, batch.holes]).encode()
 
 

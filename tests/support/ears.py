@@ -15,9 +15,7 @@ _DEADLINE_S = 20.0
 
 def plain(batch: Batch) -> bytes:
     """Numbers and bodies: an encoder that a test can read."""
-    seqs = batch.messages.column("conv_seq").to_pylist()
-    bodies = batch.messages.column("body").to_pylist()
-    rows = " ".join(f"{seq}={body.decode()}" for seq, body in zip(seqs, bodies, strict=True))
+    rows = " ".join(f"{row.conv_seq}={row.body.decode()}" for row in batch.messages)
     return f"{batch.after}-{batch.upto}:{rows}".encode()
 
 

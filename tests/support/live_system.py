@@ -22,6 +22,7 @@ from api.server import GatewayConfig, bind, server
 from imray.core.members import Cursor, Role, Roles
 from imray.core.replies import Refusal, Refused
 from imray.engine.listening import Batch, Listener, Notice, Signal, Subscribed
+from imray.log.message_rows import message_rows
 from imray.settings import Settings
 from tests.support.api_system import KEY, FakeBackend, page_of
 
@@ -128,7 +129,7 @@ def batch_of(conv_id: str, after: int, bodies: list[bytes]) -> Batch:
     page = page_of(bodies)
     upto = after + len(bodies)
     numbered = page.set_column(0, page.schema.field(0), pa.array(range(after + 1, upto + 1), pa.int64()))
-    return Batch(conv_id, after, upto, upto, numbered, [])
+    return Batch(conv_id, after, upto, upto, message_rows(numbered), [])
 
 
 class LiveServer:

@@ -16,6 +16,7 @@ def published(conv_id: str, seqs: Sequence[int]) -> pa.Table:
         "conv_seq": pa.array(seqs, pa.int64()),
         "client_msg_id": pa.array([seq.to_bytes(16, "big") for seq in seqs], pa.binary(16)),
         "sender": pa.array(["bob"] * len(seqs)),
+        "server_ts": pa.array([1] * len(seqs), MESSAGES_SCHEMA.field("server_ts").type),
         "body": pa.array([str(seq).encode() for seq in seqs], pa.binary()),
     }
     for field in MESSAGES_SCHEMA:
