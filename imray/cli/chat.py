@@ -60,7 +60,7 @@ async def _run(target: Target, conv: str, timeout_s: float) -> None:
         if sys.stdin.isatty() and sys.stdout.isatty():
             await _run_terminal(live, conv, page.stable_seq, timeout_s)
         else:
-            session = Chat(live, conv, PlainScreen(), timeout_s)
+            session = ChatSession(live, conv, PlainScreen(), timeout_s)
             threading.Thread(target=_read_lines, args=(session.put_from_thread(),), daemon=True).start()
             await session.run(page.stable_seq)
 
@@ -70,7 +70,7 @@ async def _run_terminal(live: AsyncLive, conv: str, head: int, timeout_s: float)
     import tty
 
     screen = TerminalScreen()
-    session = Chat(live, conv, screen, timeout_s)
+    session = ChatSession(live, conv, screen, timeout_s)
     editor = LineEditor()
     fd = sys.stdin.fileno()
 
@@ -94,7 +94,7 @@ async def _run_terminal(live: AsyncLive, conv: str, head: int, timeout_s: float)
         screen.leave()
 
 
-class Chat:
+class ChatSession:
     """One conversation on one screen: lines in, messages out."""
 
     def __init__(self, live: AsyncLive, conv: str, screen: Screen, timeout_s: float) -> None:
@@ -177,11 +177,14 @@ class Chat:
         from imray.client import new_client_msg_id
 
         msg_id = new_client_msg_id(time.time_ns() // 1_000_000, secrets.token_bytes(10))
+        is_told = False
         while True:
             try:
                 ack = await self._live.send(self._conv, line, client_msg_id=msg_id)
-            except UnavailableError as e:
-                self._screen.show(f"! no answer yet, it is sent again: {printable(line)} ({printable(str(e))})")
+            except UnavailableError:
+                if not is_told:
+                    self._screen.show(f"! no answer yet, it is sent again until there is one: {printable(line)}")
+                is_told = True
             except ImrayError as e:
                 self._screen.show(f"! not sent: {printable(line)} ({printable(str(e))})")
                 return

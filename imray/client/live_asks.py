@@ -24,7 +24,7 @@ ASKS_MAX = 1_000
 
 
 @dataclass(eq=False)
-class Ask:
+class LiveAsk:
     """One question: `item` without its ref."""
 
     item: dict[str, Any]
@@ -45,22 +45,22 @@ class Ask:
 class Asks:
     """The open asks of one session. `write` puts one on the wire, where a connection is up; else it does nothing."""
 
-    def __init__(self, env: Environment, new_ref: Callable[[], int], write: Callable[[Ask], None]) -> None:
+    def __init__(self, env: Environment, new_ref: Callable[[], int], write: Callable[[LiveAsk], None]) -> None:
         self._env = env
         self._new_ref = new_ref
         self._write = write
-        self._open: dict[int, Ask] = {}
+        self._open: dict[int, LiveAsk] = {}
         self._room = asyncio.Semaphore(ASKS_MAX)
         self._over: ImrayError | None = None
 
-    def __iter__(self) -> Iterator[Ask]:
+    def __iter__(self) -> Iterator[LiveAsk]:
         """In the order in which they were asked."""
         return iter(list(self._open.values()))
 
     async def ask(self, item: dict[str, Any], msg_ids: tuple[str, ...] = ()) -> Mapping[str, Any]:
         """The answer's item. Raises what a refusal means, and UnavailableError (of a send UnknownOutcomeError) where
         none came in time."""
-        ask = Ask(item, self._new_ref(), asyncio.get_running_loop().create_future(), msg_ids)
+        ask = LiveAsk(item, self._new_ref(), asyncio.get_running_loop().create_future(), msg_ids)
         try:
             async with asyncio.timeout(self._env.timeout_s):
                 async with self._room:
@@ -104,6 +104,12 @@ class Asks:
                 ask.may_be_stored = True
                 ask.last = "the connection was lost"
 
+    def unreachable(self, reason: str) -> None:
+        """No connection could be made, or it has ended: that is why nothing was answered."""
+        for ask in self:
+            if not ask.is_written:
+                ask.last = reason
+
     def connected(self) -> None:
         """Everything that is open goes out, in its order; what waits for a moment of its own waits on."""
         for ask in self:
@@ -117,11 +123,11 @@ class Asks:
             if not ask.answer.done():
                 ask.answer.set_exception(_cut_short(ask, error))
 
-    def _write_again(self, ask: Ask) -> None:
+    def _write_again(self, ask: LiveAsk) -> None:
         ask.again = None
         self._write(ask)
 
-    async def _answer_to(self, ask: Ask) -> Mapping[str, Any]:
+    async def _answer_to(self, ask: LiveAsk) -> Mapping[str, Any]:
         if self._over is not None:
             raise _cut_short(ask, self._over)
         self._open[ask.ref] = ask
@@ -134,20 +140,20 @@ class Asks:
                 ask.again.cancel()
 
 
-def _given_up(ask: Ask, detail: str) -> UnavailableError:
+def _given_up(ask: LiveAsk, detail: str) -> UnavailableError:
     if ask.msg_ids:
         return UnknownOutcomeError(f"{detail}; send again with the same ids", ask.msg_ids)
     return UnavailableError(detail)
 
 
-def _cut_short(ask: Ask, error: ImrayError) -> ImrayError:
+def _cut_short(ask: LiveAsk, error: ImrayError) -> ImrayError:
     """What the end of the session means for an ask. It is no refusal of what was asked."""
     if isinstance(error, ServerError):
         return ServerError(str(error), ask.msg_ids)
     return _given_up(ask, str(error)) if ask.may_be_stored or ask.is_written else error
 
 
-def refusal_of(ask: Ask, error: ErrorHeard, conv_seq: object) -> ImrayError:
+def refusal_of(ask: LiveAsk, error: ErrorHeard, conv_seq: object) -> ImrayError:
     """What a final refusal means: as over HTTP (`imray.client.call.Attempts.refuse`)."""
     detail = f"status {error.status}: {error.detail}"
     if error.status == 409 and ask.msg_ids:

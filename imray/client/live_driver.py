@@ -17,7 +17,7 @@ import httpx
 from imray.client.call import Environment
 from imray.client.errors import AuthError, ServerError
 from imray.client.follower import AsyncFollower
-from imray.client.live_asks import Ask, Asks
+from imray.client.live_asks import Asks, LiveAsk
 from imray.client.live_socket import LiveSocket, SocketEnd
 from imray.client.live_wire import READ_ERRORS, Welcome, heard_item
 from imray.client.models import Hole, LiveSignal, Message, Unread
@@ -174,6 +174,7 @@ class LiveDriver:
 
     def _note_end(self, conn: int, end: SocketEnd) -> None:
         now_ms = self._now_ms()
+        self.asks.unreachable(end.reason)
         if end.status is None:
             self._carry_out(self.session.closed(conn, end.code, end.reason, now_ms))
         else:
@@ -218,7 +219,7 @@ class LiveDriver:
         except Exception:  # the caller's function: it must not end the connection
             log.exception("a callback for signals failed")
 
-    def _write_ask(self, ask: Ask) -> None:
+    def _write_ask(self, ask: LiveAsk) -> None:
         if self._up is None or ask.is_written or ask.answer.done():
             return
         try:

@@ -1,4 +1,4 @@
-"""`imray chat` as a user runs it: in a pipe, in a terminal, two side by side."""
+"""`imray chat` and `imray tail --follow` as a user runs them: in a pipe, in a terminal, two side by side."""
 
 from __future__ import annotations
 
@@ -141,6 +141,23 @@ async def test_in_a_terminal_keys_are_told_and_what_comes_stands_above(server: L
         if chat.returncode is None:
             chat.kill()
         await chat.communicate()
+
+
+async def test_tail_follows_by_push_over_a_cut(server: LiveServer, tmp_path: Path) -> None:
+    append(server, 5)
+    command = (sys.executable, "-m", "imray.cli", "tail", "tea", "--last", "2", "--follow")
+    tail = await asyncio.create_subprocess_exec(
+        *command, stdout=PIPE, stderr=PIPE, env=environment(server, "me"), cwd=tmp_path
+    )
+    assert (await until_line(tail, "m4")).startswith("4  20")
+    await until_line(tail, "m5")
+    server.void("tea", 1)
+    assert "6  (no messages: lost grant)" in await until_line(tail, "6")
+    server.cut()
+    append(server, 1)
+    assert (await until_line(tail, "m7")).endswith("  ada: m7\n")
+    tail.terminate()
+    await asyncio.wait_for(tail.communicate(), WAIT_S)
 
 
 def test_the_editor_makes_lines_of_keys() -> None:

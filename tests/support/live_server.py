@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http
+import json
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -38,7 +39,6 @@ class LiveServer:
         self.accepted = 0
         """Connections that were ever welcomed."""
         self.seen: list[dict[str, Any]] = []
-        """What clients said."""
         self.cursors: dict[str, int] = {}
         self.token: str | None = None
         """The only one that is taken; None: all are."""
@@ -52,16 +52,13 @@ class LiveServer:
         """Answers to the next handshakes."""
         self.repeat = False
         """Every item of messages is told twice."""
-        self.is_silent = False
-        """Nothing is told any more."""
+        self.is_silent = False  # True: nothing is told any more
         self.forbidden: set[str] = set()
         self.epoch = 1
-        self.part_max = 100
-        """Numbers in one item."""
+        self.part_max = 100  # numbers in one item
         self.ping_interval_s = 20.0
         self.frame_bytes_max = 1024 * 1024
-        self.changed = asyncio.Event()
-        """A client came, went, or said something."""
+        self.changed = asyncio.Event()  # a client came, went, or said something
 
     def append(self, conv_id: str, body: str | bytes, sender: str = "ada", client_msg_id: str | None = None) -> int:
         """Store a message, and tell it."""
@@ -148,6 +145,11 @@ class LiveServer:
             "server_ts": 1_700_000_000_000 + seq,
             "stable_seq": len(self.log[conv_id]),
         }
+
+    def head_of(self, conv_id: str) -> dict[str, Any]:
+        """As `GET /v1/conversations/{conv_id}` says it."""
+        head = len(self.log[conv_id])
+        return {"conv_id": conv_id, "conv_seq": head, "stable_seq": head, "epoch": self.epoch, "shard": 0}
 
     def range_of(self, conv_id: str, after: int, upto: int) -> dict[str, Any]:
         """Messages and holes of a range."""
@@ -294,6 +296,8 @@ async def live_server(server: LiveServer | None = None) -> AsyncIterator[LiveSer
     live = server or LiveServer()
 
     def check(_socket: ServerConnection, request: Request) -> Response | None:
+        if request.path.startswith("/v1/conversations/"):
+            return _socket.respond(http.HTTPStatus.OK, json.dumps(live.head_of(request.path.rpartition("/")[2])))
         if live.statuses:
             status, headers = live.statuses.pop(0)
             response = _socket.respond(http.HTTPStatus(status), '{"detail": "because"}')
