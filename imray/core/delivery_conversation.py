@@ -58,7 +58,8 @@ class DeliveryConfig:
     retry_ms_min: int = 200
     retry_ms_max: int = 15_000
     """The ceiling of the pause before a conversation is asked for again without anything new in between."""
-    conversations_max: int = 10_000
+    conversations_max: int = 1_000
+    """A gateway takes no more over one connection, unless it is told to."""
 
     def __post_init__(self) -> None:
         if not (0 < self.backoff_ms_min <= self.backoff_ms_max and 0 < self.retry_ms_min <= self.retry_ms_max):
