@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from imray.core.errors import InvalidError
+from imray.core.pages import SEQ_MAX
 from imray.core.replies import Refusal, Refused
 from imray.core.routing import check_conv_id, home_of, log_of
 from imray.engine.batches import messages_of
@@ -71,6 +72,8 @@ class Feeds:
         `passive`. Takes the place of what the listener had of this conversation. The listener must `leave` once."""
         try:
             check_conv_id(conv_id)
+            if after is not None and not 0 <= after <= SEQ_MAX:
+                raise InvalidError(f"after={after}: a number from 0 to {SEQ_MAX}")
         except InvalidError as e:
             return Refusal(Refused.INVALID, str(e))
         feed = self._feed(conv_id)
@@ -146,13 +149,19 @@ class Feeds:
 
     def on_push(self, log_number: int, method: Method, content: memoryview) -> None:
         """A log's writer sent something unasked."""
-        if method is Method.SIGNALLED:
-            self._on_signal(decode_struct(content, SignalArgs))
-            return
-        publication = decode_publication(content)
         link = self._links.get(log_number)
         if link is None:
             return  # what was wanted of it is not wanted any more
+        try:
+            if method is Method.SIGNALLED:
+                self._on_signal(decode_struct(content, SignalArgs))
+                return
+            publication = decode_publication(content)
+        except InvalidError as e:
+            # what it said is lost, and may have been the last that it will say for long
+            log.error("log %d: %s", log_number, e)
+            link.lost()
+            return
         if link.take(publication):
             self._on_publication(publication)
 

@@ -39,6 +39,7 @@ _REGISTER_AGAIN_S = 0.1
 """So long a fence waits for its home shard to answer: each further one would be a segment for ever."""
 _REPORT_S = 0.02
 """A report waits so long for an ask that carries it."""
+_REPORT_LISTENED_S = 0.002
 _REPORT_AGAIN_S = 0.2
 
 
@@ -191,7 +192,8 @@ class PartitionIncarnation:
                 self._publisher.publish(job.table, ())
         if job.report is not None:
             self._reports.append(job.report)
-            self._flush_in(_REPORT_S)
+            # who listens waits for the home shard to say that it is final
+            self._flush_in(_REPORT_LISTENED_S if self._publisher else _REPORT_S)
 
     def _flush_in(self, delay_s: float) -> None:
         if self._flushing is None and not self.ended.is_set():

@@ -132,3 +132,24 @@ async def test_a_publication_of_a_lower_epoch_is_not_taken() -> None:
     _publish(feeds, 5, 1)
     assert ear.seqs == [1]
     feeds.close()
+
+
+async def test_a_publication_that_cannot_be_read_has_all_asked_again() -> None:
+    shards = Scripted()
+    feeds = Feeds(shards, Settings())
+    ear = Ear()
+    subscribing = asyncio.create_task(feeds.subscribe(ear, "tea", 0, False))
+    (await shards.next_ask()).set_result(_answer(5, 0))
+    await subscribing
+    feeds.on_push(0, Method.PUBLISH, memoryview(bytearray(b"nothing that anybody can read")))
+    await shards.next_ask()
+    feeds.close()
+
+
+@pytest.mark.parametrize(("conv_id", "after"), [("", 0), ("tea", -1), ("tea", 1 << 63), ("x" * 200, 0)])
+async def test_what_cannot_be_subscribed_to_is_refused(conv_id: str, after: int) -> None:
+    feeds = Feeds(Scripted(), Settings())
+    answer = await feeds.subscribe(Ear(), conv_id, after, False)
+    assert isinstance(answer, Refusal)
+    assert answer.why is Refused.INVALID
+    feeds.close()
