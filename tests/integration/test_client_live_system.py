@@ -1,0 +1,131 @@
+"""The live client on a real system: catch-up and push in one stream, over a killed shard and many cut connections."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import System
+
+from imray.client import AsyncClient, AsyncLive, AsyncOutbox, Hole, Message, Unread
+from imray.client.follower import AsyncFollower
+from tests.support.live_callers import QUICK
+
+WAIT_S = 90
+MESSAGES = 3_000
+
+
+@pytest.fixture
+def conv() -> str:
+    return f"live {uuid.uuid4()}"
+
+
+@pytest.fixture
+async def live(system: System) -> AsyncIterator[AsyncLive]:
+    async with AsyncLive(system.url, system.token, timeout_s=WAIT_S, config=QUICK) as client:
+        yield client
+
+
+def bodies(first: int, last: int) -> Iterator[str]:
+    return (f"m{n}" for n in range(first, last + 1))
+
+
+async def up_to(follower: AsyncFollower[Message | Hole], last: int) -> dict[int, str]:
+    """What is shown up to a number: every number once, in order, as a message or in a hole."""
+    shown: dict[int, str] = {}
+    cursor = follower.last_shown or 0
+    async with asyncio.timeout(WAIT_S):
+        while cursor < last:
+            item = await anext(follower)
+            if isinstance(item, Hole):
+                assert item.from_seq == cursor + 1 <= item.to_seq
+                cursor = item.to_seq
+            else:
+                assert item.conv_seq == cursor + 1
+                cursor = item.conv_seq
+                assert isinstance(item.body, str)
+                shown[cursor] = item.body
+    return shown
+
+
+async def cut_now_and_then(live: AsyncLive, times: int) -> None:
+    """Connections that break without a word, at moments drawn by chance."""
+    chance = random.Random(7)
+    for _ in range(times):
+        await asyncio.sleep(chance.uniform(0.02, 0.2))
+        for socket in list(live._driver._sockets.values()):
+            assert socket._socket is not None
+            socket._socket.transport.abort()
+
+
+async def test_old_and_new_messages_are_one_stream_on_every_device(live: AsyncLive, system: System, conv: str) -> None:
+    async with AsyncClient(system.url, system.token) as other:
+        await other.send_batch([{"conv_id": conv, "body": body} for body in bodies(1, 500)])
+        devices = [live.follow(conv, 0), other.follow(conv, 490)]
+        acks = await asyncio.gather(*(live.send(conv, body) for body in bodies(501, 1_000)))
+        assert sorted(ack.conv_seq for ack in acks) == list(range(501, 1_001))
+        first, second = await asyncio.gather(*(up_to(device, 1_000) for device in devices))
+        assert list(first) == list(range(1, 1_001))
+        assert sorted(first.values()) == sorted(bodies(1, 1_000))
+        assert second == {n: body for n, body in first.items() if n > 490}
+
+
+async def test_cut_connections_neither_lose_nor_repeat(live: AsyncLive, system: System, conv: str) -> None:
+    async with AsyncLive(system.url, system.token, timeout_s=WAIT_S, config=QUICK) as sender:
+        showing = asyncio.create_task(up_to(live.follow(conv, 0), MESSAGES))
+        cuts = [asyncio.create_task(cut_now_and_then(each, 15)) for each in (live, sender)]
+        numbers = []
+        for at in range(0, MESSAGES, 100):
+            sends = (sender.send(conv, body) for body in bodies(at + 1, at + 100))
+            numbers += [ack.conv_seq for ack in await asyncio.gather(*sends)]
+        await asyncio.gather(*cuts)
+        shown = await showing
+        assert sorted(numbers) == list(shown) == list(range(1, MESSAGES + 1))
+        assert sorted(shown.values()) == sorted(bodies(1, MESSAGES))
+
+
+async def test_a_killed_shard_is_waited_for(live: AsyncLive, system: System, conv: str) -> None:
+    with system.client() as client:
+        shard = client.head(conv).shard
+    follower = live.follow(conv, 0)
+    for body in bodies(1, 20):
+        await live.send(conv, body)
+    before = await up_to(follower, 20)
+    os.kill(system.shard_pids()[shard], signal.SIGKILL)
+    acks = await asyncio.gather(*(live.send(conv, body) for body in bodies(21, 40)))
+    after = await up_to(follower, max(ack.conv_seq for ack in acks))
+    assert {ack.conv_seq for ack in acks} <= after.keys()
+    assert sorted((before | after).values()) == sorted(bodies(1, 40))
+
+
+async def test_from_now_on_heads_read_marks_and_an_outbox(live: AsyncLive, conv: str, tmp_path: Path) -> None:
+    for body in bodies(1, 3):
+        await live.send(conv, body)
+    follower = live.follow(conv)
+    page = await live.pull(conv, limit=2, order="desc")
+    async with asyncio.timeout(WAIT_S):
+        while live._driver.session.last_shown(conv) is None:  # it begins when the server says so
+            page = await live.pull(conv, limit=2, order="desc")
+    assert [message.conv_seq for message in page.messages] == [3, 2]
+    await live.read(conv, 2)
+    async with AsyncOutbox(tmp_path / "outbox", live) as outbox:
+        assert (await outbox.send(conv, "m4")).conv_seq == 4
+    assert await up_to_one(follower) == 4
+    watcher = live.watch(conv, 0)
+    async with asyncio.timeout(WAIT_S):
+        head = await anext(watcher)
+    assert isinstance(head, Unread)
+    assert head.conv_seq == 4
+
+
+async def up_to_one(follower: AsyncFollower[Message | Hole]) -> int:
+    async with asyncio.timeout(WAIT_S):
+        item = await anext(follower)
+    assert isinstance(item, Message)
+    return item.conv_seq
