@@ -18,7 +18,7 @@ from api.auth import Caller
 from api.checks import invalid
 from api.docs import problems
 from api.door import RawRoute
-from api.limits import CALLING
+from api.limits import CALLING, Account
 from api.live_formats import JSON, messages_item, notice_item
 from api.live_wire import LiveEngine
 from api.problems import refused
@@ -88,7 +88,10 @@ def routes(live: LiveEngine) -> APIRouter:
         if unknown := set(request.query_params) - {"after"}:
             raise invalid(f"unknown parameters {sorted(unknown)}: known is after")
         feeds = live.feeds
-        listener = EventListener(caller, live.settings)
+        account = CALLING.get()
+        if account is not None:
+            account.identify()
+        listener = EventListener(caller, live.settings, account)
         position = _position(request)
         try:
             made = await feeds.subscribe(listener, conv_id, position, False)
@@ -98,7 +101,7 @@ def routes(live: LiveEngine) -> APIRouter:
             feeds.leave(listener)
             raise
         left_s = live.auth.seconds_left(caller)
-        return EventResponse(feeds, listener, conv_id, left_s, live.settings)
+        return EventResponse(feeds, listener, account, conv_id, left_s)
 
     return router
 
@@ -112,7 +115,9 @@ def event_batch(batch: Batch) -> bytes:
 class EventListener:
     """One who follows: what waits for it, bounded. Also `api.limits.Stream`."""
 
-    def __init__(self, caller: Caller, settings: Settings) -> None:
+    def __init__(self, caller: Caller, settings: Settings, account: Account | None) -> None:
+        """`account`: who pays for what waits."""
+        self.interval_s = settings.live_ping_interval_s
         self.sender = caller.sender
         self.service = caller.service
         self.encoder: Encoder = event_batch
@@ -123,6 +128,7 @@ class EventListener:
         self._reconnect_ms_max = int(settings.live_reconnect_s_max * 1000)
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
+        self._account = account
         self._over = False
         self._woken = asyncio.Event()
 
@@ -133,7 +139,10 @@ class EventListener:
         if self._waiting and self._waiting_bytes + len(data) > self._bytes_max:
             self.crowded = True
             return False
-        self._add(data)
+        if self._account is not None and not self._account.take_answer(len(data), always=not self._waiting):
+            self.crowded = True
+            return False
+        self._queue(data)
         return True
 
     def notify(self, notice: Notice) -> None:
@@ -154,6 +163,11 @@ class EventListener:
         self._woken.set()
 
     def _add(self, data: bytes) -> None:
+        if self._account is not None:
+            self._account.take_answer(len(data), always=True)
+        self._queue(data)
+
+    def _queue(self, data: bytes) -> None:
         self._waiting.append(data)
         self._waiting_bytes += len(data)
         self._woken.set()
@@ -175,7 +189,17 @@ class EventListener:
             size += len(part)
         self._waiting_bytes -= size
         self.written += size
+        if self._account is not None:
+            self._account.answer_written(size)
         return b"".join(parts)
+
+    def give_up(self) -> None:
+        """Nobody takes what waits any more."""
+        self._over = True
+        if self._account is not None:
+            self._account.answer_written(self._waiting_bytes)
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
     @property
     def empty(self) -> bool:
@@ -186,7 +210,9 @@ class EventListener:
 class EventResponse(Response):
     """The stream. It has the subscription from its making on, and gives it up when it ends."""
 
-    def __init__(self, feeds: Feeds, listener: EventListener, conv_id: str, left_s: float, settings: Settings) -> None:
+    def __init__(
+        self, feeds: Feeds, listener: EventListener, account: Account | None, conv_id: str, left_s: float
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.body = b""
@@ -194,13 +220,12 @@ class EventResponse(Response):
         self._feeds = feeds
         self._listener = listener
         self._conv_id = conv_id
+        self._account = account
         self._left_s = left_s
-        self._interval_s = settings.live_ping_interval_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        account = CALLING.get()
+        account = self._account
         if account is not None:
-            account.identify()
             account.stream = self._listener
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -209,6 +234,7 @@ class EventResponse(Response):
         finally:
             if account is not None:
                 account.stream = None
+            self._listener.give_up()
             self._feeds.leave(self._listener)
 
     async def _stream(self, send: Send) -> None:
@@ -224,7 +250,7 @@ class EventResponse(Response):
             left_s = expires_at - loop.time()
             if left_s <= 0:
                 break
-            data = await listener.take(min(self._interval_s, left_s))
+            data = await listener.take(min(listener.interval_s, left_s))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

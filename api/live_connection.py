@@ -13,19 +13,16 @@ import random
 from collections.abc import Sequence
 from typing import Any, Final
 
-from websockets.frames import Frame, Opcode
-from websockets.protocol import OPEN, SERVER
-from websockets.protocol import Protocol as WebSocket
-
 from api.auth import Caller
-from api.limits import Account
-from api.live_formats import JSON, Format, notice_item
+from api.limits import Account, over_budget
+from api.live_formats import JSON, Format, Payload, notice_item
 from api.live_items import DrainItem, ExpiringItem, ServerItem
 from api.live_pages import LivePages
 from api.live_pulse import Due, Pulse
+from api.live_reader import HalfMessage, LiveReader, WrongKindError
 from api.live_sends import error_of
 from api.live_session import LiveSession
-from api.live_wire import GOING_AWAY, MALFORMED, TOKEN, UNEXPECTED, WRONG_KIND, LiveEngine
+from api.live_wire import GOING_AWAY, LATER, MALFORMED, TOKEN, UNEXPECTED, WRONG_KIND, LiveEngine
 from api.problems import ProblemError, unexpected
 from api.watch import Watch, unsent
 from imray.core.errors import InvalidError
@@ -56,11 +53,10 @@ class LiveConnection(asyncio.Protocol):
         self._account = account
         self._watch = watch
         self._siblings = siblings
-        self._socket = WebSocket(SERVER, state=OPEN, max_size=live.settings.live_frame_bytes_max)
+        self._reader = LiveReader(spoken.opcode, live.settings.live_frame_bytes_max)
+        self._half = HalfMessage(self._reader, account, self.loop.time())
         self._session = LiveSession(live, pages, self, account, spoken)
         self._pulse = Pulse(self.loop.time(), live.settings.header_deadline_s, live.settings.live_ping_interval_s)
-        self._parts: bytearray | None = None
-        """Of a message that comes in several frames."""
         self._told: list[ServerItem] = []
         """To be written in one frame, at the end of this step of the event loop."""
         self._written = 0
@@ -91,28 +87,31 @@ class LiveConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._pulse.heard = True
-        socket = self._socket
-        socket.receive_data(data)
+        reader = self._reader
         try:
-            for frame in socket.events_received():
+            for payload in reader.read(data):
                 if self._over:
                     break
-                if isinstance(frame, Frame):
-                    self._frame(frame)
+                self._take(payload)
             if not self._over:
                 self._session.flush()
+        except WrongKindError:
+            kind = "text" if self._format is JSON else "binary"
+            self.close(WRONG_KIND, ProblemError(400, "invalid", f"{self._format.subprotocol} is {kind} frames"))
         except Exception:
             log.exception("a live connection failed")
             self.close(UNEXPECTED, unexpected())
-        if not self._over and socket.state is not OPEN:
-            self._write_told()  # before the end: the client broke the protocol's rules, and the machine says so
+        if not self._over and not reader.is_open:
+            self._write_told()  # the client has closed, or broken the rules: the machine's answer is not written yet
             self._ends()
+        if not self._over and not self._half.charge():
+            self.close(LATER, over_budget())
         self._send_protocol()
         self._balance()
 
     def eof_received(self) -> bool:
-        if not self._socket.eof_sent:
-            self._socket.receive_eof()
+        if not self._reader.machine.eof_sent:
+            self._reader.machine.receive_eof()
         return False  # the transport closes
 
     def pause_writing(self) -> None:
@@ -122,6 +121,7 @@ class LiveConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._write_paused = False
         self._account.blocked = False
+        self._account.charge_written()
         if self._over:
             return
         self._give_room()
@@ -130,29 +130,9 @@ class LiveConnection(asyncio.Protocol):
 
     # what the client says
 
-    def _frame(self, frame: Frame) -> None:
-        opcode = frame.opcode
-        if opcode is Opcode.CLOSE:
-            self._write_told()  # the answering close frame is not written yet
-            self._ends()
-            return
-        if opcode is Opcode.PING or opcode is Opcode.PONG:
-            return
-        if opcode is Opcode.CONT:
-            assert self._parts is not None  # the machine takes no other one
-            self._parts += frame.data
-        elif opcode != self._format.opcode:
-            kind = "text" if self._format is JSON else "binary"
-            self.close(WRONG_KIND, ProblemError(400, "invalid", f"{self._format.subprotocol} is {kind} frames"))
-            return
-        elif not frame.fin:
-            self._parts = bytearray(frame.data)
-        if not frame.fin:
-            return
-        data = frame.data if self._parts is None else self._parts
-        self._parts = None
+    def _take(self, payload: Payload) -> None:
         try:
-            items = self._format.decode(data, self._settings.live_items_max)
+            items = self._format.decode(payload, self._settings.live_items_max)
         except InvalidError as e:
             self.close(MALFORMED, ProblemError(400, "invalid", str(e)))
             return
@@ -177,9 +157,13 @@ class LiveConnection(asyncio.Protocol):
             size = self.transport.get_write_buffer_size()
             if size + len(data) > self._settings.listener_queue_bytes_max:
                 return False
+            if not self._account.take_answer(len(data), always=False):
+                return False
+            self._account.answer_written(len(data))
         if self._told:
             self._write_told()
-        self._write(data)
+        self._written += len(data)
+        self.transport.write(data)
         return True
 
     def notify(self, notice: Notice) -> None:
@@ -199,7 +183,7 @@ class LiveConnection(asyncio.Protocol):
             self._told.append(error_of(problem, None))
         self._write_told()
         reason = "" if problem is None else problem.detail.encode()[:_REASON_BYTES_MAX].decode(errors="ignore")
-        self._socket.send_close(code, reason)
+        self._reader.machine.send_close(code, reason)
         self._send_protocol()
         self._ends()
         self._balance()
@@ -238,12 +222,16 @@ class LiveConnection(asyncio.Protocol):
             self._write(self._format.frame(told[at : at + items_max]))
 
     def _write(self, data: bytes) -> None:
+        if self._write_paused:
+            # what waits counts while the client does not read; what it asked for it gets
+            self._account.take_answer(len(data), always=True)
+            self._account.answer_written(len(data))
         self._written += len(data)
         self.transport.write(data)
 
     def _send_protocol(self) -> None:
         """What the machine has to say: pongs, and the end."""
-        for data in self._socket.data_to_send():
+        for data in self._reader.machine.data_to_send():
             if data:
                 self._write(data)
             elif self.transport.can_write_eof():
@@ -286,13 +274,16 @@ class LiveConnection(asyncio.Protocol):
         """See `api.watch.Watched`."""
         if self._drain_by is not None and (now >= self._drain_by or self._session.idle):
             self.close(GOING_AWAY)
+        deadline_s = self._settings.request_deadline_s
+        if self._half.is_late(now, self._read_paused, deadline_s):
+            self.close(MALFORMED, ProblemError(408, "late", f"a frame took longer than {deadline_s:g} s"))
         due = self._pulse.look(now, self._excused())
         if due is Due.NOTHING:
             return
         if due is Due.GONE:
             self.transport.abort()
         elif due is Due.PING:
-            self._socket.send_ping(b"")
+            self._reader.machine.send_ping(b"")
             self._send_protocol()
         elif due is Due.WARN:
             self.tell([ExpiringItem(max(0, int(self._pulse.expires_at - now)))])

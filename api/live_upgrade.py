@@ -41,7 +41,8 @@ class LiveProtocol(GuardedProtocol):
         """Where no request before it waits for its answer: two protocols cannot write at once."""
         at_rest = self._running is None or self._running.response_complete
         asked = self.url.partition(b"?")[0] == PATH and self.parser.get_method() == b"GET"
-        return asked and at_rest and self._get_upgrade() == b"websocket"
+        modern = self.parser.get_http_version() == "1.1"
+        return asked and modern and at_rest and self._get_upgrade() == b"websocket"
 
     def _should_upgrade(self) -> bool:
         return self._upgrades

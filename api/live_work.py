@@ -159,15 +159,20 @@ class LiveWork:
         await self._wire.room()
         self._wire.tell([await self._pages.pull(item, caller, self._format)])
 
-    async def _signal(self, item: SignalItem) -> None:
-        check_text(item.kind, "kind", _KIND_BYTES_MAX)
-        data = self._format.signal_data(item.data)
+    def _count_signal(self) -> None:
         per_s = self._live.settings.live_signals_per_s
+        if per_s <= 0:
+            return
         if self._signals is None:
-            self._signals = Buckets(per_s, per_s, 1)
+            self._signals = Buckets(per_s, max(1.0, per_s), 1)
         wait_s = self._signals.take("", 1, monotonic())
         if wait_s > 0:
             raise ProblemError(429, "too-many", f"more than {per_s:g} signals a second of one connection", wait_s)
+
+    async def _signal(self, item: SignalItem) -> None:
+        check_text(item.kind, "kind", _KIND_BYTES_MAX)
+        data = self._format.signal_data(item.data)
+        self._count_signal()
         self._check(await self._live.feeds.signal(self._wire, item.conv_id, item.kind, data))
         if item.ref is not None:
             self._wire.tell([OkItem(item.ref)])

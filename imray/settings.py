@@ -150,7 +150,8 @@ class Settings:
     """A connection that said nothing for so long is pinged, and closed after as long again: load balancers forget an
     idle connection after 60 s."""
     live_signals_per_s: float = 20.0
-    """Of one connection, and as many at once: a person who types makes two. Each goes to everybody who listens."""
+    """Of one connection, and as many at once: a person who types makes two. Each goes to everybody who listens. 0: no
+    limit."""
     live_sends_in_flight_max: int = 2000
     """Of one connection, two of the largest frames: it is not read from before some of them are answered."""
     live_pulls_in_flight_max: int = 4

@@ -295,3 +295,44 @@ async def test_a_server_that_ends_waits_for_answers_and_says_when_to_come_back(m
     quiet.server.shutdown()
     assert [item["t"] for item in await quiet.heard()] == ["drain"]
     assert quiet.close_code == 1001
+
+
+async def test_a_message_that_is_not_complete_counts_and_must_come_in_time(made: Made) -> None:
+    peer = await known(made(request_deadline_s=5.0))
+    whole = peer.frame([{**SEND, "body": "x" * 50_000}])
+    peer.server.data_received(whole[:30_000])
+    assert 29_000 < peer.limits.bytes <= 30_000
+    peer.server.data_received(whole[30_000:] + Frame(Opcode.TEXT, b"x" * 500, fin=False).serialize(mask=True))
+    assert [item["t"] for item in await peer.heard()] == ["ack"]
+    assert peer.limits.bytes == 500
+    now = peer.server.loop.time()
+    peer.server.look(now)
+    peer.server.data_received(Frame(Opcode.CONT, b"x" * 100, fin=False).serialize(mask=True))
+    peer.server.look(now + 4)
+    assert peer.close_code is None
+    peer.server.look(now + 6)
+    (error,) = await peer.heard()
+    assert (error["status"], error["kind"], peer.close_code) == (408, "late", 4400)
+
+
+async def test_half_messages_are_bounded_over_all_connections_of_a_caller(made: Made) -> None:
+    peer = await known(made(flight_bytes_per_caller_max=1000))
+    peer.server.data_received(Frame(Opcode.TEXT, b"x" * 900, fin=False).serialize(mask=True))
+    assert peer.close_code is None
+    peer.server.data_received(Frame(Opcode.CONT, b"x" * 900, fin=False).serialize(mask=True))
+    (error,) = await peer.heard()
+    assert (error["status"], error["kind"], peer.close_code) == (503, "busy", 1013)
+
+
+async def test_what_waits_for_listeners_that_do_not_read_is_bounded_over_all_of_them(made: Made) -> None:
+    peer = await known(made(flight_bytes_max=1000))
+    peer.say({"t": "subscribe", "ref": 1, "conv_id": "c"})
+    await peer.heard()
+    peer.server.pause_writing()
+    assert peer.server.offer(b"x" * 600)
+    assert peer.limits.bytes == 600
+    assert not peer.server.offer(b"x" * 600)
+    peer.server.resume_writing()
+    assert peer.limits.bytes == 0
+    assert peer.server.offer(b"x" * 600)
+    assert peer.limits.bytes == 0
