@@ -56,7 +56,8 @@ def _created(state: MemberState, conv: int, head: int, ask: Create) -> MembersCh
     if Role.OWNER not in roles.values():
         return Refusal(Refused.INVALID, "a conversation has an owner: name one among the members")
     if state.is_created(conv):
-        if state.is_public(conv) == ask.public and state.all_roles(conv) == roles:
+        same = state.count(conv) == len(roles) and state.roles_among(conv, roles) == roles
+        if same and state.is_public(conv) == ask.public:
             return None
         return Refusal(Refused.EXISTS, "the conversation is there, with other members or another `public`")
     if head and not ask.service:

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from analytics import audit
+from analytics.history import HistoryReader
 from imray.core.errors import CorruptError
 from imray.core.members import MembersChanged, Role
 from imray.core.membership import Change
 from imray.core.state import ShardState
 from imray.log import checkpoint
+from imray.log.manifest import create_or_open
 from imray.log.recovery import replay
 from imray.log.schema import CursorsRecord, LogRecord, MembersRecord, RecordKind, record_table
 from imray.log.store import LocalStore
@@ -161,3 +164,16 @@ def test_bodies_are_json_as_the_page_of_the_log_says() -> None:
         (4, 7, b'{"public": true, "set": {"\\u00e4": "reader"}, "removed": ["b"], "created": true}'),
         (5, 7, b'{"seqs": {"\\u00e4": 3}}'),
     ]
+
+
+def test_audits_and_history_take_the_records_for_what_they_are(tmp_path: Path) -> None:
+    create_or_open(LocalStore(tmp_path), 1)
+    _some_history(tmp_path)
+    report = audit.run(tmp_path)
+    assert report.ok, report.to_dict()
+    committer = open_committer(tmp_path)
+    there = committer.locate("room", 1, 2)
+    page = HistoryReader(str(tmp_path), Settings()).read(
+        0, "room", there.stable, there.intervals, there.spans, limit=10
+    )
+    assert (page.messages.column("conv_seq").to_pylist(), page.holes) == ([1, 2], [])
