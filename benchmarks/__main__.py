@@ -42,7 +42,7 @@ _COSTS = {
     "ack_latency": (30.0, 8, 4),
     "memory": (4.0, 3, 3),
     "restart": (20.0, 2, 2),
-    "push": (20.0, 18, 14),
+    "push": (20.0, 13, 14),
     "members": (30.0, 5, 5),
 }
 """Seconds to start, and how many sides a turn has, in full and in the quick form."""
@@ -71,7 +71,7 @@ def main(
         typer.Option(min=1, help=f"Batches in flight for each producer: {Options.window}; 1 with --quota."),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One short turn of each; all of them within 5 minutes.")
+        bool, typer.Option("--quick", help="One short turn of each; all of them within 10 minutes.")
     ] = False,
     quota: Annotated[
         float | None,

@@ -90,8 +90,7 @@ class Crowd:
         self.acked = 0
         self.notices: Counter[str] = Counter()
         self._devices: list[Device] = []
-        self._gone: list[Device] = []
-        """Kept: a connection that nobody has is closed."""
+        self._deaf: list[Device] = []
         self._lanes: dict[str, Lane] = {}
         self._changed = asyncio.Event()
         self._error: str | None = None
@@ -179,10 +178,16 @@ class Crowd:
         for device in self._devices[left:]:
             device.deafen()
             self._lanes[device.conv_id].listeners -= 1
-            device.conv_id = ""
-        self._gone += self._devices[left:]
+        self._deaf += self._devices[left:]
         del self._devices[left:]
         return {}
+
+    async def hear(self) -> dict[str, Any]:
+        """The deaf read again. TimeoutError where one had missed nothing: then its neighbours were in no danger."""
+        for device in self._deaf:
+            device.hear()
+        await self.until(lambda: all(d.missed for d in self._deaf), _SETTLED_S_MAX, "the deaf had to be left out")
+        return {"missed": len(self._deaf)}
 
     async def cut(self, back_off_s: float) -> dict[str, Any]:
         """Reset all connections at once; each comes back within `back_off_s`, by chance, and again where it fails.
@@ -197,6 +202,8 @@ class Crowd:
 
     def told(self, device: Device, messages: int, payload: bytes) -> None:
         """A listener got messages."""
+        if device.deaf:
+            return
         now = time.perf_counter()
         if self._begin <= now < self._end:
             self._told += messages
@@ -277,7 +284,7 @@ class Crowd:
 
     async def command(self, ask: dict[str, Any]) -> dict[str, Any]:
         """What a line asks for."""
-        known = (self.open, self.drive, self.pace, self.deafen, self.wake, self.cut)
+        known = (self.open, self.drive, self.pace, self.deafen, self.hear, self.wake, self.cut)
         methods: dict[str, Callable[..., Any]] = {method.__name__: method for method in known}
         return await methods[ask.pop("op")](**ask)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 import time
 from collections import Counter
 from typing import Final, Protocol
@@ -17,7 +16,6 @@ import msgspec
 from benchmarks.push_frames import items_of, span_of
 from benchmarks.push_wire import TEXT, Door, PushWire, client_frame, connect
 
-_SMALL_BUFFER_BYTES: Final = 4096
 _BACK_OFF_S_MAX: Final = 5.0
 
 
@@ -42,7 +40,6 @@ class Device:
     __slots__ = (
         "_back_off_s",
         "_crowd",
-        "_deaf",
         "_door",
         "_live_from",
         "_ref",
@@ -51,8 +48,10 @@ class Device:
         "after",
         "conv_id",
         "current_at",
+        "deaf",
         "idle",
         "live",
+        "missed",
         "sampled",
         "tries",
         "wire",
@@ -66,7 +65,9 @@ class Device:
         self.idle = idle
         self._rng = random.Random(seed)
         self._back_off_s: float | None = None
-        self._deaf = False
+        self.deaf = False
+        self.missed = False
+        """It did not read, and was left out or left."""
         self._ref = 0
         self._live_from = 0
         self._task: asyncio.Task[None] | None = None
@@ -101,12 +102,15 @@ class Device:
             self.wire.cut()
 
     def deafen(self) -> None:
-        """Read nothing any more, with little room below."""
-        self._deaf = True
+        """Read nothing any more."""
+        self.deaf = True
         if self.wire is not None and self.wire.transport is not None:
-            made = self.wire.transport.get_extra_info("socket")
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_BUFFER_BYTES)
             self.wire.transport.pause_reading()
+
+    def hear(self) -> None:
+        """Read again, to see what is left."""
+        if self.wire is not None and self.wire.transport is not None:
+            self.wire.transport.resume_reading()
 
     def opened(self, wire: PushWire) -> None:
         self.wire = wire
@@ -119,8 +123,10 @@ class Device:
     def lost(self, wire: PushWire, code: int, why: str) -> None:
         self.live = False
         self.wire = None
-        if self._deaf:
-            return  # whoever does not read may be left
+        if self.deaf:
+            self.missed = True  # whoever does not read may be left
+            self._crowd.changed()
+            return
         if self._back_off_s is None:
             self._crowd.fail(f"a listener's connection was lost: {code} {why}")
             return
@@ -171,6 +177,9 @@ class Device:
                 self._live_from = item["live"]
                 self.live = True
                 self.current_at = time.perf_counter() if self.current else 0.0
+                self._crowd.changed()
+            elif self.deaf:
+                self.missed |= kind == "behind"
                 self._crowd.changed()
             elif kind in ("behind", "ended"):
                 self._crowd.notices[kind] += 1

@@ -28,7 +28,7 @@ _WINDOW = 4
 _DEAF_BODY_BYTES = 4096
 """What a listener that does not read leaves lying must pass all buffers within the measurement."""
 _DEAF_GROUP = 100
-_FLOOD_S = 2.0
+_FLOOD_S = 3.0
 _WARM = 50
 _IDLE = 2000
 _DEAF_BYTES_PER_S = 8 * 1024 * 1024
@@ -127,9 +127,11 @@ def beside_the_deaf(on: Measured, deaf: int) -> Sample:
         crowd.ask("deafen", listeners=deaf)
         # what they leave lying fills every buffer on the way, and then what the gateway keeps for one listener
         now = time.perf_counter()
-        flood = {"rows": FRAME_ROWS // 2, "window": 2, "body_bytes": _DEAF_BODY_BYTES}
+        flood = {"rows": FRAME_ROWS, "window": 2, "body_bytes": _DEAF_BODY_BYTES}
         crowd.ask("drive", begin_s=now, end_s=now + _FLOOD_S, **flood)
-        return on.during(crowd, "pace", rows=1, rate_per_s=rate_per_s, body_bytes=_DEAF_BODY_BYTES)
+        found = on.during(crowd, "pace", rows=1, rate_per_s=rate_per_s, body_bytes=_DEAF_BODY_BYTES)
+        crowd.ask("hear")
+        return found
 
 
 def memory(options: Options) -> Sample:
