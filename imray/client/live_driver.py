@@ -133,7 +133,9 @@ class LiveDriver:
                 case items.Renew(conn):
                     self._spawn(self._renew(conn))
                 case _:
-                    self._sockets[action.conn].put(_written(action))
+                    socket = self._sockets.get(action.conn)
+                    if socket is not None:
+                        socket.put(_written(action))
         at_ms = self.session.timer_at_ms
         if at_ms is not None and (self._tick_at_ms is None or at_ms < self._tick_at_ms):
             self._sooner.set()
@@ -184,25 +186,26 @@ class LiveDriver:
     def _hear(self, conn: int, socket: LiveSocket, frame: list[dict[str, Any]]) -> bool:
         """Take a frame; False where it is not what the contract says."""
         try:
-            read = [(item, item.get("ref"), heard_item(item)) for item in frame]
+            read = [(item, heard_item(item)) for item in frame]
             welcomes = [Welcome.of(item) for item in frame if item["t"] == "welcome"]
         except READ_ERRORS as e:
             log.warning("an item of the server is not what the contract says: %s: %s", type(e).__name__, e)
             return False
         for welcome in welcomes:
             socket.be_welcomed(welcome)
-        for item, ref, heard in read:
-            self._take(conn, item, ref, heard)
+        for item, heard in read:
+            self._take(conn, item, heard)
         if welcomes and self.session.link.is_current(conn):
             self._up = socket
             self.asks.connected()
         return True
 
-    def _take(self, conn: int, item: dict[str, Any], ref: Any, heard: items.HeardItem[Message] | None) -> None:
+    def _take(self, conn: int, item: dict[str, Any], heard: items.HeardItem[Message] | None) -> None:
         now_ms = self._now_ms()
         if heard is None or (isinstance(heard, items.ErrorHeard) and self.asks.refused(heard, item)):
             self.session.heard(conn, now_ms)
-            if item["t"] in _ANSWERS:
+            ref = item.get("ref")
+            if item["t"] in _ANSWERS and isinstance(ref, int):
                 self.asks.answered(ref, item)
             elif item["t"] == "signal":
                 self._tell_signal(item)
@@ -210,11 +213,12 @@ class LiveDriver:
             self._carry_out(self.session.item(conn, heard, now_ms))
 
     def _tell_signal(self, item: dict[str, Any]) -> None:
-        follower = self._followers.get(item.get("conv_id", ""))
+        conv_id = str(item.get("conv_id"))
+        follower = self._followers.get(conv_id)
         if follower is None or follower.on_signal is None:
             return
+        signal = LiveSignal(conv_id, str(item.get("sender")), str(item.get("kind")), item.get("data"))
         try:
-            signal = LiveSignal(item["conv_id"], str(item["sender"]), str(item["kind"]), item.get("data"))
             follower.on_signal(signal)
         except Exception:  # the caller's function: it must not end the connection
             log.exception("a callback for signals failed")

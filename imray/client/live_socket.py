@@ -60,6 +60,7 @@ class LiveSocket:
                 subprotocols=[Subprotocol(name) for name in FORMATS],
                 additional_headers={"Authorization": f"Bearer {token}"} if token else None,
                 user_agent_header=USER_AGENT,
+                ssl=httpx.create_ssl_context() if base.scheme == "https" else None,  # who is trusted over HTTP
                 compression=None,
                 open_timeout=timeout_s,
                 ping_interval=None,  # the session pings, as every client can

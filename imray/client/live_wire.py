@@ -19,6 +19,8 @@ from imray.core.errors import InvalidError
 from imray.core.reorder import Void
 
 PATH = "/v1/ws"
+_FRAME_BYTES_MIN = 4_096
+"""Every item but a send fits in it: a server that takes less is not to be believed."""
 READ_ERRORS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, msgspec.MsgspecError)
 """What reading raises where a frame is not what the contract says."""
 
@@ -95,7 +97,8 @@ class Welcome:
 
     @classmethod
     def of(cls, item: Mapping[str, Any]) -> Welcome:
-        return cls(str(item["sender"]), max(1, int(item["items_max"])), max(1, int(item["frame_bytes_max"])))
+        frame_bytes_max = max(_FRAME_BYTES_MIN, int(item["frame_bytes_max"]))
+        return cls(str(item["sender"]), max(1, int(item["items_max"])), frame_bytes_max)
 
 
 def heard_item(item: Mapping[str, Any]) -> heard.HeardItem[Message] | None:
@@ -122,14 +125,27 @@ def error_heard(item: Mapping[str, Any]) -> heard.ErrorHeard:
     )
 
 
+def _conv_id(item: Mapping[str, Any]) -> str:
+    """What is looked up must be what it is said to be."""
+    conv_id = item["conv_id"]
+    if not isinstance(conv_id, str):
+        raise TypeError(f"conv_id is {type(conv_id).__name__}")
+    return conv_id
+
+
+def _numbered(message: Message) -> tuple[int, Message]:
+    if not isinstance(message.conv_seq, int):
+        raise TypeError(f"conv_seq is {type(message.conv_seq).__name__}")
+    return message.conv_seq, message
+
+
 def _messages(item: Mapping[str, Any]) -> heard.MessagesHeard[Message]:
-    messages = [Message.of(message) for message in item["messages"]]
     return heard.MessagesHeard(
-        conv_id=item["conv_id"],
+        conv_id=_conv_id(item),
         after=int(item["after"]),
         upto=int(item["upto"]),
         stable_seq=int(item["stable_seq"]),
-        messages=[(message.conv_seq, message) for message in messages],
+        messages=[_numbered(Message.of(message)) for message in item["messages"]],
         holes=[Void(int(hole["from"]), int(hole["to"]), str(hole["reason"])) for hole in item["holes"]],
     )
 
@@ -137,7 +153,7 @@ def _messages(item: Mapping[str, Any]) -> heard.MessagesHeard[Message]:
 def _subscribed(item: Mapping[str, Any]) -> heard.SubscribedHeard:
     return heard.SubscribedHeard(
         ref=int(item["ref"]),
-        conv_id=item["conv_id"],
+        conv_id=_conv_id(item),
         after=int(item["after"]),
         stable_seq=int(item["stable_seq"]),
         epoch=int(item["epoch"]),
@@ -148,9 +164,9 @@ _READERS: dict[str, Callable[[Mapping[str, Any]], heard.HeardItem[Message]]] = {
     "welcome": lambda item: heard.WelcomeHeard(ms_of(item["ping_interval_s"])),
     "subscribed": _subscribed,
     "messages": _messages,
-    "head": lambda item: heard.HeadHeard(item["conv_id"], int(item["seq"]), int(item["unread"])),
-    "behind": lambda item: heard.BehindHeard(item["conv_id"], int(item["after"]), int(item["head"])),
-    "ended": lambda item: heard.EndedHeard(item["conv_id"], int(item["after"]), str(item["reason"])),
+    "head": lambda item: heard.HeadHeard(_conv_id(item), int(item["seq"]), int(item["unread"])),
+    "behind": lambda item: heard.BehindHeard(_conv_id(item), int(item["after"]), int(item["head"])),
+    "ended": lambda item: heard.EndedHeard(_conv_id(item), int(item["after"]), str(item["reason"])),
     "error": error_heard,
     "drain": lambda item: heard.DrainHeard(ms_of(item["reconnect_in_s"])),
     "expiring": lambda item: heard.ExpiringHeard(),

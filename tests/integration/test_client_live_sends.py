@@ -100,12 +100,12 @@ async def test_a_deadline_passes_with_the_id_at_hand(server: LiveServer) -> None
 
 
 async def test_a_message_that_fits_no_frame_is_refused_here(server: LiveServer) -> None:
-    server.frame_bytes_max = 1_000
+    server.frame_bytes_max = 5_000
     async with live_of(server) as live:
-        await live.send("tea", "x" * 500)
+        await live.send("tea", "x" * 4_500)
         with pytest.raises(InvalidError, match="too much for one frame"):
-            await live.send("tea", "x" * 1_000)
-        acks = await asyncio.gather(*(live.send("tea", "x" * 300) for _ in range(10)))
+            await live.send("tea", "x" * 5_000)
+        acks = await asyncio.gather(*(live.send("tea", "x" * 1_500) for _ in range(10)))
         assert [ack.conv_seq for ack in acks] == list(range(2, 12))
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from imray.client import AsyncLive, Hole, Message, RetryPolicy
 from imray.client.follower import AsyncFollower
 from imray.core.delivery_conversation import DeliveryConfig
-from tests.support.live_server import VOID, LiveServer
+from tests.support.live_log import VOID
+from tests.support.live_server import LiveServer
 
 QUICK = DeliveryConfig(
     connect_timeout_ms=2_000,

@@ -21,8 +21,8 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from imray.client.live_wire import FORMATS, JSON, LiveFormat
+from tests.support.live_log import Log, page_of, range_of
 
-VOID = "lost grant"
 _WAIT_S = 20
 """The most that a test waits for a client."""
 
@@ -32,7 +32,7 @@ class LiveServer:
 
     def __init__(self) -> None:
         self.url = ""
-        self.log: dict[str, list[dict[str, Any] | None]] = defaultdict(list)
+        self.log: dict[str, Log] = defaultdict(list)
         """By number, from 1; None is a void."""
         self.ids: dict[tuple[str, str], dict[str, Any]] = {}
         self.connections: set[Connection] = set()
@@ -151,14 +151,6 @@ class LiveServer:
         head = len(self.log[conv_id])
         return {"conv_id": conv_id, "conv_seq": head, "stable_seq": head, "epoch": self.epoch, "shard": 0}
 
-    def range_of(self, conv_id: str, after: int, upto: int) -> dict[str, Any]:
-        """Messages and holes of a range."""
-        numbers = range(after + 1, upto + 1)
-        log = self.log[conv_id]
-        messages = [message for n in numbers if (message := log[n - 1]) is not None]
-        holes = [{"from": n, "to": n, "reason": VOID} for n in numbers if log[n - 1] is None]
-        return {"conv_id": conv_id, "stable_seq": len(log), "messages": messages, "holes": holes}
-
 
 class Connection:
     """One client."""
@@ -191,7 +183,9 @@ class Connection:
         while conv_id in self.told and (after := self.told[conv_id]) < head:
             upto = min(head, after + server.part_max)
             self.told[conv_id] = upto
-            self.put({"t": "messages", "after": after, "upto": upto, **server.range_of(conv_id, after, upto)})
+            self.put(
+                {"t": "messages", "after": after, "upto": upto, **range_of(conv_id, server.log[conv_id], after, upto)}
+            )
 
     async def serve(self, sender: str) -> None:
         """From the welcome to the end."""
@@ -199,6 +193,7 @@ class Connection:
         try:
             self.put(self._welcome(sender))
             async for frame in self.socket:
+                assert len(frame) <= self.server.frame_bytes_max
                 for item in self.format.items_of(frame):
                     self.server.seen.append(item)
                     self._answer(item, sender)
@@ -211,9 +206,15 @@ class Connection:
                 await writer
 
     def _welcome(self, sender: str) -> dict[str, Any]:
-        bounds = {"items_max": 1000, "frame_bytes_max": self.server.frame_bytes_max}
-        times = {"expires_in_s": 600, "ping_interval_s": self.server.ping_interval_s}
-        return {"t": "welcome", "version": 1, "sender": sender, "service": False, **times, **bounds}
+        item = {
+            "t": "welcome",
+            "version": 1,
+            "sender": sender,
+            "service": False,
+            "expires_in_s": 600,
+            "items_max": 1000,
+        }
+        return item | {"frame_bytes_max": self.server.frame_bytes_max, "ping_interval_s": self.server.ping_interval_s}
 
     async def _write(self) -> None:
         with contextlib.suppress(ConnectionClosed):
@@ -245,7 +246,7 @@ class Connection:
                 else:
                     self.put(answer)
             case "pull":
-                self.put(self._page(item))
+                self.put(page_of(server.log[item["conv_id"]], item, server.epoch))
             case "read":
                 server.cursors[item["conv_id"]] = item["seq"]
                 self.put({"t": "ok", "ref": item["ref"]})
@@ -272,22 +273,6 @@ class Connection:
         told = {"after": after, "live": head + 1, "stable_seq": head, "epoch": self.server.epoch}
         self.put({"t": "subscribed", "ref": item["ref"], "conv_id": conv_id, **told})
         self.push(conv_id)
-
-    def _page(self, item: dict[str, Any]) -> dict[str, Any]:
-        head = len(self.server.log[item["conv_id"]])
-        before = item.get("before") or head + 1
-        if item["order"] == "desc":
-            upto = min(head, before - 1)
-            after = max(item["after"], upto - item["limit"])
-            further = after + 1 if after > item["after"] else None
-        else:
-            after = item["after"]
-            upto = min(head, before - 1, after + item["limit"])
-            further = upto if upto < min(head, before - 1) else None
-        page = self.server.range_of(item["conv_id"], after, upto)
-        if item["order"] == "desc":
-            page["messages"].reverse()
-        return {"t": "page", "ref": item["ref"], "epoch": self.server.epoch, "next": further, **page}
 
 
 @asynccontextmanager
