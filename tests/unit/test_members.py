@@ -158,6 +158,21 @@ def test_what_is_not_durable_counts_for_the_next_change_and_is_not_told() -> Non
     assert state.roles(CONV, everybody, 1).roles == {"olga": None, "mia": READER, "nina": OWNER, "eve": None}
 
 
+def test_a_creation_that_is_not_durable_is_not_told() -> None:
+    state = MemberState()
+    made = judge(state, CONV, 0, Create("room", "olga", False, True, {}))
+    assert isinstance(made, MembersChange)
+    state.reserve([made], [])
+    assert _why(judge(state, CONV, 0, Create("room", "eve", False, True, {}))) is Refused.EXISTS, "for what comes after"
+    assert state.roles(CONV, ["olga"], 1) == Roles(False, False, 0, 1, {"olga": None})
+    page = state.page(CONV, None, 10, 1)
+    assert (page.created, page.public, page.total, page.members) == (False, False, 0, [])
+    assert state.version_told(CONV) == -1
+    state.mark_durable([made], [])
+    assert state.roles(CONV, ["olga"], 1) == Roles(True, True, 1, 1, {"olga": OWNER})
+    assert (state.version_told(CONV), state.version_told(CONV + 1), state.version_told(-1)) == (1, -1, -1)
+
+
 def test_a_record_that_does_not_follow_is_refused() -> None:
     state = _room()
     wrong = [

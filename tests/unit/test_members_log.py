@@ -173,7 +173,8 @@ def test_audits_and_history_take_the_records_for_what_they_are(tmp_path: Path) -
     assert report.ok, report.to_dict()
     committer = open_committer(tmp_path)
     there = committer.locate("room", 1, 2)
-    page = HistoryReader(str(tmp_path), Settings()).read(
-        0, "room", there.stable, there.intervals, there.spans, limit=10
+    reader = HistoryReader(str(tmp_path), Settings())
+    page = reader.read(
+        0, "room", there.stable, there.intervals, there.spans, after=0, before=None, limit=10, descending=False
     )
     assert (page.messages.column("conv_seq").to_pylist(), page.holes) == ([1, 2], [])
