@@ -33,3 +33,11 @@ def test_an_error_names_the_variable_that_was_read() -> None:
 def test_a_former_name_is_taken_where_the_new_one_is_not_set() -> None:
     assert Settings.from_env({"IMRAY_HOT_TOPICS": "7"}).hot_partitions == 7
     assert Settings.from_env({"IMRAY_HOT_TOPICS": "7", "IMRAY_HOT_PARTITIONS": "3"}).hot_partitions == 3
+
+
+@pytest.mark.parametrize(("text", "value"), [("0", False), ("1", True)])
+def test_a_switch_is_0_or_1(text: str, value: bool) -> None:
+    assert Settings.from_env({"IMRAY_CONVERSATIONS_OPEN": text}).conversations_open is value
+    for wrong in ("", "false", "2"):
+        with pytest.raises(InvalidError, match="IMRAY_CONVERSATIONS_OPEN=.*: 0 or 1"):
+            Settings.from_env({"IMRAY_CONVERSATIONS_OPEN": wrong})
