@@ -82,6 +82,7 @@ def test_requests_at_once_are_bounded_but_for_health() -> None:
             assert healthy(running)
             held[0].sendall(b"def")
             assert answer(held[0])[2] == b'{"bytes":6}'
+            until(lambda: len(running.server.server_state.tasks) == 4, "its task has ended, too", 5)
             raw.sendall(post(b"abc"))
             assert answer(raw)[0] == 200
 
