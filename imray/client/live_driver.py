@@ -257,6 +257,8 @@ class LiveDriver:
         return checked_token(await token if inspect.isawaitable(token) else token)
 
     async def _renew(self, conn: int) -> None:
+        if not callable(self._token):
+            return  # the only one there is expires, and the server says so
         token = await self._new_token()
         if conn in self._sockets and token is not None:
             self._sockets[conn].put({"t": "auth", "token": token, "ref": self.session.new_ref()})

@@ -6,6 +6,8 @@ import asyncio
 import os
 import random
 import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from imray.client.follower import AsyncFollower
 from tests.support.live_callers import QUICK
 
 WAIT_S = 90
+EXAMPLE = Path(__file__).parents[2] / "examples" / "outbox.py"
 MESSAGES = 3_000
 
 
@@ -122,6 +125,19 @@ async def test_from_now_on_heads_read_marks_and_an_outbox(live: AsyncLive, conv:
         head = await anext(watcher)
     assert isinstance(head, Unread)
     assert head.conv_seq == 4
+
+
+def test_the_outbox_example_sends_what_an_earlier_run_has_left(system: System, conv: str, tmp_path: Path) -> None:
+    def run(url: str, lines: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(EXAMPLE), conv, "--file", str(tmp_path / "outbox"), "--seconds", "2"]
+        environment = os.environ | {"IMRAY_URL": url, "IMRAY_TOKEN": system.token}
+        return subprocess.run(command, input=lines, env=environment, capture_output=True, text=True, timeout=WAIT_S)
+
+    away = run("http://127.0.0.1:9", "one\n")
+    assert away.returncode == 1
+    assert "is sent by the next run" in away.stderr
+    assert run(system.url, "two\n").stdout.splitlines() == ["left by an earlier run: 1 one", "2 two"]
+    assert run(system.url, "").stdout == ""
 
 
 async def up_to_one(follower: AsyncFollower[Message | Hole]) -> int:
