@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.schemas import TEXT_PATTERN, ConvId, Count, text_of
 from imray.core.members import USER_BYTES_MAX
+from imray.core.pages import SEQ_MAX
 
 _User = Annotated[str, text_of(USER_BYTES_MAX, "The user: the `sub` of its tokens.")]
 
@@ -73,10 +74,10 @@ class MembersResponse(BaseModel):
 
 
 class CursorRequest(BaseModel):
-    """How far the caller has read."""
+    """How far the caller has read: at most to the conversation's last number."""
 
     model_config = ConfigDict(extra="forbid")
-    seq: Count
+    seq: int = Field(ge=0, le=SEQ_MAX)
 
 
 class CursorResponse(BaseModel):

@@ -81,7 +81,7 @@ class MembersClient:
         return roles if isinstance(roles, Refusal) else RightsIn(roles, self.open_to_all)
 
     async def page(self, conv_id: str, after_user: str | None, limit: int) -> MembersPage | Refusal:
-        """Some members, after a user (None: from the first). INVALID: nobody knows that one."""
+        """Some members, after a user (None: from the first). ABSENT: nobody knows that one."""
         content = forms.encode_list_members(conv_id, after_user, limit)
         return await self._read(Method.LIST_MEMBERS, conv_id, content, forms.decode_members_page)
 

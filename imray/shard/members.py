@@ -189,7 +189,7 @@ class ShardMembers:
             try:
                 return state.members.page(state.conversations.index(conv_id), after_user, limit, state.log.epoch)
             except InvalidError as e:
-                return Refusal(Refused.INVALID, str(e))
+                return Refusal(Refused.ABSENT, str(e))
 
         return await self._read(look)
 

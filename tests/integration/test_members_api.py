@@ -212,7 +212,7 @@ async def test_members_come_in_pages_each_once(chat: Chat) -> None:
     one = await chat.call("reader", "GET", f"/conversations/{name}/members/user%207%20%C3%A4%2F%25")
     assert one.json() == {"user": "user 7 ä/%", "role": "reader"}
     assert (await chat.call("reader", "GET", f"/conversations/{name}/members/nobody")).status_code == 404
-    assert (await chat.call("reader", "GET", f"/conversations/{name}/members?after=nobody")).status_code == 422
+    assert (await chat.call("reader", "GET", f"/conversations/{name}/members?after=nobody")).status_code == 404
 
 
 async def test_cursors_are_of_each_caller_and_never_go_back(chat: Chat) -> None:

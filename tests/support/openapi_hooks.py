@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 import uuid
 from typing import Any
@@ -10,11 +11,33 @@ import pyarrow as pa
 import schemathesis
 from hypothesis import strategies as st
 
+from imray.core.pages import SEQ_MAX
 from imray.core.routing import PARTITIONS_MAX
 
 ARROW = "application/vnd.apache.arrow.stream"
 _TOPICS_TRIED_MAX = 1
-_BYTES_MAX = {"conv_id": 128, "sender": 128, "topic": 128, "content_type": 255, "body": 64 * 1024}
+_MEMBERS_MAX = 1000
+MADE = "made"
+"""A conversation that the test has created."""
+OWNER = "an owner"
+_TEXT = re.compile("[ -~]{1,128}")
+_BYTES_MAX = {
+    "conv_id": 128,
+    "sender": 128,
+    "topic": 128,
+    "content_type": 255,
+    "body": 64 * 1024,
+    "user": 128,
+    "after": 128,
+}
+    "user": 128,
+    "after": 128,
+    "conv_id": 128,
+    "sender": 128,
+    "topic": 128,
+    "content_type": 255,
+    "body": 64 * 1024,
+}
 
 
 @st.composite
@@ -42,11 +65,37 @@ schemathesis.openapi.media_type(ARROW, _arrow_streams())
 def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     """Ask for few partitions: each is a process, and the 99 that are allowed take this machine minutes to start.
 
-    Numbers out of bounds, and what is no number, go out as they are."""
+    Numbers out of bounds, and what is no number, go out as they are. Members of `MADE` are asked for, since other
+    conversations have none; one of those that are named is an owner, each is named once, and a cursor is not beyond a
+    head: no schema says so."""
     if case.operation.path.endswith("/topics") and isinstance(case.body, dict):
         topics = case.body.get("topics")
         if type(topics) in (int, float) and _TOPICS_TRIED_MAX < topics <= PARTITIONS_MAX:
             case.body["topics"] = type(topics)(_TOPICS_TRIED_MAX)
+    parameters = case.path_parameters or {}
+    if "/members" in case.operation.path and _TEXT.fullmatch(str(parameters.get("conv_id"))):
+        parameters["conv_id"] = MADE
+        if _TEXT.fullmatch(str(parameters.get("user"))):
+            parameters["user"] = OWNER
+    if isinstance(case.body, dict):
+        _mend_members(case.operation.path, case.body)
+
+
+def _mend_members(path: str, body: dict[str, Any]) -> None:
+    members = body.get("members", [])
+    if path.endswith(("/{conv_id}", "members:add")) and _are_members(members):
+        body["members"] = list({m["user"]: m for m in members}.values())
+        if path.endswith("/{conv_id}") and len(body["members"]) < _MEMBERS_MAX:
+            body["members"] = [m for m in body["members"] if m["user"] != OWNER] + [{"user": OWNER, "role": "owner"}]
+    seq = body.get("seq")
+    if path.endswith("/cursor") and type(seq) in (int, float) and 0 <= seq <= SEQ_MAX and seq == int(seq):
+        body["seq"] = 0
+
+
+def _are_members(members: object) -> bool:
+    if not isinstance(members, list) or len(members) > _MEMBERS_MAX:
+        return False
+    return all(isinstance(m, dict) and m.keys() == {"user", "role"} and isinstance(m["user"], str) for m in members)
 
 
 @schemathesis.hook
@@ -57,6 +106,10 @@ def filter_case(context: Any, case: Any) -> bool:
     bodies = [case.body]
     if isinstance(case.body, dict) and isinstance(case.body.get("messages"), list):
         bodies += case.body["messages"]
+    if isinstance(case.body, dict) and isinstance(case.body.get("members"), list):
+        bodies += case.body["members"]
+    if isinstance(case.body, dict) and isinstance(case.body.get("users"), list):
+        texts += [("user", user) for user in case.body["users"]]
     for body in bodies:
         if isinstance(body, dict):
             texts += body.items()

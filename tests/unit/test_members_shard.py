@@ -57,7 +57,7 @@ async def test_a_change_is_answered_with_where_it_stands(tmp_path: Path) -> None
         assert ([m.user for m in last.members], last.next) == (["rita"], None)
         missing = await members.page("room", "nobody", 2)
         assert isinstance(missing, Refusal)
-        assert missing.why is Refused.INVALID
+        assert missing.why is Refused.ABSENT
 
 
 async def test_two_changes_at_once_are_judged_one_after_the_other(tmp_path: Path) -> None:
