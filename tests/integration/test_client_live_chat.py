@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pty
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -156,8 +157,18 @@ async def test_tail_follows_by_push_over_a_cut(server: LiveServer, tmp_path: Pat
     server.cut()
     append(server, 1)
     assert (await until_line(tail, "m7")).endswith("  ada: m7\n")
-    tail.terminate()
-    await asyncio.wait_for(tail.communicate(), WAIT_S)
+    tail.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(tail.communicate(), WAIT_S)
+    assert (tail.returncode, err) == (130, b"")
+
+
+async def test_an_interrupt_ends_a_chat_without_a_word(server: LiveServer, tmp_path: Path) -> None:
+    chat = await begin(server, tmp_path)
+    await server.until(lambda: bool(server.said("subscribe")))
+    chat.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(chat.communicate(), WAIT_S)
+    assert (chat.returncode, err) == (130, b"")
+    await server.until(lambda: not server.connections)
 
 
 def test_the_editor_makes_lines_of_keys() -> None:

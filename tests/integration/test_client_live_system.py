@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import System
+from conftest import System, start, stop
 
 from imray.client import AsyncClient, AsyncLive, AsyncOutbox, Hole, Message, Unread
 from imray.client.follower import AsyncFollower
@@ -21,6 +21,7 @@ from tests.support.live_callers import QUICK
 
 WAIT_S = 90
 EXAMPLE = Path(__file__).parents[2] / "examples" / "outbox.py"
+CLI = (sys.executable, "-m", "imray.cli")
 MESSAGES = 3_000
 
 
@@ -138,6 +139,51 @@ def test_the_outbox_example_sends_what_an_earlier_run_has_left(system: System, c
     assert "is sent by the next run" in away.stderr
     assert run(system.url, "two\n").stdout.splitlines() == ["left by an earlier run: 1 one", "2 two"]
     assert run(system.url, "").stdout == ""
+
+
+@pytest.mark.slow
+def test_two_chats_go_on_over_a_restart_of_the_server(tmp_path: Path, free_port: int) -> None:
+    """What the README says: what was typed meanwhile is sent once the server is there again."""
+    data = tmp_path / "data"
+    running = start(data, "--port", str(free_port))
+    chats = {}
+    for name in ("ada", "bob"):
+        token = subprocess.run([*CLI, "token", "--sub", name, "--data", str(data)], capture_output=True, text=True)
+        command = [*CLI, "chat", "tea", "--url", running.url, "--token", token.stdout.strip(), "--timeout", "5"]
+        chats[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        for name, other in (("ada", "bob"), ("bob", "ada")):
+            type_line(chats[name], f"from {name}")
+            for chat in (chats[name], chats[other]):
+                until_line(chat, f"{name}: from {name}")
+        stop(running)
+        type_line(chats["ada"], "typed while it was away")
+        until_line(chats["ada"], "! no answer yet")
+        running = start(data, "--port", str(free_port))
+        for chat in chats.values():
+            assert until_line(chat, "ada: typed while it was away").startswith("3  ")
+        for chat in chats.values():
+            type_line(chat, "/quit")
+            assert chat.wait(WAIT_S) == 0
+    finally:
+        for chat in chats.values():
+            chat.kill()
+            chat.communicate()
+        stop(running)
+
+
+def type_line(chat: subprocess.Popen[str], line: str) -> None:
+    assert chat.stdin is not None
+    chat.stdin.write(f"{line}\n")
+    chat.stdin.flush()
+
+
+def until_line(chat: subprocess.Popen[str], part: str) -> str:
+    """The test's own time-out bounds it."""
+    assert chat.stdout is not None
+    while part not in (line := chat.stdout.readline()):
+        assert line, f"it ended before it showed {part!r}"
+    return line
 
 
 async def up_to_one(follower: AsyncFollower[Message | Hole]) -> int:
