@@ -118,7 +118,7 @@ class MembersCrowd:
         self._members: list[Member] = []
         self._pen = _Pen(self)
         self._key = Path(os.environ["IMRAY_JWT_KEY_FILE"]).read_bytes().strip()
-        self._sender = ""
+        self._frame: SendFrame | None = None
         self._error: str | None = None
         self._latencies: list[float] = []
         self._ending = False
@@ -126,7 +126,7 @@ class MembersCrowd:
     async def open(self, url: str, conv: str, sender: str, users: list[str], passive: int) -> dict[str, Any]:
         """All of `users` listen, so many of them passively; what is sent is `sender`'s."""
         self._url = url
-        self._sender = sender
+        self._frame = SendFrame(JSON, conv, 1, sender=sender)  # here: the first one of a process takes half a second
         self.conv = conv
         await connect(Door.of(url, os.environ["IMRAY_TOKEN"]), self._pen)
         self._members = [Member(self, user, passive=i < passive) for i, user in enumerate(users)]
@@ -141,7 +141,8 @@ class MembersCrowd:
 
     async def pace(self, begin_s: float, end_s: float, rate_per_s: float) -> dict[str, Any]:
         """Send so many messages a second; what each active listener was told, and how often a passive one heard."""
-        frame = SendFrame(JSON, self.conv, 1, sender=self._sender)
+        frame = self._frame
+        assert frame is not None
         self._latencies = []
         self._pen.acked = 0
         for member in self._members:

@@ -21,7 +21,7 @@ from benchmarks.push_device import Device
 from benchmarks.push_frames import SendFrame, acks_in, latencies_of
 from benchmarks.push_process import serve_lines
 from benchmarks.push_wire import JSON, Door, PushWire, connect
-from benchmarks.workload import BODY_BYTES
+from benchmarks.workload import BODY_BYTES, text
 from imray.deploy.process import tune_process
 
 _OPENED_S_MAX = 100.0
@@ -106,6 +106,7 @@ class Crowd:
         self, url: str, conversations: list[str], listeners: int, seed: int, sends: bool = True, idle: bool = False
     ) -> dict[str, Any]:
         """Listener i of conversation i modulo their number, and connections to send over. `idle`: none listens."""
+        text()  # here: the first time takes half a second and more, which a measurement would begin with
         door = Door.of(url, os.environ["IMRAY_TOKEN"], JSON)
         pens = [_Pen(self) for _ in range(min(_SENDERS_MAX, len(conversations)) if sends else 0)]
         for pen in pens:
