@@ -30,14 +30,6 @@ _BYTES_MAX = {
     "user": 128,
     "after": 128,
 }
-    "user": 128,
-    "after": 128,
-    "conv_id": 128,
-    "sender": 128,
-    "topic": 128,
-    "content_type": 255,
-    "body": 64 * 1024,
-}
 
 
 @st.composite
