@@ -110,7 +110,7 @@ class AsyncLive:
         check_conv_id(conv_id)
         optional = {name: value for name, value in {"before": before, "topic": topic}.items() if value is not None}
         item = {"t": "pull", "conv_id": conv_id, "after": after, "limit": limit, "order": order, **optional}
-        return await self._ask(item, HistoryPage.of)
+        return await self._ask(item, HistoryPage.of, writes=False)
 
     async def read(self, conv_id: str, seq: int) -> None:
         """The caller has read up to `seq`; that is durable when this returns."""
@@ -138,10 +138,14 @@ class AsyncLive:
         await self.aclose()
 
     async def _ask(
-        self, item: dict[str, Any], of: Callable[[Mapping[str, Any]], R], msg_ids: tuple[str, ...] = ()
+        self,
+        item: dict[str, Any],
+        of: Callable[[Mapping[str, Any]], R],
+        msg_ids: tuple[str, ...] = (),
+        writes: bool = True,
     ) -> R:
         self._driver.begin()
-        answer = await self._driver.asks.ask(item, msg_ids)
+        answer = await self._driver.asks.ask(item, msg_ids, writes)
         try:
             return of(answer)
         except READ_ERRORS as e:

@@ -32,6 +32,8 @@ class LiveAsk:
     answer: asyncio.Future[Mapping[str, Any]]
     msg_ids: tuple[str, ...] = ()
     """Of a send: the message, whose outcome is unknown as long as it is not answered."""
+    writes: bool = True
+    """False: it changes nothing, answered or not."""
     is_written: bool = False
     """It went out over the connection that counts."""
     may_be_stored: bool = False
@@ -57,10 +59,10 @@ class Asks:
         """In the order in which they were asked."""
         return iter(list(self._open.values()))
 
-    async def ask(self, item: dict[str, Any], msg_ids: tuple[str, ...] = ()) -> Mapping[str, Any]:
+    async def ask(self, item: dict[str, Any], msg_ids: tuple[str, ...] = (), writes: bool = True) -> Mapping[str, Any]:
         """The answer's item. Raises what a refusal means, and UnavailableError (of a send UnknownOutcomeError) where
         none came in time."""
-        ask = LiveAsk(item, self._new_ref(), asyncio.get_running_loop().create_future(), msg_ids)
+        ask = LiveAsk(item, self._new_ref(), asyncio.get_running_loop().create_future(), msg_ids, writes)
         try:
             async with asyncio.timeout(self._env.timeout_s):
                 async with self._room:
@@ -85,7 +87,7 @@ class Asks:
         ask.last = f"status {error.status}: {error.detail}"
         ask.is_written = False
         if error.status in _RETRIED_STATUS:
-            ask.may_be_stored |= error.status in _UNKNOWN_STATUS
+            ask.may_be_stored |= ask.writes and error.status in _UNKNOWN_STATUS
             policy = self._env.policy
             pause_ms = jittered_pause_ms(
                 int(policy.pause_s_min * 1000), int(policy.pause_s_max * 1000), ask.tries, self._env.random()
@@ -101,7 +103,7 @@ class Asks:
         for ask in self:
             if ask.is_written:
                 ask.is_written = False
-                ask.may_be_stored = True
+                ask.may_be_stored |= ask.writes
                 ask.last = "the connection was lost"
 
     def unreachable(self, reason: str) -> None:
@@ -150,7 +152,7 @@ def _cut_short(ask: LiveAsk, error: ImrayError) -> ImrayError:
     """What the end of the session means for an ask. It is no refusal of what was asked."""
     if isinstance(error, ServerError):
         return ServerError(str(error), ask.msg_ids)
-    return _given_up(ask, str(error)) if ask.may_be_stored or ask.is_written else error
+    return _given_up(ask, str(error)) if ask.may_be_stored or (ask.writes and ask.is_written) else error
 
 
 def refusal_of(ask: LiveAsk, error: ErrorHeard, conv_seq: object) -> ImrayError:

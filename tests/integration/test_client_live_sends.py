@@ -81,6 +81,18 @@ async def test_a_refusal_of_a_retry_leaves_the_outcome_unknown(server: LiveServe
     assert e.value.client_msg_ids == ("0190b0f2-6f2e-7c3a-9d27-0242ac120002",)
 
 
+async def test_a_page_that_is_refused_after_a_try_without_an_answer_is_just_refused(
+    server: LiveServer, live: AsyncLive
+) -> None:
+    server.lose["page"] = 1
+    pulling = asyncio.create_task(live.pull("tea"))
+    await server.until(lambda: len(server.said("pull")) == 1)
+    server.token = "another"
+    server.cut()
+    with pytest.raises(AuthError):
+        await pulling
+
+
 async def test_another_payload_is_a_conflict(server: LiveServer, live: AsyncLive) -> None:
     first = await live.send("tea", "one")
     with pytest.raises(ConflictError) as e:
