@@ -132,6 +132,8 @@ class AsyncFollower(Generic[I]):
                 self.last_shown = item.to_seq
 
     def _make_room(self) -> None:
+        if self._end is not None or self._is_closed:
+            return  # the conversation may have another follower by now
         if self._is_held and len(self._waiting) <= QUEUE_ITEMS_MAX // 2:
             self._is_held = False
             self._source.resume(self.conv_id)

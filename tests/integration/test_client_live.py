@@ -127,6 +127,18 @@ async def test_a_caller_that_is_slow_holds_up_nobody_and_loses_nothing(server: L
     assert await some(slow, count) == expected(1, count)
 
 
+async def test_who_was_replaced_makes_no_room_for_its_successor(server: LiveServer, live: AsyncLive) -> None:
+    append(server, 3 * QUEUE_ITEMS_MAX)
+    first = live.follow("tea", 0)
+    await server.until(lambda: len(server.said("unsubscribe")) == 1)
+    second = live.follow("tea", 0)
+    await server.until(lambda: len(server.said("unsubscribe")) == 2)
+    assert await first.take()
+    await live.pull("tea")
+    assert len(second._waiting) < QUEUE_ITEMS_MAX + server.part_max
+    assert await some(second, 3 * QUEUE_ITEMS_MAX) == expected(1, 3 * QUEUE_ITEMS_MAX)
+
+
 async def test_each_calls_back_one_after_the_other(server: LiveServer, live: AsyncLive) -> None:
     append(server, 20)
     taken: list[str] = []
