@@ -52,7 +52,7 @@ fmt: venv ## let ruff format and repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: venv ## the benchmarks (ARGS=--quick: within 5 minutes; ARGS=--help)
+bench: venv ## the benchmarks (ARGS=--quick: within 10 minutes; ARGS=--help)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-peers: $(PEERS)/.installed ## imray beside Redis, PostgreSQL, NATS, Kafka's protocol and Synapse (ARGS=--quick, --help)

@@ -46,7 +46,7 @@ def bench(context: typer.Context) -> None:
 
     Examples:
 
-      imray bench --quick    # all of them within 5 minutes
+      imray bench --quick    # all of them within 10 minutes
 
       imray bench hot_group --repeat 5
 

@@ -47,7 +47,7 @@ class Engine:
         self._clients = [ShardClient(directory, i, settings, tls, self.feeds) for i in range(manifest.shards)]
         self._batchers = [Batcher(client, settings) for client in self._clients]
         self._hot_routes = HotRoutes(directory, settings, tls, self.feeds)
-        self._history = HistoryClient(directory, tls)
+        self._history = HistoryClient(directory, tls, settings.history_readers)
         self.members = MembersClient(self._clients, self.shard_of, settings)
 
     def shard_of(self, conv_id: str) -> int:
