@@ -8,6 +8,8 @@ import pytest
 
 from api.live_lanes import WorkLanes
 from api.live_pulse import Due, Pulse
+from api.watch import ReadingPace
+from imray.settings import Settings
 
 
 def known(expires_at: float = 1e9) -> Pulse:
@@ -136,3 +138,17 @@ async def test_a_closed_one_is_over_when_nothing_runs() -> None:
     work.lanes.add("d", "d1")
     await calm()
     assert work.began == ["a1", "b1"]
+
+
+def test_the_pace_of_a_reader_is_measured_while_something_waits_for_it() -> None:
+    settings = Settings(write_deadline_s=10.0, write_bytes_per_s_min=100)
+    pace = ReadingPace()
+    assert pace.keeps_up(0.0, 0, settings)
+    assert pace.keeps_up(9.9, 0, settings)
+    assert pace.keeps_up(10.0, 1000, settings)
+    assert pace.keeps_up(19.9, 1000, settings)
+    assert not pace.keeps_up(20.0, 1999, settings)
+    pace.reset()
+    assert pace.keeps_up(1000.0, 2000, settings), "nothing waited for a long time: that is not its slowness"
+    assert pace.keeps_up(1009.0, 2000, settings)
+    assert not pace.keeps_up(1010.0, 2000, settings)
