@@ -24,14 +24,14 @@ HELD_ROWS_MAX = 65_536
 """Rows held back. More are dropped, the highest first, and pulled later."""
 
 
-class Rows(Protocol):
+class Sliceable(Protocol):
     """Messages in the order of their numbers: a list, say."""
 
     def __getitem__(self, which: slice, /) -> Self:
         """Some of them."""
 
 
-RowsT = TypeVar("RowsT", bound=Rows)
+RowsT = TypeVar("RowsT", bound=Sliceable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,14 @@ class Tell(Generic[RowsT]):
 
 
 @dataclass(frozen=True, slots=True)
-class Pull:
+class PullHole:
     """Ask the history for after < number <= upto; then call `pulled` or `pull_failed`, once."""
 
     after: int
     upto: int
 
 
-Action = Tell[RowsT] | Pull
+Action = Tell[RowsT] | PullHole
 
 _first = attrgetter("first")
 
@@ -86,7 +86,7 @@ class Feed(Generic[RowsT]):
         self._held: list[Run[RowsT]] = []
         """Ascending, without overlaps."""
         self._held_rows = 0
-        self._pull: Pull | None = None
+        self._pull: PullHole | None = None
         """The one that has no answer yet."""
         self._failures = 0
 
@@ -201,7 +201,7 @@ class Feed(Generic[RowsT]):
             pass  # its answer decides
         elif at_once:
             self.timer_at_ms = None
-            self._pull = Pull(self.position, self._hole_end())
+            self._pull = PullHole(self.position, self._hole_end())
             actions.append(self._pull)
         elif self.timer_at_ms is None or told is not None:
             self.timer_at_ms = now_ms + HOLE_MS

@@ -23,7 +23,7 @@ from imray.rpc.channel import Channel, answer_or_refusal
 from imray.rpc.directory import Directory
 from imray.rpc.endpoint import Parts
 from imray.rpc.methods import Method
-from imray.rpc.publications import SignalArgs, SubscribeArgs, Subscribed, decode_subscribe_answer
+from imray.rpc.publications import SignalArgs, SubscribeArgs, SubscribedMarks, decode_subscribe_answer
 from imray.settings import Settings
 
 _TRY_S_MIN = 0.05
@@ -128,7 +128,7 @@ class LogClient:
         """One try. UNAVAILABLE where there is no answer: whether it was executed is unknown."""
         return await answer_or_refusal(self._channel, method, content, decode, timeout_s)
 
-    async def subscribe(self, args: SubscribeArgs) -> Subscribed | Refusal:
+    async def subscribe(self, args: SubscribeArgs) -> SubscribedMarks | Refusal:
         """Have what becomes durable in some conversations published. One try: it is asked again by who wants it."""
         content = messages.encode_struct(args)
         return await self._call(Method.SUBSCRIBE, content, decode_subscribe_answer, self._settings.call_timeout_s)

@@ -27,7 +27,7 @@ from imray.engine.rights import Rights
 from imray.engine.sends import Send
 from imray.log.manifest import Manifest
 from imray.rpc.directory import Directory
-from imray.rpc.publications import SignalArgs, SubscribeArgs, Subscribed
+from imray.rpc.publications import SignalArgs, SubscribeArgs, SubscribedMarks
 from imray.settings import Settings
 
 _STATUS_TIMEOUT_S = 2.0
@@ -134,7 +134,7 @@ class Engine:
 
     # Of feeds
 
-    async def subscribe(self, log: int, args: SubscribeArgs) -> Subscribed | Refusal:
+    async def subscribe(self, log: int, args: SubscribeArgs) -> SubscribedMarks | Refusal:
         """As `imray.engine.feed_links.LogSource.subscribe`."""
         return await self._log_client(log).subscribe(args)
 

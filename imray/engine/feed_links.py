@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from imray.core.replies import Refusal
-from imray.rpc.publications import NAMES_MAX, Mark, Publication, SubscribeArgs, Subscribed
+from imray.rpc.publications import NAMES_MAX, Mark, Publication, SubscribeArgs, SubscribedMarks
 
 log = logging.getLogger("imray.feeds")
 
@@ -31,7 +31,7 @@ OnMarks = Callable[[int, list[Mark]], None]
 class LogSource(Protocol):
     """The logs' writers, as subscriptions need them."""
 
-    async def subscribe(self, log: int, args: SubscribeArgs) -> Subscribed | Refusal:
+    async def subscribe(self, log: int, args: SubscribeArgs) -> SubscribedMarks | Refusal:
         """Ask whoever writes a log now. A Refusal: it may have been executed or not."""
 
     def look_anew(self, log: int) -> None:

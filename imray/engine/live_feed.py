@@ -11,13 +11,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from imray.core.feed import Feed, Pull, Tell
+from imray.core.feed import Feed, PullHole, Tell
 from imray.core.replies import Refusal
 from imray.engine.batches import Rows, cut, joined, pieces, runs_of, size_of
 from imray.engine.catch_up import CatchUp
 from imray.engine.listening import Batch, Behind, Ended, EndReason, Listener, Notice
 from imray.engine.recent import Recent
-from imray.engine.subscriptions import Place, Subscription
+from imray.engine.subscriptions import Stage, Subscription
 from imray.rpc.publications import Mark
 
 log = logging.getLogger("imray.feeds")
@@ -92,9 +92,9 @@ class LiveFeed:
         if self._feed is not None:
             self._act(self._feed.published(runs_of(rows), 0, self._now_ms()))
 
-    def _act(self, actions: Iterable[Tell[Rows] | Pull]) -> None:
+    def _act(self, actions: Iterable[Tell[Rows] | PullHole]) -> None:
         for action in actions:
-            if isinstance(action, Pull):
+            if isinstance(action, PullHole):
                 self._pulling = self._loop.create_task(self._pull(action))
             else:
                 self._tell(action)
@@ -120,7 +120,7 @@ class LiveFeed:
     def _now_ms(self) -> int:
         return int(self._loop.time() * 1000)
 
-    async def _pull(self, pull: Pull) -> None:
+    async def _pull(self, pull: PullHole) -> None:
         feed = self._feed
         assert feed is not None
         found = await self._catch_up.read(self.conv_id, pull.after, pull.upto)
@@ -152,7 +152,7 @@ class LiveFeed:
             elif listener.offer(batch.encoded(listener.encoder)):
                 subscription.at = batch.upto
             else:
-                subscription.place = Place.FULL
+                subscription.stage = Stage.FULL
                 full.append(subscription)
         size = size_of(batch.messages) + batch.encoded_bytes
         self._recent.add(batch, size)
@@ -161,7 +161,7 @@ class LiveFeed:
             self.trim(self._bytes_max)
         for subscription in full:
             del self._live[subscription]
-            if subscription.place is Place.LIVE:
+            if subscription.stage is Stage.LIVE:
                 self._go_on(subscription)
 
     def trim(self, bytes_max: int) -> None:
@@ -170,7 +170,7 @@ class LiveFeed:
 
     def _go_on(self, subscription: Subscription) -> None:
         """Write what is in memory and was not told to a listener yet, as far as it has room."""
-        if self._end_if_over(subscription) or subscription.place in (Place.SILENT, Place.PASSIVE, Place.CATCHING_UP):
+        if self._end_if_over(subscription) or subscription.stage in (Stage.SILENT, Stage.PASSIVE, Stage.CATCHING_UP):
             return
         recent = self._recent
         listener = subscription.listener
@@ -182,19 +182,19 @@ class LiveFeed:
             if batch.upto <= subscription.at:
                 break
             if not listener.offer(batch.encoded(listener.encoder)):
-                subscription.place = Place.FULL
+                subscription.stage = Stage.FULL
                 return
             subscription.at = batch.upto
         if self._end_if_over(subscription):
             return
-        subscription.place = Place.LIVE
+        subscription.stage = Stage.LIVE
         if subscription.until is None:
             self._live[subscription] = None
 
     def _end_if_over(self, subscription: Subscription) -> bool:
         """End a subscription that goes no further."""
         until = subscription.until
-        if until is None or (subscription.at < until and subscription.place is not Place.PASSIVE):
+        if until is None or (subscription.at < until and subscription.stage is not Stage.PASSIVE):
             return False
         self.end(subscription, Ended(self.conv_id, until, EndReason.REMOVED))
         return True
@@ -206,7 +206,7 @@ class LiveFeed:
             self.idle_since_s = self._loop.time()
         for those in (self._live, self.passive, self._ending):
             those.pop(subscription, None)
-        subscription.place = Place.SILENT
+        subscription.stage = Stage.SILENT
         if subscription.task is not None:
             subscription.task.cancel()
         if notice is not None:
@@ -222,21 +222,21 @@ class LiveFeed:
     def start(self, subscription: Subscription) -> None:
         """Let it flow."""
         if subscription.passive:
-            subscription.place = Place.PASSIVE
+            subscription.stage = Stage.PASSIVE
             self.passive[subscription] = None
             if not self._end_if_over(subscription):
                 self._on_head(self)
         elif subscription.at < self._recent.after:
-            subscription.place = Place.CATCHING_UP
+            subscription.stage = Stage.CATCHING_UP
             subscription.task = self._loop.create_task(self._catch(subscription))
         else:
-            subscription.place = Place.LIVE
+            subscription.stage = Stage.LIVE
             self._go_on(subscription)
 
     def has_room(self, subscription: Subscription) -> None:
         """A listener that was full has room again."""
         subscription.room.set()
-        if subscription.place is Place.FULL:
+        if subscription.stage is Stage.FULL:
             self._go_on(subscription)
 
     def removed(self, subscription: Subscription, after: int) -> None:
@@ -267,7 +267,7 @@ class LiveFeed:
             for batch in found:
                 await self._offer(subscription, batch)
         subscription.task = None
-        subscription.place = Place.LIVE
+        subscription.stage = Stage.LIVE
         self._go_on(subscription)
 
     async def _offer(self, subscription: Subscription, batch: Batch) -> None:

@@ -9,7 +9,7 @@ from enum import Enum, auto
 from imray.engine.listening import Listener
 
 
-class Place(Enum):
+class Stage(Enum):
     """What a listener gets now."""
 
     SILENT = auto()
@@ -34,7 +34,7 @@ class Subscription:
     passive: bool
     read: int
     """Of a passive one: what it has read, or began from."""
-    place: Place = Place.SILENT
+    stage: Stage = Stage.SILENT
     until: int | None = None
     """It ends after this number."""
     told_head: int = 0

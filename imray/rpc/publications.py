@@ -48,7 +48,7 @@ class Mark(NamedTuple):
     """Version of its members: another one when they change; -1: it was never created, and has none."""
 
 
-class Subscribed(msgspec.Struct, frozen=True, array_like=True, tag="subscribed", forbid_unknown_fields=True):
+class SubscribedMarks(msgspec.Struct, frozen=True, array_like=True, tag="subscribed", forbid_unknown_fields=True):
     """What is published from now on comes by this connection."""
 
     epoch: Count
@@ -97,14 +97,14 @@ class SignalArgs(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     data: Annotated[bytes, msgspec.Meta(max_length=_SIGNAL_BYTES_MAX)]
 
 
-def encode_subscribe_answer(answer: Subscribed | Refusal) -> Parts:
+def encode_subscribe_answer(answer: SubscribedMarks | Refusal) -> Parts:
     """The answer to SUBSCRIBE."""
     return pack(refusal_head(answer) if isinstance(answer, Refusal) else answer)
 
 
-def decode_subscribe_answer(data: memoryview) -> Subscribed | Refusal:
+def decode_subscribe_answer(data: memoryview) -> SubscribedMarks | Refusal:
     """The inverse of `encode_subscribe_answer`. InvalidError where it is malformed."""
-    head, arrays = unpack(data, Subscribed | RefusalHead)
+    head, arrays = unpack(data, SubscribedMarks | RefusalHead)
     arrays.end()
     return refusal_of(head) if isinstance(head, RefusalHead) else head
 

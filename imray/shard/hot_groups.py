@@ -34,7 +34,6 @@ _TIMED_EVERY = 16
 """One ask of so many is timed, and stands for them: asking the kernel twice took a tenth of a small block's time."""
 _COOL_TIMEOUT_S = 10.0
 """A group turns cold once its grants are settled, by fencing if need be (`grant_timeout_s`)."""
-
 _NOT_THE_WRITER = Refusal(Refused.UNAVAILABLE, "the shard is not the writer any more: ask again")
 
 StartPartitions = Callable[[int], Awaitable[None]]
@@ -72,7 +71,7 @@ class HotGroups:
         self.on_progress: Callable[[], None] = lambda: None
         """Called when asks or reports may have made a checkpoint due."""
         self.on_stable: Callable[[], None] = lambda: None
-        """Called when grants may have been settled."""
+        """Called when grants may be settled."""
 
     def start(self) -> None:
         """Begin to watch."""
@@ -209,9 +208,8 @@ class HotGroups:
         self.on_progress()
 
     def _wake(self) -> None:
-        waiting = self._waiting
-        self._waiting = []
-        for one in waiting:
+        while self._waiting:
+            one = self._waiting.pop(0)
             if not one.done():
                 one.set_result(None)
 
@@ -254,8 +252,7 @@ class HotGroups:
             return refusal
 
     async def until_settled(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition of the state holds that only settled grants can bring about. UnavailableError: the
-        incarnation has ended, nothing settles any more."""
+        """Wait for a condition of the state that only settled grants bring about. UnavailableError: nothing settles."""
         while not self._ended:
             waiting = asyncio.get_running_loop().create_future()
             self._waiting.append(waiting)
@@ -266,8 +263,8 @@ class HotGroups:
 
     async def figures(self) -> HotFigures:
         """Of each hot group, for operators."""
-        groups = await self._state.run(group_statuses, self.grants, self._runtime.monotonic_s())
-        return HotFigures(groups, self._asks, round(self._asks_cpu_s, 6))
+        found = await self._state.run(group_statuses, self.grants, self._runtime.monotonic_s())
+        return HotFigures(found, self._asks, round(self._asks_cpu_s, 6))
 
     async def _restart_partitions(self) -> None:
         """After a restart of the shard: its partitions may have died with the node."""

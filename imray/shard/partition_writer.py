@@ -14,10 +14,10 @@ from imray.core.routing import log_of
 from imray.core.status import PartitionStatus, ServingState
 from imray.log.recovery import become_partition_writer
 from imray.log.store import Store
-from imray.rpc.publications import SubscribeArgs, Subscribed
+from imray.rpc.publications import SubscribeArgs, SubscribedMarks
 from imray.settings import Settings
 from imray.shard.partition_incarnation import HomeLink, PartitionIncarnation
-from imray.shard.publisher import Caller, Publisher, run_beats
+from imray.shard.publisher import Publisher, Subscriber, run_beats
 from imray.shard.runtime import SYSTEM, Runtime
 from imray.shard.write_loop import WriteLoop
 
@@ -97,7 +97,7 @@ class PartitionWriter:
         """As `WriteLoop.append`."""
         return await self.loop.append(data)
 
-    async def subscribe(self, caller: Caller, args: SubscribeArgs) -> Subscribed | Refusal:
+    async def subscribe(self, caller: Subscriber, args: SubscribeArgs) -> SubscribedMarks | Refusal:
         """From now on a gateway hears of what is written here of some conversations; where they stand it hears of the
         home shard."""
         refusal = self.publisher.subscribe(caller, args) or self.loop.refusal
@@ -105,7 +105,7 @@ class PartitionWriter:
             return refusal
         if self._beating is None or self._beating.done():
             self._beating = asyncio.create_task(run_beats(self.publisher, self._is_writer))
-        return Subscribed(self.publisher.epoch, [])
+        return SubscribedMarks(self.publisher.epoch, [])
 
     async def _is_writer(self) -> bool:
         if self.loop.replaced or self.current is None:

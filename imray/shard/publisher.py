@@ -53,7 +53,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-class Caller(Protocol):
+class Subscriber(Protocol):
     """A gateway's connection: `imray.rpc.server.ServerConnection`."""
 
     def push(self, log_number: int, method: Method, content: Parts) -> bool:
@@ -70,10 +70,10 @@ class Publisher:
         self._log = log
         self.epoch = 0
         """That publications carry."""
-        self._wanted: dict[Caller, dict[str, None]] = {}
+        self._wanted: dict[Subscriber, dict[str, None]] = {}
         self._count: dict[str, int] = {}
         """How many connections want a conversation."""
-        self._owed: dict[Caller, dict[str, Mark]] = {}
+        self._owed: dict[Subscriber, dict[str, Mark]] = {}
         """What a gateway that did not read is owed: where each conversation stands. Takes no room in the bound of what
         waits to be sent."""
         self._again: asyncio.TimerHandle | None = None
@@ -86,7 +86,7 @@ class Publisher:
         """Whether anybody listens to a conversation."""
         return conv_id in self._count
 
-    def subscribe(self, caller: Caller, args: SubscribeArgs) -> Refusal | None:
+    def subscribe(self, caller: Subscriber, args: SubscribeArgs) -> Refusal | None:
         """Tell a connection of `add` from now on, and no more of `drop`."""
         mine = self._wanted.get(caller)
         if mine is None:
@@ -105,7 +105,7 @@ class Publisher:
                 self._count[name] = self._count.get(name, 0) + 1
         return None
 
-    def _leave(self, caller: Caller) -> None:
+    def _leave(self, caller: Subscriber) -> None:
         for name in self._wanted.pop(caller, ()):
             self._forget(name)
         self._owed.pop(caller, None)
@@ -139,7 +139,7 @@ class Publisher:
             if conv_id in mine:
                 caller.push(self._log, Method.SIGNALLED, content)
 
-    def _push(self, caller: Caller, head: PublicationHead, stream: pa.Buffer | None) -> None:
+    def _push(self, caller: Subscriber, head: PublicationHead, stream: pa.Buffer | None) -> None:
         marks = head.marks
         owed = self._owed.get(caller)
         if owed:

@@ -18,8 +18,8 @@ from imray.core.status import PartitionStatus, ShardStatus
 from imray.rpc import messages
 from imray.rpc.endpoint import Parts
 from imray.rpc.methods import Method
-from imray.rpc.publications import SignalArgs, SubscribeArgs, encode_subscribe_answer
 from imray.rpc.server import Handler, ServerConnection
+from imray.shard.listener_service import listener_handlers
 from imray.shard.member_service import member_handlers
 from imray.shard.partition_writer import PartitionWriter
 from imray.shard.shard_writer import ShardWriter
@@ -70,6 +70,24 @@ def shard_handlers(writer: ShardWriter) -> Handlers:
             return messages.encode_done(_malformed(e))
         return messages.encode_done(await writer.make_hot(*arguments))
 
+    async def status(_content: memoryview, _caller: ServerConnection) -> Parts:
+        return messages.encode_struct(await shard_status(writer))
+
+    return {
+        Method.APPEND: append,
+        Method.LOCATE: locate,
+        Method.MEND: mend,
+        Method.MAKE_HOT: make_hot,
+        Method.STATUS: status,
+        **_of_partitions(writer),
+        **listener_handlers(writer),
+        **member_handlers(writer.members),
+    }
+
+
+def _of_partitions(writer: ShardWriter) -> Handlers:
+    """What partitions ask of their home shard."""
+
     async def register(content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_register_answer(await writer.register(*messages.decode_register(content)))
 
@@ -88,41 +106,7 @@ def shard_handlers(writer: ShardWriter) -> Handlers:
     async def report_later(arguments: messages.ReportArgs) -> Parts:
         return messages.encode_done(await writer.report(*arguments))
 
-    async def status(_content: memoryview, _caller: ServerConnection) -> Parts:
-        return messages.encode_struct(await shard_status(writer))
-
-    def signal(content: memoryview, _caller: ServerConnection) -> Parts:
-        try:
-            conv_id = messages.decode_struct(content, SignalArgs).conv_id
-        except InvalidError as e:
-            return messages.encode_done(_malformed(e))
-        writer.publisher.signal(conv_id, (content,))
-        return messages.encode_done(None)
-
-    return {
-        Method.APPEND: append,
-        Method.LOCATE: locate,
-        Method.MEND: mend,
-        Method.MAKE_HOT: make_hot,
-        Method.REGISTER: register,
-        Method.ASK: ask,
-        Method.REPORT: report,
-        Method.STATUS: status,
-        Method.SUBSCRIBE: _subscribe(writer),
-        Method.SIGNAL: signal,
-        **member_handlers(writer.members),
-    }
-
-
-def _subscribe(writer: ShardWriter | PartitionWriter) -> Handler:
-    async def subscribe(content: memoryview, caller: ServerConnection) -> Parts:
-        try:
-            args = messages.decode_struct(content, SubscribeArgs)
-        except InvalidError as e:
-            return encode_subscribe_answer(_malformed(e))
-        return encode_subscribe_answer(await writer.subscribe(caller, args))
-
-    return subscribe
+    return {Method.REGISTER: register, Method.ASK: ask, Method.REPORT: report}
 
 
 def partition_handlers(writer: PartitionWriter) -> Handlers:
@@ -134,4 +118,4 @@ def partition_handlers(writer: PartitionWriter) -> Handlers:
     async def status(_content: memoryview, _caller: ServerConnection) -> Parts:
         return messages.encode_struct(await partition_status(writer))
 
-    return {Method.APPEND: append, Method.STATUS: status, Method.SUBSCRIBE: _subscribe(writer)}
+    return {Method.APPEND: append, Method.STATUS: status, **listener_handlers(writer)}

@@ -20,12 +20,12 @@ from imray.core.state import ShardState
 from imray.core.status import ServingState, ShardStatus
 from imray.log.recovery import Readable
 from imray.log.store import Store
-from imray.rpc.publications import SubscribeArgs, Subscribed
+from imray.rpc.publications import SubscribeArgs, SubscribedMarks
 from imray.settings import Settings
 from imray.shard.committer import located
 from imray.shard.hot_groups import HotGroups, StartPartitions
 from imray.shard.members import ShardMembers, roles_of
-from imray.shard.publisher import Caller, Publisher, marks_of, run_beats
+from imray.shard.publisher import Publisher, Subscriber, marks_of, run_beats
 from imray.shard.runtime import SYSTEM, Runtime, StateThread
 from imray.shard.shard_incarnation import ShardIncarnation, Surroundings
 from imray.shard.upkeep import UpkeepWorkers
@@ -158,7 +158,7 @@ class ShardWriter:
 
     # Of listeners
 
-    async def subscribe(self, caller: Caller, args: SubscribeArgs) -> Subscribed | Refusal:
+    async def subscribe(self, caller: Subscriber, args: SubscribeArgs) -> SubscribedMarks | Refusal:
         """From now on a gateway hears of some conversations; the answer says where they stand.
 
         What is above that is published, so nothing falls between."""
@@ -173,9 +173,9 @@ class ShardWriter:
             return Refusal(Refused.UNAVAILABLE, f"{self.loop.label}: {e}")
         return found or self._not_ready()
 
-    def _subscribed(self, names: Sequence[str]) -> Subscribed | None:
+    def _subscribed(self, names: Sequence[str]) -> SubscribedMarks | None:
         state = self._state_to_read()
-        return None if state is None else Subscribed(state.log.epoch, marks_of(state, names))
+        return None if state is None else SubscribedMarks(state.log.epoch, marks_of(state, names))
 
     def _state_to_read(self) -> ShardState | None:
         """What may be told to readers: None where another process may know more."""

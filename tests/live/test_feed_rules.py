@@ -24,10 +24,10 @@ from imray.rpc.publications import (
     PublicationHead,
     SignalArgs,
     SubscribeArgs,
+    SubscribedMarks,
     encode_publication,
     stream_of,
 )
-from imray.rpc.publications import Subscribed as SubscribedAnswer
 from imray.settings import Settings
 from tests.simulation.mutations import ALL, broken
 from tests.simulation.mutations_live import a_lower_epoch_is_believed
@@ -41,14 +41,14 @@ class Scripted:
     """Shards whose answers come when a test says so: what no real one can be made to do."""
 
     def __init__(self) -> None:
-        self.asked: asyncio.Queue[asyncio.Future[SubscribedAnswer]] = asyncio.Queue()
+        self.asked: asyncio.Queue[asyncio.Future[SubscribedMarks]] = asyncio.Queue()
         self.looked_anew = 0
 
     def shard_of(self, conv_id: str) -> int:
         return 0
 
-    async def subscribe(self, log: int, args: SubscribeArgs) -> SubscribedAnswer | Refusal:
-        answer: asyncio.Future[SubscribedAnswer] = asyncio.get_running_loop().create_future()
+    async def subscribe(self, log: int, args: SubscribeArgs) -> SubscribedMarks | Refusal:
+        answer: asyncio.Future[SubscribedMarks] = asyncio.get_running_loop().create_future()
         self.asked.put_nowait(answer)
         return await answer
 
@@ -64,7 +64,7 @@ class Scripted:
     async def rights(self, conv_id: str, users: list[str]) -> Rights | Refusal:
         return Refusal(Refused.UNAVAILABLE, "nobody knows")
 
-    async def next_ask(self) -> asyncio.Future[SubscribedAnswer]:
+    async def next_ask(self) -> asyncio.Future[SubscribedMarks]:
         """The next subscription that waits for its answer."""
         async with asyncio.timeout(_SOON_S):
             return await self.asked.get()
@@ -76,8 +76,8 @@ def _publish(feeds: Feeds, epoch: int, seq: int) -> None:
     feeds.on_push(0, Method.PUBLISH, memoryview(bytearray(content)))
 
 
-def _answer(epoch: int, stable: int) -> SubscribedAnswer:
-    return SubscribedAnswer(epoch, [Mark("tea", stable, 0, -1)])
+def _answer(epoch: int, stable: int) -> SubscribedMarks:
+    return SubscribedMarks(epoch, [Mark("tea", stable, 0, -1)])
 
 
 async def _an_answer_of_a_lower_epoch_is_no_subscription(shards: Scripted, feeds: Feeds) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imray.core import feed as feeds
-from imray.core.feed import Action, Feed, Pull, Run, Tell
+from imray.core.feed import Action, Feed, PullHole, Run, Tell
 
 Numbers = list[int]
 """Messages that are their own numbers."""
@@ -27,13 +27,13 @@ class Teller:
     feed: Feed[Numbers]
     upto: int
     now_ms: int = 0
-    pull: Pull | None = None
+    pull: PullHole | None = None
     messages: list[int] = field(default_factory=list)
     holes: list[int] = field(default_factory=list)
 
     def do(self, actions: list[Action[Numbers]]) -> None:
         for action in actions:
-            if isinstance(action, Pull):
+            if isinstance(action, PullHole):
                 assert self.pull is None
                 assert self.upto <= action.after < action.upto <= self.feed.stable
                 self.pull = action
@@ -107,7 +107,7 @@ def test_a_hole_below_stable_is_pulled_when_it_was_open_for_a_while() -> None:
     feed: Feed[Numbers] = Feed(0)
     assert feed.published([run_of(3, 4)], 4, 0) == []
     assert feed.tick(feeds.HOLE_MS - 1) == []
-    assert feed.tick(feeds.HOLE_MS) == [Pull(0, 2)]
+    assert feed.tick(feeds.HOLE_MS) == [PullHole(0, 2)]
     assert feed.pulled([run_of(2, 2)], [(1, 1, "lost")], 2, 60) == [
         Tell(0, 2, [run_of(2, 2)], [(1, 1, "lost")]),
         Tell(2, 4, [run_of(3, 4)]),
@@ -127,7 +127,7 @@ def test_a_pull_that_fails_is_made_again_later_and_later() -> None:
     now_ms = feeds.HOLE_MS
     pauses = []
     for _ in range(7):
-        assert feed.tick(now_ms) == [Pull(0, 1)]
+        assert feed.tick(now_ms) == [PullHole(0, 1)]
         feed.pull_failed(now_ms)
         assert feed.timer_at_ms is not None
         pauses.append(feed.timer_at_ms - now_ms)
@@ -142,4 +142,4 @@ def test_more_than_may_be_held_is_dropped_from_above_and_pulled_later(monkeypatc
     assert feed.held_rows == 4
     assert feed.published([run_of(1, 1)], 9, 0) == [Tell(0, 3, [run_of(1, 1), run_of(2, 3)])]
     assert feed.held_rows == 0  # what came in below had them dropped, too
-    assert feed.tick(feeds.HOLE_MS) == [Pull(3, 9)]
+    assert feed.tick(feeds.HOLE_MS) == [PullHole(3, 9)]

@@ -23,8 +23,7 @@ from imray.log.page_schema import MESSAGES_SCHEMA
 from imray.rpc.endpoint import Parts
 from imray.rpc.messages import encode_struct
 from imray.rpc.methods import Method
-from imray.rpc.publications import Mark, SignalArgs, SubscribeArgs, decode_subscribe_answer
-from imray.rpc.publications import Subscribed as SubscribedAnswer
+from imray.rpc.publications import Mark, SignalArgs, SubscribeArgs, SubscribedMarks, decode_subscribe_answer
 from imray.settings import Settings
 from tests.simulation.clients import Gateway
 from tests.simulation.kernel import LOST, MS, Process
@@ -33,7 +32,7 @@ _SUBSCRIBE_US = 60 * MS
 
 
 class Connection:
-    """One connection from a gateway to a log's writer: `imray.shard.publisher.Caller`."""
+    """One connection from a gateway to a log's writer: `imray.shard.publisher.Subscriber`."""
 
     def __init__(self, near: Process, far: Process, on_push: Callable[..., None], on_lost: Callable[[], None]) -> None:
         self._near = near
@@ -102,7 +101,7 @@ class SimShards:
         """There is one."""
         return 0
 
-    async def subscribe(self, log: int, args: SubscribeArgs) -> SubscribedAnswer | Refusal:
+    async def subscribe(self, log: int, args: SubscribeArgs) -> SubscribedMarks | Refusal:
         """One call, over the connection by which publications come."""
         callee = self._of(home_of(log)[1])
         connection = self._connections.get(log)
