@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -18,7 +21,9 @@ from api.live_pages import LivePages
 from api.live_wire import LiveEngine
 from api.turns import Pulls
 from api.watch import Watch
-from tests.support.live_system import LiveBackend
+from imray.settings import Settings
+from tests.support.api_system import KEY
+from tests.support.live_system import LiveBackend, token_of
 
 
 class FakeTransport(asyncio.Transport):
@@ -111,3 +116,22 @@ class Peer:
         """With which the server closed; None: it has not."""
         received = self._socket.close_rcvd
         return None if received is None else received.code
+
+
+def peer_maker(folder: Path) -> Callable[..., Peer]:
+    """Makes peers, with settings by name."""
+    (folder / "key").write_bytes(KEY)
+
+    def make(spoken: Format = JSON, **settings: Any) -> Peer:
+        engine = LiveBackend(replace(Settings(), **settings))
+        return Peer(engine, {"key_file": str(folder / "key")}, spoken)
+
+    return make
+
+
+async def known(peer: Peer, sender: str = "ada") -> Peer:
+    """Whose token was taken."""
+    peer.say({"t": "auth", "token": token_of(sender)})
+    (welcome,) = await peer.heard()
+    assert (welcome["t"], welcome["sender"]) == ("welcome", sender)
+    return peer
