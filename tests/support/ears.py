@@ -53,9 +53,9 @@ class Ear:
         """The last number that was told."""
         return int(self.frames[-1].split(":")[0].split("-")[1]) if self.frames else 0
 
-    async def until(self, condition: Callable[[], bool]) -> None:
+    async def until(self, condition: Callable[[], bool], deadline_s: float = _DEADLINE_S) -> None:
         """Wait until it holds."""
-        async with asyncio.timeout(_DEADLINE_S):
+        async with asyncio.timeout(deadline_s):
             while not condition():
                 self._told.clear()
                 await self._told.wait()
