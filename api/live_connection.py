@@ -19,10 +19,10 @@ from api.live_formats import JSON, Format, Payload, notice_item
 from api.live_items import DrainItem, ExpiringItem, ServerItem
 from api.live_pages import LivePages
 from api.live_pulse import Due, Pulse
-from api.live_reader import HalfMessage, LiveReader, WrongKindError
+from api.live_reader import HalfMessage, LiveReader, TooManyFramesError, WrongKindError
 from api.live_sends import error_of
 from api.live_session import LiveSession
-from api.live_wire import GOING_AWAY, LATER, MALFORMED, TOKEN, UNEXPECTED, WRONG_KIND, LiveEngine
+from api.live_wire import GOING_AWAY, LATER, MALFORMED, TOKEN, TOO_MUCH, UNEXPECTED, WRONG_KIND, LiveEngine
 from api.problems import ProblemError, unexpected
 from api.watch import Watch, unsent
 from imray.core.errors import InvalidError
@@ -98,6 +98,8 @@ class LiveConnection(asyncio.Protocol):
         except WrongKindError:
             kind = "text" if self._format is JSON else "binary"
             self.close(WRONG_KIND, ProblemError(400, "invalid", f"{self._format.subprotocol} is {kind} frames"))
+        except TooManyFramesError:
+            self.close(TOO_MUCH, ProblemError(429, "too-many", "too many frames that say nothing: pings, tiny parts"))
         except Exception:
             log.exception("a live connection failed")
             self.close(UNEXPECTED, unexpected())
@@ -274,6 +276,7 @@ class LiveConnection(asyncio.Protocol):
         """See `api.watch.Watched`."""
         if self._drain_by is not None and (now >= self._drain_by or self._session.idle):
             self.close(GOING_AWAY)
+        self._reader.empty_frames = 0
         deadline_s = self._settings.request_deadline_s
         if self._half.is_late(now, self._read_paused, deadline_s):
             self.close(MALFORMED, ProblemError(408, "late", f"a frame took longer than {deadline_s:g} s"))

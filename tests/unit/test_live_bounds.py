@@ -149,3 +149,26 @@ async def test_what_waits_for_listeners_that_do_not_read_is_bounded_over_all_of_
     assert peer.limits.bytes == 0
     assert peer.server.offer(b"x" * 600)
     assert peer.limits.bytes == 0
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [Frame(Opcode.PING, b"").serialize(mask=True), Frame(Opcode.PONG, b"").serialize(mask=True), b""],
+    ids=["pings", "pongs", "parts"],
+)
+async def test_frames_that_say_nothing_are_bounded(made: Made, frame: bytes) -> None:
+    peer = made()
+    if not frame:
+        peer.server.data_received(Frame(Opcode.TEXT, b" ", fin=False).serialize(mask=True))
+        frame = Frame(Opcode.CONT, b"", fin=False).serialize(mask=True)
+    peer.server.data_received(frame * 900)
+    await peer.heard()
+    peer.server.look(peer.server.loop.time())
+    peer.server.data_received(frame * 900)
+    await peer.heard()
+    assert peer.close_code is None
+    peer.server.data_received(frame * 40_000)
+    told = [item for item in await peer.heard() if item["t"] == "error"]
+    assert [(item["status"], item["kind"]) for item in told] == [(429, "too-many")]
+    assert peer.close_code == 4429
+    assert len(peer.transport.data) < 20_000, "it was not read to its end"
