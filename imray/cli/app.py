@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import imray
-from imray.cli import chat, groups, inspect, messages, replay, up
+from imray.cli import chat, groups, inspect, members, messages, replay, up
 from imray.core.errors import InvalidError
 
 app = typer.Typer(
@@ -68,6 +68,8 @@ for _command in (
     messages.send,
     messages.tail,
     chat.chat,
+    members.create,
+    members.members,
     replay.replay,
     groups.hot,
     groups.cold,

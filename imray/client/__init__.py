@@ -1,4 +1,4 @@
-"""The Python client: send and read over HTTP, follow conversations in order by push.
+"""The Python client: send, read and manage members over HTTP, follow conversations in order by push.
 
 Ids are made once for each message and kept over every retry; what reaches the caller is a number or an error that
 says what to do.
@@ -13,10 +13,15 @@ from imray.client.live import AsyncLive
 from imray.client.live_sync import Follower, Live
 from imray.client.models import (
     Ack,
+    Creation,
     Head,
     HistoryPage,
     Hole,
     LiveSignal,
+    Member,
+    MemberPage,
+    MemberRole,
+    MembersNow,
     Message,
     Outcome,
     Outgoing,
@@ -41,6 +46,7 @@ __all__ = [
     "Client",
     "ConflictError",
     "ConversationFollower",
+    "Creation",
     "Follower",
     "Head",
     "HistoryPage",
@@ -49,6 +55,10 @@ __all__ = [
     "InvalidError",
     "Live",
     "LiveSignal",
+    "Member",
+    "MemberPage",
+    "MemberRole",
+    "MembersNow",
     "Message",
     "Outbox",
     "OutboxAnswer",

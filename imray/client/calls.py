@@ -1,6 +1,7 @@
 """The calls of the HTTP contract, each a generator (see `call`): what is asked and how the answer is read.
 
-Owns paths, request bodies and the ids of messages that have none. Does not own I/O.
+Owns paths, request bodies and the ids of messages that have none. Does not own I/O, nor the calls about members
+(`calls_members`).
 """
 
 from __future__ import annotations
@@ -32,17 +33,22 @@ from imray.core.errors import InvalidError, UnavailableError
 from imray.core.ids import format_client_msg_id, parse_client_msg_id
 from imray.core.routing import check_conv_id
 
-_JSON = {"content-type": "application/json"}
+JSON_HEADERS = {"content-type": "application/json"}
 _BATCH_PATH = "/v1/messages:batch"
 
 
 def conversation_path(conv_id: str) -> str:
     """The path of a conversation; every conv_id is one segment of it, whatever it holds."""
     check_conv_id(conv_id)
-    name = quote(conv_id, safe="")
-    if not conv_id.strip("."):  # "." and ".." would be resolved away (RFC 3986, 5.2.4)
-        name = name.replace(".", "%2E")
-    return f"/v1/conversations/{name}"
+    return f"/v1/conversations/{path_segment(conv_id)}"
+
+
+def path_segment(text: str) -> str:
+    """A text as one segment of a path."""
+    segment = quote(text, safe="")
+    if not text.strip("."):  # "." and ".." would be resolved away (RFC 3986, 5.2.4)
+        segment = segment.replace(".", "%2E")
+    return segment
 
 
 class BatchInFlight(Protocol):
@@ -68,7 +74,7 @@ class BatchInFlight(Protocol):
 class JsonBatch:
     """A batch of `Outgoing`, its ids given."""
 
-    headers = _JSON
+    headers = JSON_HEADERS
 
     def __init__(self, messages: list[dict[str, str | int]]) -> None:
         self._messages = messages
@@ -124,7 +130,7 @@ class Calls:
         del fields["conv_id"]
         ids = (str(fields["client_msg_id"]),)
         attempts = Attempts(self._env, lambda: ids)
-        reply = yield from attempts.ask("POST", path, content=encode_json(fields), headers=_JSON)
+        reply = yield from attempts.ask("POST", path, content=encode_json(fields), headers=JSON_HEADERS)
         if reply.status not in (200, 201):
             attempts.refuse(reply)
         return attempts.read(reply, SendResult.of)
@@ -162,7 +168,7 @@ class Calls:
     def set_topics(self, conv_id: str, topics: int) -> Call[int]:
         attempts = Attempts(self._env)
         path = conversation_path(conv_id) + "/topics"
-        reply = yield from attempts.ask("PUT", path, content=encode_json({"topics": topics}), headers=_JSON)
+        reply = yield from attempts.ask("PUT", path, content=encode_json({"topics": topics}), headers=JSON_HEADERS)
         if reply.status != 200:
             attempts.refuse(reply)
         return attempts.read(reply, lambda answer: int(answer["topics"]))
@@ -246,4 +252,4 @@ def encode_json(value: object) -> bytes:
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError as e:
-        raise InvalidError(f"the message cannot be written as JSON: {e}") from e
+        raise InvalidError(f"it cannot be written as JSON: {e}") from e

@@ -18,14 +18,32 @@ import pyarrow as pa
 
 from imray.client.call import Call, HttpRequest, HttpResponse, NoAnswer, Pause, RetryPolicy
 from imray.client.calls import Calls
+from imray.client.calls_members import MemberCalls
 from imray.client.follower import AsyncFollower, OnSignal
 from imray.client.live import AsyncLive
-from imray.client.models import Head, HistoryPage, Hole, Message, Order, Outcome, Outgoing, Ready, SendResult, Version
+from imray.client.models import (
+    Creation,
+    Head,
+    HistoryPage,
+    Hole,
+    Member,
+    MemberPage,
+    MemberRole,
+    MembersNow,
+    Message,
+    Order,
+    Outcome,
+    Outgoing,
+    Ready,
+    SendResult,
+    Version,
+)
 from imray.client.wire import arguments, connection, environment, next_range, no_answer
 
 R = TypeVar("R")
 TIMEOUT_S = 30.0
 PAGE_MESSAGES = 100
+PAGE_MEMBERS = 100
 
 
 class AsyncClient:
@@ -49,7 +67,9 @@ class AsyncClient:
         clock_s: Callable[[], float] = time.monotonic,
         unix_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        self._calls = Calls(environment(timeout_s, retry, clock_s, unix_ms))
+        env = environment(timeout_s, retry, clock_s, unix_ms)
+        self._calls = Calls(env)
+        self._member_calls = MemberCalls(env)
         # Time-outs are set around whole exchanges, since httpx's own start again with every byte received.
         self._http = httpx.AsyncClient(transport=transport, timeout=None, **connection(url, token))
         self._sleep = sleep
@@ -150,6 +170,63 @@ class AsyncClient:
 
         Needs a token with the role `service`."""
         return await self._run(self._calls.set_topics(conv_id, topics))
+
+    async def create_conversation(
+        self, conv_id: str, *, public: bool = False, members: Iterable[Member | Mapping[str, Any]] = ()
+    ) -> Creation:
+        """Create a conversation with members, 1,000 at most (then `add_members`); the caller is an owner, a service
+        names one. `public`: anybody may pull and listen.
+
+        Where it is so already, that is success. Raises ConflictError where it is there and different (nothing was
+        written; the error names no message), or, after a try without an answer, UnavailableError: that try may have
+        created it, and others may have changed it since. AuthError: it has messages, so only a service may."""
+        return await self._run(self._member_calls.create(conv_id, public, members))
+
+    async def add_members(self, conv_id: str, members: Iterable[Member | Mapping[str, Any]]) -> MembersNow:
+        """Add members, or change the roles of those who are there. Needs an owner or a service.
+
+        More than 1,000 go in several calls, in their order, each with `timeout_s` of its own. Where one fails, those
+        before it hold, the failed one does as its error says (AuthError, InvalidError: not at all), and those after it
+        were not asked. To call again with all of them is safe: what is so already is no change.
+        InvalidError: nobody created the conversation, or it would be left without an owner."""
+        return await self._run(self._member_calls.add(conv_id, members))
+
+    async def remove_members(self, conv_id: str, users: Iterable[str]) -> MembersNow:
+        """Remove members; who is none is no error. Needs an owner or a service, but for oneself.
+
+        More than 1,000 go in several calls: what holds where one fails is as in `add_members`."""
+        return await self._run(self._member_calls.remove(conv_id, users))
+
+    async def members(self, conv_id: str, after: str | None = None, limit: int = PAGE_MEMBERS) -> MemberPage:
+        """One page of the members after a user (None: from the first), 1,000 at most. For whom may listen.
+
+        InvalidError: nobody created the conversation, or nobody knows the user `after`."""
+        return await self._run(self._member_calls.page(conv_id, after, limit))
+
+    async def iter_members(
+        self, conv_id: str, after: str | None = None, limit: int = PAGE_MEMBERS
+    ) -> AsyncIterator[Member]:
+        """All members, each once, `limit` a page. A change meanwhile may be in it or not."""
+        while True:
+            page = await self.members(conv_id, after, limit)
+            for member in page.members:
+                yield member
+            after = page.next
+            if after is None:
+                return
+
+    async def role(self, conv_id: str, user: str) -> MemberRole:
+        """A member's role. InvalidError: the user is no member, or nobody created the conversation."""
+        return await self._run(self._member_calls.role(conv_id, user))
+
+    async def mark_read(self, conv_id: str, seq: int) -> int:
+        """Say that the caller has read up to `seq`; how far it has, now durable: that never goes back, so a device
+        that is behind learns where the others are. InvalidError: the conversation does not go so far."""
+        return await self._run(self._member_calls.mark_read(conv_id, seq))
+
+    async def read_cursor(self, conv_id: str) -> int:
+        """How far the caller has read, on whichever device; 0 where it has not said."""
+        return await self._run(self._member_calls.read_cursor(conv_id))
 
     async def ready(self) -> Ready:
         """Whether every shard answers now; asked once, not retried. UnavailableError: no server is there."""

@@ -16,10 +16,27 @@ import pyarrow as pa
 
 from imray.client.call import Call, HttpRequest, HttpResponse, NoAnswer, Pause, RetryPolicy
 from imray.client.calls import Calls
+from imray.client.calls_members import MemberCalls
 from imray.client.follower import OnSignal
-from imray.client.http import PAGE_MESSAGES, TIMEOUT_S
+from imray.client.http import PAGE_MEMBERS, PAGE_MESSAGES, TIMEOUT_S
 from imray.client.live_sync import Follower, Live
-from imray.client.models import Head, HistoryPage, Hole, Message, Order, Outcome, Outgoing, Ready, SendResult, Version
+from imray.client.models import (
+    Creation,
+    Head,
+    HistoryPage,
+    Hole,
+    Member,
+    MemberPage,
+    MemberRole,
+    MembersNow,
+    Message,
+    Order,
+    Outcome,
+    Outgoing,
+    Ready,
+    SendResult,
+    Version,
+)
 from imray.client.wire import arguments, connection, environment, next_range, no_answer
 
 R = TypeVar("R")
@@ -40,7 +57,9 @@ class Client:
         clock_s: Callable[[], float] = time.monotonic,
         unix_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        self._calls = Calls(environment(timeout_s, retry, clock_s, unix_ms))
+        env = environment(timeout_s, retry, clock_s, unix_ms)
+        self._calls = Calls(env)
+        self._member_calls = MemberCalls(env)
         self._http = httpx.Client(transport=transport, **connection(url, token))
         self._sleep = sleep
         self._new_live = partial(Live, url, token, timeout_s=timeout_s, retry=retry)
@@ -125,6 +144,45 @@ class Client:
     def set_topics(self, conv_id: str, topics: int) -> int:
         """See `AsyncClient.set_topics`."""
         return self._run(self._calls.set_topics(conv_id, topics))
+
+    def create_conversation(
+        self, conv_id: str, *, public: bool = False, members: Iterable[Member | Mapping[str, Any]] = ()
+    ) -> Creation:
+        """See `AsyncClient.create_conversation`."""
+        return self._run(self._member_calls.create(conv_id, public, members))
+
+    def add_members(self, conv_id: str, members: Iterable[Member | Mapping[str, Any]]) -> MembersNow:
+        """See `AsyncClient.add_members`."""
+        return self._run(self._member_calls.add(conv_id, members))
+
+    def remove_members(self, conv_id: str, users: Iterable[str]) -> MembersNow:
+        """See `AsyncClient.remove_members`."""
+        return self._run(self._member_calls.remove(conv_id, users))
+
+    def members(self, conv_id: str, after: str | None = None, limit: int = PAGE_MEMBERS) -> MemberPage:
+        """See `AsyncClient.members`."""
+        return self._run(self._member_calls.page(conv_id, after, limit))
+
+    def iter_members(self, conv_id: str, after: str | None = None, limit: int = PAGE_MEMBERS) -> Iterator[Member]:
+        """See `AsyncClient.iter_members`."""
+        while True:
+            page = self.members(conv_id, after, limit)
+            yield from page.members
+            after = page.next
+            if after is None:
+                return
+
+    def role(self, conv_id: str, user: str) -> MemberRole:
+        """See `AsyncClient.role`."""
+        return self._run(self._member_calls.role(conv_id, user))
+
+    def mark_read(self, conv_id: str, seq: int) -> int:
+        """See `AsyncClient.mark_read`."""
+        return self._run(self._member_calls.mark_read(conv_id, seq))
+
+    def read_cursor(self, conv_id: str) -> int:
+        """See `AsyncClient.read_cursor`."""
+        return self._run(self._member_calls.read_cursor(conv_id))
 
     def ready(self) -> Ready:
         """See `AsyncClient.ready`."""

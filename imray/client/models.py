@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Order = Literal["asc", "desc"]
+MemberRole = Literal["owner", "member", "reader"]
 Json = Mapping[str, Any]
 
 
@@ -196,6 +197,61 @@ class Head:
     @classmethod
     def of(cls, answer: Json) -> Head:
         return cls(*(answer[name] for name in ("conv_id", "conv_seq", "stable_seq", "epoch", "shard")))
+
+
+@dataclass(frozen=True)
+class Member:
+    """A user with a role in a conversation: an owner changes members, a member sends, a reader pulls and listens."""
+
+    user: str
+    role: MemberRole = "member"
+
+
+@dataclass(frozen=True)
+class MembersNow:
+    """The members are as they were asked to be, and that is durable."""
+
+    conv_id: str
+    after: int
+    """The change stands between this number and the next."""
+    members: int
+    """How many there are."""
+
+    @classmethod
+    def of(cls, answer: Json) -> MembersNow:
+        return cls(answer["conv_id"], answer["after"], answer["members"])
+
+
+@dataclass(frozen=True)
+class Creation(MembersNow):
+    """The conversation is there, as it was asked for."""
+
+    created: bool
+    """False: it was so already, perhaps by an earlier try of this call."""
+
+
+@dataclass(frozen=True)
+class MemberPage:
+    """Some members of a conversation, in an order that does not change."""
+
+    conv_id: str
+    public: bool
+    """Anybody may pull and listen."""
+    total: int
+    """How many there are on all pages."""
+    members: list[Member]
+    next: str | None
+    """For the next page: its `after`. None: no more."""
+
+    @classmethod
+    def of(cls, answer: Json) -> MemberPage:
+        return cls(
+            conv_id=answer["conv_id"],
+            public=answer["public"],
+            total=answer["total"],
+            members=[Member(m["user"], m["role"]) for m in answer["members"]],
+            next=answer["next"],
+        )
 
 
 @dataclass(frozen=True)
