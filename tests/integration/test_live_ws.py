@@ -295,3 +295,13 @@ def test_a_page_larger_than_a_frame_should_be_is_told_in_parts(tmp_path: Path) -
         told = client.ask(every_item()["pull"])
         assert [message["conv_seq"] for message in told["messages"]] == [1, 2, 3, 4]
         assert told["next"] == 4
+
+
+def test_what_there_is_to_say_is_served_and_linked(server: LiveServer) -> None:
+    page = httpx.get(f"{server.http}/docs/live")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "imray.v1.msgpack" in page.text
+    document = httpx.get(f"{server.http}/openapi.json").json()
+    assert "/docs/live" in document["info"]["description"]
+    answers = document["paths"]["/v1/conversations/{conv_id}/events"]["get"]["responses"]
+    assert list(answers["200"]["content"]) == ["text/event-stream"]
