@@ -12,12 +12,9 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-
 from api.auth import Caller
 from api.checks import check_send
+from api.columns import send_columns
 from api.limits import Account, over_budget
 from api.live_items import AckItem, ErrorItem, SendItem
 from api.outcomes import CONFLICT, CREATED, DUPLICATE, Outcomes
@@ -121,7 +118,9 @@ class LiveSends:
             if len(batch) == 1:
                 answers: Answers = [_one(batch[0], await self._engine.send(batch[0][1]), service)]
             else:
-                answers = _many(batch, await self._columns([send for _, send in batch], service))
+                answers = _many(
+                    batch, await send_columns(self._engine, record_batch([send for _, send in batch]), service)
+                )
         except Exception:
             # nothing above this catches it: the sender must hear of it
             log.exception("sends failed")
@@ -129,24 +128,6 @@ class LiveSends:
         self.in_flight -= len(batch)
         self._account.charge_asked(size)
         self._answer(answers)
-
-    async def _columns(self, sends: list[Send], service: bool) -> Outcomes:
-        """Split over the logs that take them, send all, and put the answers together."""
-        columns = record_batch(sends)
-        of_name = self._engine.ways(columns)
-        used = np.unique(of_name)
-        where: dict[int, npt.NDArray[np.intp] | slice] = {}
-        batches: dict[int, pa.RecordBatch] = {}
-        if len(used) == 1:
-            where[int(used[0])] = slice(None)
-            batches[int(used[0])] = columns
-        else:
-            of_row = of_name[columns.column("conv_id").indices.to_numpy()]
-            for number in used.tolist():
-                rows = np.flatnonzero(of_row == number)
-                where[number] = rows
-                batches[number] = columns.take(pa.array(rows))
-        return Outcomes.of(len(sends), await self._engine.send_batches(batches), where, service)
 
 
 def error_of(problem: ProblemError, ref: int | None) -> ErrorItem:

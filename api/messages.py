@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 import pyarrow as pa
 from fastapi import APIRouter, Request, Response
@@ -15,6 +14,7 @@ from starlette.types import Receive
 from api.arrow import check_batch_arrow
 from api.auth import Authenticator, Caller
 from api.checks import check_batch_json, check_message, media_type, read_body, receive_body, single_bytes_max
+from api.columns import send_columns
 from api.docs import json_body, problems
 from api.door import Answer, RawRoute, SendHandler, SendHeaders, headers_of
 from api.outcomes import ARROW_TYPE, CONFLICT, CREATED, DUPLICATE, Outcomes
@@ -79,7 +79,7 @@ def routes(engine: Engine, auth: Authenticator) -> tuple[APIRouter, SendHandler]
         else:
             batch, conv_ids = check_batch_json(data, caller, settings)
         rates.messages(caller.sender, caller.service, batch.num_rows)
-        return _many(await _send_columns(engine, batch, caller), conv_ids, batch, kind)
+        return _many(await send_columns(engine, batch, caller.service), conv_ids, batch, kind)
 
     return router, send_one
 
@@ -106,26 +106,6 @@ def _single(engine: Engine, auth: Authenticator) -> SendHandler:
             raise unexpected() from e
 
     return send_one
-
-
-async def _send_columns(engine: Engine, batch: pa.RecordBatch, caller: Caller) -> Outcomes:
-    """Split a batch over the logs that take its conversations, send all, and put the answers together."""
-    conv = batch.column("conv_id")
-    of_name = engine.ways(batch)
-    used = np.unique(of_name)
-    where: dict[int, npt.NDArray[np.intp] | slice] = {}
-    batches: dict[int, pa.RecordBatch] = {}
-    if len(used) == 1:
-        log_number = int(used[0])
-        where[log_number] = slice(None)
-        batches[log_number] = batch
-    else:
-        of_row = of_name[conv.indices.to_numpy()]
-        for log in used.tolist():
-            rows = np.flatnonzero(of_row == log)
-            where[log] = rows
-            batches[log] = batch.take(pa.array(rows))
-    return Outcomes.of(batch.num_rows, await engine.send_batches(batches), where, caller.service)
 
 
 def _one(send: Send, sent: SendAnswer, shard: int, caller: Caller) -> Answer:
