@@ -115,7 +115,7 @@ def _show(client: Client, conv: str, as_json: bool) -> None:
         _print_json({"conv_id": conv, "public": page.public, "members": [asdict(member) for member in found]})
         return
     typer.echo(table(("user", "role"), [(member.user, member.role) for member in found]))
-    typer.echo(f"\n{_count(len(found))}; {'anybody' if page.public else 'nobody else'} may read")
+    typer.echo(f"\n{_count(len(found))}; {'anybody' if page.public else 'only they'} may read")
 
 
 def _members(texts: list[str]) -> list[Member]:

@@ -19,7 +19,10 @@ from imray.cli.common import find_target, printable, table
 from imray.core.errors import InvalidError
 from tests.support.fake_imray import FakeImray, Server
 
-COMMANDS = ("up", "down", "token", "status", "send", "tail", "replay", "audit", "sql", "bench")
+COMMANDS = (
+    *("up", "down", "token", "status", "send", "tail", "chat", "create", "members", "replay", "hot", "cold"),
+    *("audit", "sql", "bench"),
+)
 NOBODY = ("--url", "http://127.0.0.1:1", "--token", "t", "--timeout", "0.2")
 ID = "0190b0f2-6f2e-7c3a-9d27-0242ac120002"
 
@@ -124,6 +127,10 @@ def test_help_and_version(cli: Cli) -> None:
         (("send", "", "t", *NOBODY), "conv_id has 0 bytes"),
         (("send", "c", "-", *NOBODY, "--id", ID), "leave it out with -"),
         (("tail", "c", *NOBODY), "Is it up? `imray up` starts one"),
+        (("members", "c", *NOBODY), "Is it up? `imray up` starts one"),
+        (("create", "c", *NOBODY), "Is it up? `imray up` starts one"),
+        (("members", "c", "--add", "", *NOBODY), "user has 0 bytes"),
+        (("chat", "c", *NOBODY), "Is it up? `imray up` starts one"),
         (("status", *NOBODY), "Is it up? `imray up` starts one"),
         (("replay", "gone.parquet", *NOBODY), "gone.parquet cannot be read: No such file"),
         (("replay", "notes.txt", *NOBODY), "notes.txt is no Parquet file"),
