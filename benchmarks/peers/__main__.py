@@ -14,9 +14,10 @@ import typer
 from benchmarks import machine, report
 from benchmarks.__main__ import end_in_order
 from benchmarks.harness import ROOT, Options, Sample, T, in_turns, say
-from benchmarks.peers import chart, results, run, table
+from benchmarks.peers import chart, push_run, results, run, table
 from benchmarks.peers.catalogue import keys, peer_of, peers, row_of
 from benchmarks.peers.daemons import end_leftovers
+from benchmarks.peers.push_ways import ways_of
 from benchmarks.peers.results import Record
 
 _README = ROOT / "README.md"
@@ -29,6 +30,8 @@ _QUICK_S = 2.0
 _SIDE_S = 15.0
 """What a side takes beside its measurement: its server's start and end, warming up."""
 _KILL_S = 25.0
+_PUSH_S = 12.0
+"""What a way of telling listeners takes beside its two measurements."""
 
 
 def main(
@@ -37,8 +40,10 @@ def main(
     repeat: Annotated[int, typer.Option(min=1, help="Turns; the tables show medians.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.5, help="Length of one measurement, after the warm-up.")] = 5.0,
     kill: Annotated[bool, typer.Option(help="Also kill each server in mid-run and count what is left.")] = True,
+    speed: Annotated[bool, typer.Option(help="Measure senders.")] = True,
+    push: Annotated[bool, typer.Option(help="Measure listeners: 1,000 of them, with --quick 200.")] = True,
     quick: Annotated[
-        bool, typer.Option("--quick", help="4 senders, one short turn, no kills: within 5 minutes.")
+        bool, typer.Option("--quick", help="4 senders, one short turn, no kills: within 7 minutes.")
     ] = False,
     folder: Annotated[
         Path, typer.Option("--dir", help="Where data is written; a real disk, or fsync means nothing.")
@@ -57,11 +62,15 @@ def main(
         if quick:
             kill = False
             options = replace(options, repeat=1, seconds=_QUICK_S, quick=True)
-        about_s = options.repeat * len(counts) * len(names or keys()) * (_SIDE_S + options.seconds)
-        about_s += _KILL_S * len(names or keys()) * kill
-        say(f"about {max(1, about_s / 60):.0f} min; --quick is the short form")
+        if not speed:
+            kill = False
+        _foretell(names or list(keys()), len(counts) * speed, options, kill, push)
         try:
-            records = measure(_chosen(names), counts, options, kill)
+            records = _chosen(names)
+            if speed:
+                measure(records, counts, options, kill)
+            if push:
+                measure_push(records, options)
         finally:
             end_leftovers()
         where = machine.describe(options.folder) | versions(records)
@@ -75,6 +84,14 @@ def main(
         _CHART.write_text(chart.svg(records, counts))
     if any(r.failures for r in records):
         raise typer.Exit(1)
+
+
+def _foretell(names: list[str], counts: int, options: Options, kill: bool, push: bool) -> None:
+    """Say how long it takes."""
+    about_s = options.repeat * counts * len(names) * (_SIDE_S + options.seconds) + _KILL_S * len(names) * kill
+    ways = sum(len(ways_of(name)) for name in names) * push
+    about_s += options.repeat * ways * (_PUSH_S + 2 * options.seconds)
+    say(f"about {max(1, about_s / 60):.0f} min; --quick is the short form")
 
 
 def _chosen(names: list[str] | None) -> list[Record]:
@@ -114,6 +131,18 @@ def measure(records: list[Record], senders: list[int], options: Options, kill: b
     return records
 
 
+def measure_push(records: list[Record], options: Options) -> None:
+    """Fill the records with what listeners were told, all ways in turns."""
+
+    def one(record: Record, way: str) -> Sample:
+        return guarded(record, f"push {way}", partial(push_run.measure, options, way), {})
+
+    ready = [(r, way.key) for r in records if not r.missing for way in ways_of(r.row.key)]
+    taken = in_turns({f"push {way}": partial(one, r, way) for r, way in ready}, options.repeat)
+    for record, way in ready:
+        record.pushed[way] = taken[f"push {way}"]
+
+
 def guarded(record: Record, what: str, act: Callable[[], T], otherwise: T) -> T:
     """What `act` returns; where it fails, its error becomes a failure of the record."""
     try:
@@ -127,7 +156,7 @@ def guarded(record: Record, what: str, act: Callable[[], T], otherwise: T) -> T:
 
 def versions(records: list[Record]) -> dict[str, str]:
     """Of the systems that ran."""
-    ran = {peer_of(r.row.key) for r in records if r.samples}
+    ran = {peer_of(r.row.key) for r in records if r.samples or r.pushed}
     return {"peers": "; ".join(text for peer in peers() if peer in ran and (text := peer.version()))}
 
 

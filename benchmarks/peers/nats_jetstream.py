@@ -42,8 +42,8 @@ DEFAULT = Row(
     Shape(2_500, 2),
     durable=False,
 )
-_STREAM = "chat"
-_SUBJECT = f"chat.{CONV}"
+STREAM = "chat"
+SUBJECT = f"chat.{CONV}"
 _ACK = re.compile(rb"MSG _INBOX\.\w+\.(\d+) 1 \d+\r\n\{([^{}]*)\}\r\n")
 _SEQ = re.compile(rb'"seq":(\d+)')
 _STORED = re.compile(rb"Nats-Sequence: (\d+)|Nats-Msg-Id: ([0-9a-f]{32})")
@@ -77,7 +77,7 @@ class Connection:
         sizes = f"{head_bytes} {head_bytes + body_bytes}"
         self._writer.writelines(
             b"HPUB %b %b.%d %b\r\nNATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n%b\r\n"
-            % (_SUBJECT.encode(), inbox.encode(), i, sizes.encode(), hexes[32 * i : 32 * i + 32].encode(), body)
+            % (SUBJECT.encode(), inbox.encode(), i, sizes.encode(), hexes[32 * i : 32 * i + 32].encode(), body)
             for i, body in enumerate(batch.bodies)
         )
         got = 0
@@ -150,8 +150,8 @@ class _Server:
 
 async def _create(port: int) -> None:
     connection = await Connection.open(port)
-    stream = {"name": _STREAM, "subjects": [_SUBJECT], "storage": "file", "allow_direct": True, "num_replicas": 1}
-    answer = await connection.ask(f"$JS.API.STREAM.CREATE.{_STREAM}", stream, _ANSWERED)
+    stream = {"name": STREAM, "subjects": [SUBJECT], "storage": "file", "allow_direct": True, "num_replicas": 1}
+    answer = await connection.ask(f"$JS.API.STREAM.CREATE.{STREAM}", stream, _ANSWERED)
     await connection.close()
     if b'"error"' in answer:
         raise RuntimeError(f"NATS made no stream: {answer!r}")
@@ -163,7 +163,7 @@ async def _read(port: int) -> Iterator[tuple[int, bytes]]:
     while True:
         first = found[-1][0] + 1 if found else 1
         question = {"seq": first, "batch": _READ_ROWS}
-        answer = await connection.ask(f"$JS.API.DIRECT.GET.{_STREAM}", question, _BATCH_END)
+        answer = await connection.ask(f"$JS.API.DIRECT.GET.{STREAM}", question, _BATCH_END)
         fields = [m.groups() for m in _STORED.finditer(answer)]
         ids = [bytes.fromhex(f[1].decode()) for f in fields if f[1]]
         numbers = [int(f[0]) for f in fields if f[0]]

@@ -47,7 +47,7 @@ SETTINGS = {
     "wal_compression": "lz4",
     "listen_addresses": "127.0.0.1",
 }
-_TABLES = """
+_SCHEMA = """
 CREATE TABLE conversations (conv_id text PRIMARY KEY, last_seq bigint NOT NULL);
 CREATE TABLE messages (
     conv_id text NOT NULL, conv_seq bigint NOT NULL, client_msg_id uuid NOT NULL, body bytea NOT NULL,
@@ -67,6 +67,9 @@ BEGIN
     UPDATE conversations SET last_seq = last + fresh WHERE conv_id = conv;
 END $$;
 """
+
+
+TABLES = f"{_SCHEMA} INSERT INTO conversations VALUES ('{CONV}', 0);"
 
 
 def programs() -> Path | None:
@@ -110,6 +113,13 @@ async def open_connection(port: int, **options: Any) -> Any:
     import asyncpg
 
     return await asyncpg.connect(host="127.0.0.1", port=port, user=USER, database="postgres", timeout=5, **options)
+
+
+async def open_typed(address: Address) -> Any:
+    """The same, where ids are 16 bytes, not objects."""
+    connection = await open_connection(address["port"])
+    await connection.set_type_codec("uuid", schema="pg_catalog", encoder=bytes, decoder=bytes, format="binary")
+    return connection
 
 
 async def _answers(port: int) -> bool:
@@ -165,15 +175,14 @@ class _Postgres:
         """A server of our own; the machine's, if one runs, is left alone."""
         server = Database(folder, SETTINGS | {"autovacuum": "off"})
         try:
-            server.prepare(f"{_TABLES} INSERT INTO conversations VALUES ('{CONV}', 0);")
+            server.prepare(TABLES)
             yield server
         finally:
             server.stop()
 
     async def connect(self, row: Row, address: Address) -> _Client:
         """A connection with a prepared statement; ids travel as the 16 bytes that they are."""
-        connection = await open_connection(address["port"])
-        await connection.set_type_codec("uuid", schema="pg_catalog", encoder=bytes, decoder=bytes, format="binary")
+        connection = await open_typed(address)
         return _Client(connection, await connection.prepare("SELECT last, known, seqs FROM send($1, $2, $3)"))
 
     def stored(self, row: Row, address: Address, folder: Path) -> Stored:

@@ -38,7 +38,7 @@ EVERY_SECOND = Row(
 )
 # One HMGET for all ids, then one HSET and one XADD for each new message: fewer calls were not faster.
 # A call of Lua takes some 7,000 results at most (unpack), hence the slices.
-_SCRIPT = """
+SCRIPT = """
 local seqs, counter, ids, stream = {}, KEYS[1], KEYS[2], KEYS[3]
 local n = #ARGV / 2
 local next = tonumber(redis.call('GET', counter) or '0')
@@ -65,7 +65,7 @@ end
 redis.call('INCRBY', counter, next - first)
 return seqs
 """
-_KEYS = (f"seq:{CONV}", f"ids:{CONV}", f"log:{CONV}")
+KEYS = (f"seq:{CONV}", f"ids:{CONV}", f"log:{CONV}")
 _READ_ROWS = 20_000
 
 
@@ -98,13 +98,13 @@ def _answers(port: int) -> bool:
 
 
 class _Client:
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, script: str) -> None:
         self._connection = connection
-        self._script = connection.register_script(_SCRIPT)
+        self._script = connection.register_script(script)
 
     async def send(self, batch: Batch) -> np.ndarray:
         """One call of the script."""
-        return np.array(await self._script(keys=_KEYS, args=[*batch.id_list, *batch.bodies]), np.int64)
+        return np.array(await self._script(keys=KEYS, args=[*batch.id_list, *batch.bodies]), np.int64)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -132,7 +132,7 @@ class _Redis:
         finally:
             server.stop()
 
-    async def connect(self, row: Row, address: Address) -> _Client:
+    async def connect(self, row: Row, address: Address, script: str = SCRIPT) -> _Client:
         """A connection with the C parser (hiredis)."""
         import redis.asyncio
         from redis.asyncio.retry import Retry
@@ -143,7 +143,7 @@ class _Redis:
         connection = redis.asyncio.Redis(port=address["port"], single_connection_client=True, retry=never)
         await connection.initialize()
         await connection.ping()
-        return _Client(connection)
+        return _Client(connection, script)
 
     def stored(self, row: Row, address: Address, folder: Path) -> Stored:
         """The stream, from its first entry to its last."""
@@ -153,7 +153,7 @@ class _Redis:
         numbers: list[int] = []
         with redis.Redis(port=address["port"]) as client:
             low = "-"
-            while entries := client.xrange(_KEYS[2], low, "+", count=_READ_ROWS):
+            while entries := client.xrange(KEYS[2], low, "+", count=_READ_ROWS):
                 ids += [fields[b"i"] for _, fields in entries]
                 numbers += [int(entry.split(b"-")[0]) for entry, _ in entries]
                 low = f"{numbers[-1] + 1}-0"

@@ -44,10 +44,17 @@ class Record:
     missing: str = ""
     """What has to be installed first."""
     failures: list[str] = field(default_factory=list)
+    pushed: dict[str, list[Sample]] = field(default_factory=dict)
+    """By the way of telling listeners, one for each turn; empty where a turn failed."""
 
     def figure(self, senders: int, name: str) -> float | None:
         """The median of the turns; None where there is none."""
         values = column([s for s in self.samples.get(senders, []) if s], name)
+        return median(values) if values else None
+
+    def push_figure(self, way: str, name: str) -> float | None:
+        """The same, of a way of telling listeners."""
+        values = column([s for s in self.pushed.get(way, []) if s], name)
         return median(values) if values else None
 
     def as_dict(self) -> dict[str, Any]:
@@ -62,14 +69,18 @@ class Record:
         if killed is not None:
             killed = Killed(**{**killed, "verdict": Verdict(**killed["verdict"])})
         samples = {int(senders): taken for senders, taken in raw["samples"].items()}
-        return cls(row, samples, killed, raw["missing"], raw["failures"])
+        return cls(row, samples, killed, raw["missing"], raw["failures"], raw.get("pushed", {}))
 
 
 def times(ours: Record, other: Record, senders: int) -> list[float]:
     """Our rate in rates of the other, turn by turn; turns in which one of them failed are left out."""
-    turns = zip(ours.samples.get(senders, []), other.samples.get(senders, []), strict=False)
-    both = [(a, b) for a, b in turns if a and b]
-    return ratios(column([a for a, _ in both], RATE), column([b for _, b in both], RATE))
+    return turn_ratios(ours.samples.get(senders, []), other.samples.get(senders, []), RATE)
+
+
+def turn_ratios(ours: Sequence[Sample], other: Sequence[Sample], name: str) -> list[float]:
+    """The same, of any figure."""
+    both = [(a, b) for a, b in zip(ours, other, strict=False) if a and b]
+    return ratios(column([a for a, _ in both], name), column([b for _, b in both], name))
 
 
 def ours_of(records: Sequence[Record], group: str) -> Record | None:

@@ -12,17 +12,20 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import report
+from benchmarks.peers.push_table import PUSH_HEADS, pushed_in_short, pushes, unasked
 from benchmarks.peers.results import RATE, Record, ours_of, targets, times
 
 Lines = list[list[str]]
 _NOTHING = "–"
+PUSHED = "deliveries/s, batches of 50"
+"""To listeners; the table of pushes has the rest."""
 
 
 def speed_heads(senders: Sequence[int], middle: int) -> list[str]:
     """Of the table of speeds."""
     heads = ["system", "durable before ack"] + [f"messages/s, {n} {_noun(n)}" for n in senders]
     at = f"{middle} {_noun(middle)}"
-    return [*heads, f"p50 / p99 ms, {at}", "CPU s per million", "bytes on disk", "imray is × times as fast"]
+    return [*heads, f"p50 / p99 ms, {at}", "CPU s per million", "bytes on disk", PUSHED, "imray is × times as fast"]
 
 
 def _noun(senders: int) -> str:
@@ -41,7 +44,9 @@ def speeds(records: Sequence[Record], senders: Sequence[int], middle: int) -> Li
         latency = f"{_number(record.figure(middle, 'p50_ms'))} / {_number(record.figure(middle, 'p99_ms'))}"
         cost = [_number(record.figure(middle, name)) for name in ("cpu_s", "disk_bytes")]
         ratio = _NOTHING if ours is None or ours is record else " / ".join(_times(ours, record, n) for n in senders)
-        lines.append([row.title, "yes" if row.durable else "no", *rates, latency, *cost, ratio])
+        lines.append(
+            [row.title, "yes" if row.durable else "no", *rates, latency, *cost, pushed_in_short(record), ratio]
+        )
     return lines
 
 
@@ -51,7 +56,7 @@ def _times(ours: Record, other: Record, senders: int) -> str:
 
 
 def _number(value: float | None) -> str:
-    return _NOTHING if value is None else report.number(value) if value < 1000 else f"{value:,.0f}"
+    return _NOTHING if value is None else report.number(value)
 
 
 KILL_HEADS = [
@@ -82,6 +87,7 @@ def kills(records: Sequence[Record]) -> Lines:
 def remarks(records: Sequence[Record]) -> list[str]:
     """What did not run, and why."""
     said = [f"Not run: {r.row.title}: install {r.missing}." for r in records if r.missing]
+    said += unasked(records)
     return said + [f"FAILED: {r.row.title}: {text}." for r in records for text in r.failures]
 
 
@@ -92,8 +98,11 @@ def show(records: Sequence[Record], senders: Sequence[int], middle: int, machine
         console = Console(width=200)
     for heads, lines in (
         (speed_heads(senders, middle), speeds(records, senders, middle)),
+        (PUSH_HEADS, pushes(records)),
         (KILL_HEADS, kills(records)),
     ):
+        if not lines:
+            continue
         table = Table()
         for head in heads:
             table.add_column(head, justify="left" if head in heads[:2] else "right")
@@ -113,6 +122,7 @@ def markdown(records: Sequence[Record], senders: Sequence[int], middle: int, mac
     ]
     parts = [
         _markdown(speed_heads(senders, middle), speeds(records, senders, middle)),
+        pushes_markdown(records),
         "`kill -9` of the server in mid-run, four senders that send again what has no ack:",
         _markdown(KILL_HEADS, kills(records)),
         _markdown(["ratio", "median (least to most)", "target", "met"], goals),
@@ -120,6 +130,13 @@ def markdown(records: Sequence[Record], senders: Sequence[int], middle: int, mac
         "Medians. Measured on: " + "; ".join(f"{k}: {v}" for k, v in machine.items()) + ".",
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def pushes_markdown(records: Sequence[Record]) -> str:
+    """The table of pushes; "" where none was measured."""
+    lines = pushes(records)
+    words = "Durable messages to the listeners of one conversation; one message in a batch, and 50:"
+    return f"{words}\n\n{_markdown(PUSH_HEADS, lines)}" if lines else ""
 
 
 def summary(records: Sequence[Record], middle: int) -> str:

@@ -162,8 +162,8 @@ def test_targets(records: list[Record]) -> None:
 
 def test_tables(records: list[Record], tmp_path: Path) -> None:
     text = table.markdown(records, [1, 4], 4, {"cpu": "x"})
-    assert "| title of <slow> | yes | 75.00 | 500.0 | 1.50 / 20.00 | 3.25 | 120.0 | 10.0 / 8.0 |" in text
-    assert "| title of <raw> | no | 1,500 | – | – / – | – | – | 0.5 / – |" in text
+    assert "| title of <slow> | yes | 75.00 | 500.0 | 1.50 / 20.00 | 3.25 | 120.0 | – | 10.0 / 8.0 |" in text
+    assert "| title of <raw> | no | 1,500 | – | – / – | – | – | – | 0.5 / – |" in text
     assert "| title of <raw> | an ack | 10,000 | 3,000 | 5 | 0 | 0 | 0.5 |" in text
     assert "Not run: title of <absent>: install Debian package absent." in text
     assert "FAILED: title of <slow>: 4 senders: E." in text
