@@ -137,8 +137,8 @@ class Settings:
 
     # Live
     live_frame_bytes_max: int = 1024 * 1024
-    """What a client may say in one WebSocket message: fifteen of the largest bodies. It is held in memory, once for each
-    connection that is in the middle of one."""
+    """What a client may say in one WebSocket message: fifteen of the largest bodies. It is held in memory, once for
+    each connection that is in the middle of one."""
     live_items_max: int = 1000
     """In one frame, both ways: what a frame starts is bounded by it."""
     live_subscriptions_max: int = 1000

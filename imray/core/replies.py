@@ -63,7 +63,7 @@ class Refusal:
         written, since who believes that makes a new id, and the message stands twice.
 
         MOVED stays, as the gateway must act on it; CORRUPT stays, as a person must look, and claims nothing."""
-        if self.why in (Refused.INVALID, Refused.BUSY, Refused.FORBIDDEN):
+        if self.why in (Refused.INVALID, Refused.BUSY, Refused.FORBIDDEN, Refused.EXISTS, Refused.ABSENT):
             detail = f"{self.detail}; an earlier try may have been executed"
             return Refusal(Refused.UNAVAILABLE, detail, self.retry_after_s, True)
         return replace(self, unknown=True)

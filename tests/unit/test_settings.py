@@ -39,5 +39,5 @@ def test_a_former_name_is_taken_where_the_new_one_is_not_set() -> None:
 def test_a_switch_is_0_or_1(text: str, value: bool) -> None:
     assert Settings.from_env({"IMRAY_CONVERSATIONS_OPEN": text}).conversations_open is value
     for wrong in ("", "false", "2"):
-        with pytest.raises(InvalidError, match="IMRAY_CONVERSATIONS_OPEN=.*: 0 or 1"):
+        with pytest.raises(InvalidError, match=r"IMRAY_CONVERSATIONS_OPEN=.*: 0 or 1"):
             Settings.from_env({"IMRAY_CONVERSATIONS_OPEN": wrong})
