@@ -23,7 +23,7 @@ from imray.engine.heads import Heads
 from imray.engine.listening import Listener, Signal, Subscribed
 from imray.engine.live_feed import LiveFeed
 from imray.engine.rights import Gate, RightsSource
-from imray.engine.subscriptions import Subscription
+from imray.engine.subscriptions import Stage, Subscription
 from imray.rpc.methods import Method
 from imray.rpc.packing import decode_struct
 from imray.rpc.publications import Mark, MembersTold, Publication, SignalArgs, decode_publication
@@ -37,9 +37,6 @@ _NONE: Mapping[str, MembersTold] = MappingProxyType({})
 
 class Shards(LogSource, PageSource, RightsSource, Protocol):
     """The engine, as feeds need it."""
-
-    def shard_of(self, conv_id: str) -> int:
-        """The shard that owns a conversation."""
 
     async def signal(self, args: SignalArgs) -> Refusal | None:
         """Have every gateway with listeners of a conversation told."""
@@ -58,6 +55,8 @@ class Feeds:
         """The conversations of each listener."""
         self.bytes = 0
         """Of batches in memory."""
+        self._idle: dict[LiveFeed, None] = {}
+        """Feeds that nobody listened to at some time since, that for the longest first."""
         self._watching: asyncio.Task[None] | None = None
         self._heads = Heads()
         self._gate = Gate(shards, settings.conversations_open)
@@ -135,6 +134,13 @@ class Feeds:
             self.unsubscribe(listener, conv_id)
         self._of.pop(listener, None)
 
+    def read(self, listener: Listener, conv_id: str, seq: int) -> None:
+        """A listener has read up to a number: what it is told as unread begins there."""
+        feed = self.feeds.get(conv_id)
+        subscription = feed.subscriptions.get(listener) if feed is not None else None
+        if subscription is not None:
+            subscription.read = max(subscription.read, seq)
+
     async def signal(self, listener: Listener, conv_id: str, kind: str, data: bytes) -> Refusal | None:
         """Tell who listens to a conversation now; the caller must do so itself."""
         feed = self.feeds.get(conv_id)
@@ -185,16 +191,21 @@ class Feeds:
             if feed is None:
                 continue
             self._spread(feed, mark.partitions)
-            was_ready = feed.ready.done()
-            members = feed.members
-            feed.members = mark.members
-            change = changes.get(mark.conv_id)
-            if change is not None:
-                _remove(feed, change)
+            self._on_members(feed, epoch, mark.members, changes.get(mark.conv_id))
             feed.marked(mark, epoch)
-            told = change is not None and change.version == mark.members and max(0, members) == change.version - 1
-            if mark.members != members and was_ready and not told:
-                self._gate.check_soon(feed)
+
+    def _on_members(self, feed: LiveFeed, epoch: int, version: int, change: MembersTold | None) -> None:
+        """What a mark says of the members. Before its messages: they may be above a removal."""
+        if change is not None:
+            _remove(feed, change)
+        before = feed.members
+        if version == before or (epoch == feed.epoch and version < before):
+            return
+        feed.members = version
+        if feed.ready.done():  # else whoever waits for it is asked about then
+            # who listens since before it was created was never asked about
+            told = change is not None and change.version == version and before == version - 1 and before > 0
+            self._gate.check_soon(feed, hold=not told)
 
     def _on_signal(self, signal: SignalArgs) -> None:
         feed = self.feeds.get(signal.conv_id)
@@ -202,17 +213,19 @@ class Feeds:
             return
         notice = Signal(signal.conv_id, signal.sender, signal.kind, signal.data)
         for subscription in list(feed.subscriptions.values()):
-            if subscription.listener.sender != signal.sender:
-                subscription.listener.notify(notice)
+            listener = subscription.listener
+            admitted = subscription.stage is not Stage.SILENT and (listener.service or not feed.checking)
+            if admitted and listener.sender != signal.sender:
+                listener.notify(notice)
 
     # Feeds and links
 
     def _feed(self, conv_id: str) -> LiveFeed | None:
         found = self.feeds.get(conv_id)
         if found is None:
-            if self._closed or len(self.feeds) >= self._settings.feeds_max:
+            if self._closed or (len(self.feeds) >= self._settings.feeds_max and not self._let_one_go()):
                 return None
-            found = LiveFeed(conv_id, self.catch_up, self._settings.feed_bytes_max, self._on_bytes, self._heads.moved)
+            found = LiveFeed(conv_id, self.catch_up, self._settings.feed_bytes_max, self)
             self.feeds[conv_id] = found
             self._link(self._shards.shard_of(conv_id)).want(conv_id)
             if self._watching is None:
@@ -234,7 +247,33 @@ class Feeds:
         for slot in range(partitions + 1, feed.partitions + 1):
             self._link(log_of(home, slot)).leave(feed.conv_id)
 
-    def _on_bytes(self, more: int) -> None:
+    def on_head(self, feed: LiveFeed) -> None:
+        """As `imray.engine.live_feed.Owner.on_head`."""
+        self._heads.moved(feed)
+
+    def on_idle(self, feed: LiveFeed) -> None:
+        """As `imray.engine.live_feed.Owner.on_idle`."""
+        if self.feeds.get(feed.conv_id) is feed:
+            self._idle.pop(feed, None)
+            self._idle[feed] = None
+
+    def _let_one_go(self) -> bool:
+        """Make room: let the feed go that nobody listens to for the longest time. False: there is none."""
+        for feed in list(self._idle):
+            del self._idle[feed]
+            if not feed.subscriptions:
+                self._let_go(feed)
+                return True
+        return False
+
+    def _let_go(self, feed: LiveFeed) -> None:
+        self._spread(feed, 0)
+        self._link(self._shards.shard_of(feed.conv_id)).leave(feed.conv_id)
+        del self.feeds[feed.conv_id]
+        feed.close()
+
+    def on_bytes(self, more: int) -> None:
+        """As `imray.engine.live_feed.Owner.on_bytes`."""
         self.bytes += more
         if more > 0 and self.bytes > self._settings.feeds_bytes_max:
             # all alike: a feed that has more than its share gives it back
@@ -253,12 +292,12 @@ class Feeds:
                 if link.idle and home_of(number)[1]:
                     link.close()
                     del self._links[number]
-            for conv_id, feed in list(self.feeds.items()):
-                if not feed.subscriptions and now_s - feed.idle_since_s > self._settings.feed_idle_s:
-                    self._spread(feed, 0)
-                    self._link(self._shards.shard_of(conv_id)).leave(conv_id)
-                    feed.close()
-                    del self.feeds[conv_id]
+            for feed in list(self._idle):
+                if feed.subscriptions:
+                    del self._idle[feed]
+                elif now_s - feed.idle_since_s > self._settings.feed_idle_s:
+                    del self._idle[feed]
+                    self._let_go(feed)
 
     def close(self) -> None:
         """Tell nobody anything more."""

@@ -28,15 +28,17 @@ class Heads:
     def moved(self, feed: LiveFeed) -> None:
         """A conversation with passive listeners stands elsewhere, or has another one of them."""
         if feed not in self._telling:
-            task = asyncio.create_task(self._tell(feed))
-            self._telling[feed] = task
-            task.add_done_callback(lambda _: self._told(feed))
-
-    def _told(self, feed: LiveFeed) -> None:
-        del self._telling[feed]
+            self._telling[feed] = asyncio.create_task(self._tell(feed))
 
     async def _tell(self, feed: LiveFeed) -> None:
         """For as long as somebody does not know."""
+        try:
+            await self._tell_all(feed)
+        finally:
+            # in the same step as the last look: what moves after it begins anew
+            del self._telling[feed]
+
+    async def _tell_all(self, feed: LiveFeed) -> None:
         while behind := [s for s in feed.passive if s.told_head != feed.position]:
             for begin in range(0, len(behind), _AT_ONCE_MAX):
                 async with self._turn:
@@ -47,12 +49,12 @@ class Heads:
 
     def close(self) -> None:
         """Tell nobody anything more."""
-        for task in self._telling.values():
+        for task in list(self._telling.values()):
             task.cancel()
 
 
 def _tell(feed: LiveFeed, subscription: Subscription) -> None:
-    if subscription in feed.passive:
+    if subscription in feed.passive and (subscription.listener.service or not feed.checking):
         subscription.told_head = feed.position
         unread = max(0, feed.position - subscription.read)
         subscription.listener.notify(HeadMoved(feed.conv_id, feed.position, unread))

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Protocol
 
 from imray.core.feed import Feed, PullHole, Tell
-from imray.core.replies import Refusal
+from imray.core.replies import Refusal, Refused
 from imray.engine.batches import Rows, cut, joined, pieces, runs_of, size_of
 from imray.engine.catch_up import CatchUp
 from imray.engine.listening import Batch, Behind, Ended, EndReason, Listener, Notice
@@ -27,24 +28,28 @@ _READ_AGAIN_S = 0.2
 """A read of history has retried for as long as a sender waits already."""
 
 
+class Owner(Protocol):
+    """Who has the feeds of a gateway."""
+
+    def on_bytes(self, more: int) -> None:
+        """More, or less, is in memory."""
+
+    def on_head(self, feed: LiveFeed) -> None:
+        """A conversation stands elsewhere, or passive listeners of it are new."""
+
+    def on_idle(self, feed: LiveFeed) -> None:
+        """Nobody listens to a conversation any more."""
+
+
 class LiveFeed:
     """One conversation at one gateway."""
 
-    def __init__(
-        self,
-        conv_id: str,
-        catch_up: CatchUp,
-        bytes_max: int,
-        on_bytes: Callable[[int], None],
-        on_head: Callable[[LiveFeed], None],
-    ) -> None:
-        """`bytes_max`: of batches in memory. `on_bytes` is told of more or less of them, `on_head` that the position
-        moved while passive listeners are there."""
+    def __init__(self, conv_id: str, catch_up: CatchUp, bytes_max: int, owner: Owner) -> None:
+        """`bytes_max`: of batches in memory, and of messages that are held back."""
         self.conv_id = conv_id
         self._catch_up = catch_up
         self._bytes_max = bytes_max
-        self._on_bytes = on_bytes
-        self._on_head = on_head
+        self._owner = owner
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the home shard has said where the conversation stands."""
         self.partitions = 0
@@ -61,6 +66,10 @@ class LiveFeed:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms: int | None = None
         self._pulling: asyncio.Task[None] | None = None
+        self._checking = False
+        self._checked = asyncio.Event()
+        self._failed: list[Subscription] = []
+        """Their connections raised what they should not."""
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -123,7 +132,7 @@ class LiveFeed:
     async def _pull(self, pull: PullHole) -> None:
         feed = self._feed
         assert feed is not None
-        found = await self._catch_up.read(self.conv_id, pull.after, pull.upto)
+        found = await self._read(pull.after, pull.upto, True)
         if isinstance(found, Refusal):
             log.info("%r: a hole above %d is not explained yet: %s", self.conv_id, pull.after, found.detail)
             self._act(feed.pull_failed(self._now_ms()))
@@ -138,53 +147,94 @@ class LiveFeed:
         whole = Batch(self.conv_id, told.after, told.upto, self.stable, joined(told.runs), list(told.holes))
         for batch in pieces(whole):
             self._tell_batch(batch)
+        self._end_failed()
         for subscription in list(self._ending):
             self._go_on(subscription)
         if self.passive:
-            self._on_head(self)
+            self._owner.on_head(self)
 
     def _tell_batch(self, batch: Batch) -> None:
         full: list[Subscription] = []
         for subscription in self._live:
-            listener = subscription.listener
             if subscription.at != batch.after:
                 full.append(subscription)  # it began in the middle of this one, or above
-            elif listener.offer(batch.encoded(listener.encoder)):
-                subscription.at = batch.upto
-            else:
+            elif not self._offer_now(subscription, batch):
                 subscription.stage = Stage.FULL
                 full.append(subscription)
         size = size_of(batch.messages) + batch.encoded_bytes
         self._recent.add(batch, size)
-        self._on_bytes(size)
+        self._owner.on_bytes(size)
         if self._recent.bytes > self._bytes_max:
             self.trim(self._bytes_max)
         for subscription in full:
-            del self._live[subscription]
+            self._live.pop(subscription, None)
             if subscription.stage is Stage.LIVE:
                 self._go_on(subscription)
 
+    def _offer_now(self, subscription: Subscription, batch: Batch) -> bool:
+        """Whether a listener took a batch. One that fails must not cost the others theirs."""
+        listener = subscription.listener
+        if self._checking and not listener.service:
+            return False
+        try:
+            taken = listener.offer(batch.encoded(listener.encoder))
+        except Exception:
+            log.exception("%r: a listener failed", self.conv_id)
+            self._failed.append(subscription)
+            return False
+        if taken:
+            subscription.at = batch.upto
+        return taken
+
+    def _end_failed(self) -> None:
+        failed = self._failed
+        self._failed = []
+        for subscription in failed:
+            self.end(subscription, Ended(self.conv_id, subscription.at, EndReason.UNAVAILABLE))
+
+    def hold(self) -> None:
+        """The members changed, and it is not known how: nobody is told anything until `release`."""
+        self._checking = True
+        self._checked.clear()
+
+    def release(self) -> None:
+        """Who may not listen any more has ended: go on."""
+        self._checking = False
+        self._checked.set()
+        for subscription in list(self.subscriptions.values()):
+            if subscription.stage is Stage.FULL:
+                self._go_on(subscription)
+        if self.passive:
+            self._owner.on_head(self)
+
+    @property
+    def checking(self) -> bool:
+        """Between `hold` and `release`."""
+        return self._checking
+
     def trim(self, bytes_max: int) -> None:
         """Keep no more than that in memory."""
-        self._on_bytes(-self._recent.trim(bytes_max))
+        self._owner.on_bytes(-self._recent.trim(bytes_max))
 
     def _go_on(self, subscription: Subscription) -> None:
         """Write what is in memory and was not told to a listener yet, as far as it has room."""
         if self._end_if_over(subscription) or subscription.stage in (Stage.SILENT, Stage.PASSIVE, Stage.CATCHING_UP):
             return
         recent = self._recent
-        listener = subscription.listener
         if subscription.at < recent.after:
-            listener.notify(Behind(self.conv_id, subscription.at, recent.upto))
+            if subscription.until is not None:
+                self._catch_up_from(subscription)  # it cannot ask for it later
+                return
+            subscription.listener.notify(Behind(self.conv_id, subscription.at, recent.upto))
             subscription.at = recent.upto
         for following in recent.following(subscription.at):
             batch = following if subscription.until is None else cut(following, subscription.at, subscription.until)
             if batch.upto <= subscription.at:
                 break
-            if not listener.offer(batch.encoded(listener.encoder)):
+            if not self._offer_now(subscription, batch):
                 subscription.stage = Stage.FULL
+                self._end_failed()
                 return
-            subscription.at = batch.upto
         if self._end_if_over(subscription):
             return
         subscription.stage = Stage.LIVE
@@ -203,7 +253,9 @@ class LiveFeed:
         """Tell a listener nothing more but this."""
         if self.subscriptions.get(subscription.listener) is subscription:
             del self.subscriptions[subscription.listener]
-            self.idle_since_s = self._loop.time()
+            if not self.subscriptions:
+                self.idle_since_s = self._loop.time()
+                self._owner.on_idle(self)
         for those in (self._live, self.passive, self._ending):
             those.pop(subscription, None)
         subscription.stage = Stage.SILENT
@@ -225,10 +277,9 @@ class LiveFeed:
             subscription.stage = Stage.PASSIVE
             self.passive[subscription] = None
             if not self._end_if_over(subscription):
-                self._on_head(self)
+                self._owner.on_head(self)
         elif subscription.at < self._recent.after:
-            subscription.stage = Stage.CATCHING_UP
-            subscription.task = self._loop.create_task(self._catch(subscription))
+            self._catch_up_from(subscription)
         else:
             subscription.stage = Stage.LIVE
             self._go_on(subscription)
@@ -246,6 +297,18 @@ class LiveFeed:
         self._ending[subscription] = None
         self._go_on(subscription)
 
+    def _catch_up_from(self, subscription: Subscription) -> None:
+        subscription.stage = Stage.CATCHING_UP
+        subscription.task = self._loop.create_task(self._catch(subscription))
+
+    async def _read(self, after: int, upto: int, hole: bool) -> list[Batch] | Refusal:
+        """As `CatchUp.read`. An error that nobody foresaw is one more reason to try again."""
+        try:
+            return await self._catch_up.read(self.conv_id, after, upto, hole)
+        except Exception as e:
+            log.exception("%r: a read failed", self.conv_id)
+            return Refusal(Refused.UNAVAILABLE, repr(e))
+
     async def _catch(self, subscription: Subscription) -> None:
         """Tell a listener what it missed and is not in memory any more."""
         failed = 0
@@ -253,7 +316,7 @@ class LiveFeed:
             upto = self._recent.after if subscription.until is None else min(self._recent.after, subscription.until)
             if subscription.at >= upto:
                 break
-            found = await self._catch_up.read(self.conv_id, subscription.at, upto)
+            found = await self._read(subscription.at, upto, False)
             if isinstance(found, Refusal):
                 failed += 1
                 if failed == _READ_TRIES_MAX:
@@ -271,14 +334,13 @@ class LiveFeed:
         self._go_on(subscription)
 
     async def _offer(self, subscription: Subscription, batch: Batch) -> None:
-        listener = subscription.listener
-        data = batch.encoded(listener.encoder)
-        subscription.room.clear()
-        while not listener.offer(data):
-            # without an end of its own: the connection ends where nothing is read, and this with it
-            await subscription.room.wait()
+        while True:
             subscription.room.clear()
-        subscription.at = batch.upto
+            if self._offer_now(subscription, batch):
+                return
+            self._end_failed()
+            # without an end of its own: the connection ends where nothing is read, and this with it
+            await (self._checked if self._checking else subscription.room).wait()
 
     def close(self) -> None:
         """Nobody listens any more."""

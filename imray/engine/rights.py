@@ -7,12 +7,15 @@ the rules (`imray.core.members`).
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Protocol
 
 from imray.core.replies import Refusal, Refused
 from imray.engine.listening import Ended, EndReason
 from imray.engine.live_feed import LiveFeed
 from imray.engine.subscriptions import Subscription
+
+log = logging.getLogger("imray.feeds")
 
 _GATHER_S = 0.002
 """Who comes back after a cut comes with many others."""
@@ -46,15 +49,19 @@ class Gate:
         self._open_to_all = open_to_all
         self._gathering: dict[str, tuple[dict[str, None], asyncio.Task[Rights | Refusal]]] = {}
         self._checks: dict[LiveFeed, asyncio.Task[None]] = {}
+        self._again: set[LiveFeed] = set()
+        """To be checked once more when the check that runs has ended."""
 
     async def admit(self, feed: LiveFeed, subscription: Subscription) -> Refusal | None:
         """None: the listener may listen. The feed must be ready."""
         listener = subscription.listener
         if feed.members < 0:
             if self._open_to_all or listener.service:
+                subscription.may_signal = True
                 return None
             return Refusal(Refused.FORBIDDEN, "nobody created this conversation: it has no members yet")
         if listener.service:
+            subscription.may_signal = True
             return None
         rights = await self._ask(feed.conv_id, listener.sender)
         if isinstance(rights, Refusal):
@@ -80,26 +87,46 @@ class Gate:
             del self._gathering[conv_id]
         return await self._source.rights(conv_id, list(users))
 
-    def check_soon(self, feed: LiveFeed) -> None:
-        """The members changed, and what became of whom was not told: ask about all who listen."""
-        task = asyncio.create_task(self._check(feed, self._checks.get(feed)))
-        self._checks[feed] = task
-        task.add_done_callback(lambda done: self._checks.get(feed) is done and self._checks.pop(feed))
+    def check_soon(self, feed: LiveFeed, hold: bool) -> None:
+        """The members changed: ask about all who listen. `hold`: what became of whom was not told, so nobody is told
+        anything before the answer."""
+        if hold:
+            feed.hold()
+        if feed in self._checks:
+            self._again.add(feed)  # what it is told may be older than the change
+        else:
+            self._checks[feed] = asyncio.create_task(self._check(feed))
 
-    async def _check(self, feed: LiveFeed, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await asyncio.wait([before])  # what it was told may be older than the change
+    async def _check(self, feed: LiveFeed) -> None:
+        try:
+            await asyncio.sleep(_GATHER_S)  # changes come in series
+            while True:
+                self._again.discard(feed)
+                await self._ask_all(feed)
+                if feed not in self._again:
+                    break
+            feed.release()
+        finally:
+            self._again.discard(feed)
+            del self._checks[feed]
+
+    async def _ask_all(self, feed: LiveFeed) -> None:
         users = list(dict.fromkeys(s.listener.sender for s in feed.subscriptions.values() if not s.listener.service))
         for begin in range(0, len(users), _USERS_MAX):
             asked = users[begin : begin + _USERS_MAX]
-            rights = await self._source.rights(feed.conv_id, asked)
+            rights: Rights | Refusal
+            try:
+                rights = await self._source.rights(feed.conv_id, asked)
+            except Exception as e:
+                log.exception("%r: who may listen is not known", feed.conv_id)
+                rights = Refusal(Refused.UNAVAILABLE, repr(e))
             _apply(feed, set(asked), rights)
 
     def close(self) -> None:
         """Ask nobody any more."""
         for _, gathering in self._gathering.values():
             gathering.cancel()
-        for task in self._checks.values():
+        for task in list(self._checks.values()):
             task.cancel()
 
 

@@ -19,7 +19,7 @@ class Stage(Enum):
     LIVE = auto()
     """Each batch as it comes."""
     FULL = auto()
-    """Nothing until it has room: it was live."""
+    """Nothing until it has room, or until it is known that it still may listen: it was live."""
     CATCHING_UP = auto()
     """What it missed, from history: nothing is left out, however long it takes."""
 
@@ -38,6 +38,6 @@ class Subscription:
     until: int | None = None
     """It ends after this number."""
     told_head: int = 0
-    may_signal: bool = True
+    may_signal: bool = False
     task: asyncio.Task[None] | None = None
     room: asyncio.Event = field(default_factory=asyncio.Event)
