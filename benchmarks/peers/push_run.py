@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.harness import Options, Sample
@@ -106,5 +107,15 @@ def _server_cpu() -> dict[int, float]:
         if _CROWD in words or _LOAD in words:
             continue
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found[pid] = process_cpu(pid).total_s
+            found[pid] = spent_s(pid)
     return found
+
+
+def spent_s(pid: int) -> float:
+    """CPU seconds of a process so far, all its threads together. To the nanosecond where it has one thread: a thousand
+    processes for as many listeners may each stay below the 10 ms that the other account is kept in."""
+    folder = Path(f"/proc/{pid}")
+    fine = folder / "schedstat"
+    if fine.exists() and len(list((folder / "task").iterdir())) == 1:
+        return int(fine.read_text().split()[0]) / 1e9
+    return process_cpu(pid).total_s

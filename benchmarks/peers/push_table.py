@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from benchmarks import report
-from benchmarks.peers.push_run import BATCH, DELIVERIES, LOADS, SINGLE
+from benchmarks.peers.push_run import BATCH, DELIVERIES, LOADS, Load
 from benchmarks.peers.push_ways import IMRAY, NOT_ASKED, Way, ways_of
 from benchmarks.peers.results import Record, turn_ratios
 
@@ -17,18 +17,19 @@ PUSH_HEADS = [
     "only when durable",
     "missed ones are told",
     "listeners",
-    *(
-        f"{words}, {load.rows} a batch"
-        for load in LOADS
-        for words in ("deliveries/s", "p50 / p99 ms", "server CPU s per million", "generator cores")
-    ),
+    "messages a batch",
+    "deliveries/s",
+    "p50 / p99 ms",
+    "server CPU s per million",
+    "generator cores",
     "imray delivers × as many",
 ]
 
 
 def pushes(records: Sequence[Record]) -> list[list[str]]:
-    """A line for each way that was measured: medians."""
-    return [_line(records, record, way) for record in records for way in ways_of(record.row.key) if _has(record, way)]
+    """A line for each way that was measured and each load, one load after the other: medians."""
+    measured = [(r, way) for r in records for way in ways_of(r.row.key) if any(r.pushed.get(way.key, []))]
+    return [_line(records, record, way, load) for load in LOADS for record, way in measured]
 
 
 def pushed_in_short(record: Record) -> str:
@@ -44,31 +45,25 @@ def unasked(records: Sequence[Record]) -> list[str]:
     return [f"No listeners: {r.row.title}: {NOT_ASKED[r.row.key]}." for r in records if r.row.key in NOT_ASKED]
 
 
-def _has(record: Record, way: Way) -> bool:
-    return any(record.pushed.get(way.key, []))
-
-
-def _line(records: Sequence[Record], record: Record, way: Way) -> list[str]:
-    cells: list[str] = []
-    for load in LOADS:
-        rate, p50, p99, cpu, generator = (
-            _number(record.push_figure(way.key, f"{load.name}_{name}"))
-            for name in (DELIVERIES, "p50_ms", "p99_ms", "cpu_s", "generator_cpu")
-        )
-        cells += [rate, f"{p50} / {p99}", cpu, generator]
+def _line(records: Sequence[Record], record: Record, way: Way, load: Load) -> list[str]:
+    rate, p50, p99, cpu, generator = (
+        _number(record.push_figure(way.key, f"{load.name}_{name}"))
+        for name in (DELIVERIES, "p50_ms", "p99_ms", "cpu_s", "generator_cpu")
+    )
     first = "yes" if way.durable_first and record.row.durable else "no"
     missed = "yes" if way.again else "no"
     listeners = f"{record.push_figure(way.key, 'listeners') or 0:,.0f}"
-    return [record.row.title, way.how, first, missed, listeners, *cells, _times(records, record, way)]
+    told = [rate, f"{p50} / {p99}", cpu, generator, _times(records, record, way, load)]
+    return [record.row.title, way.how, first, missed, listeners, str(load.rows), *told]
 
 
-def _times(records: Sequence[Record], record: Record, way: Way) -> str:
-    """For each load, turn by turn."""
+def _times(records: Sequence[Record], record: Record, way: Way, load: Load) -> str:
+    """Imray's rate in rates of this one, turn by turn."""
     ours = next((r.pushed[IMRAY.key] for r in records if IMRAY.key in r.pushed), None)
     if ours is None or way is IMRAY:
         return _NOTHING
-    found = [turn_ratios(ours, record.pushed[way.key], f"{load.name}_{DELIVERIES}") for load in (SINGLE, BATCH)]
-    return " / ".join(f"{median(values):.1f}" if values else _NOTHING for values in found)
+    values = turn_ratios(ours, record.pushed[way.key], f"{load.name}_{DELIVERIES}")
+    return f"{median(values):.1f}" if values else _NOTHING
 
 
 def _number(value: float | None) -> str:

@@ -72,7 +72,7 @@ NOT_ASKED: Final = {
     "redis-everysec": "listeners are told as with `appendfsync always`",
     "kafka-scheme": _CONSUMERS,
     "kafka-raw": _CONSUMERS,
-    "synapse": "each listener would be a user with a `/sync` in flight: to register and join them takes minutes",
+    "synapse": "not asked: each listener would be a user of its own, registered and joined, with a `/sync` in flight",
 }
 """Rows without a way, and the reason."""
 

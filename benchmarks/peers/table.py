@@ -135,7 +135,7 @@ def markdown(records: Sequence[Record], senders: Sequence[int], middle: int, mac
 def pushes_markdown(records: Sequence[Record]) -> str:
     """The table of pushes; "" where none was measured."""
     lines = pushes(records)
-    words = "Durable messages to the listeners of one conversation; one message in a batch, and 50:"
+    words = "Durable messages to the listeners of one conversation, one and 50 messages in a batch:"
     return f"{words}\n\n{_markdown(PUSH_HEADS, lines)}" if lines else ""
 
 

@@ -1,4 +1,4 @@
-"""The comparison's own row of imray, as the command runs it: a measurement, then `kill -9` of everything in mid-run."""
+"""The comparison's own row of imray, as the command runs it: a measurement, a kill in mid-run, listeners."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.harness import ROOT
 @pytest.mark.timeout(170)
 def test_single_sends(tmp_path: Path) -> None:
     found = tmp_path / "found.json"
-    command = [sys.executable, "-m", "benchmarks.peers", "imray-single", "--senders", "2", "--repeat", "1"]
+    command = [sys.executable, "-m", "benchmarks.peers", "imray-single", "--senders", "2", "--repeat", "1", "--no-push"]
     command += ["--seconds", "1", "--json", str(found)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=160, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -35,3 +35,21 @@ def test_single_sends(tmp_path: Path) -> None:
         "gaps": 0,
     }
     assert "imray, single sends over HTTP" in done.stdout
+
+
+@pytest.mark.timeout(170)
+def test_listeners(tmp_path: Path) -> None:
+    found = tmp_path / "found.json"
+    command = [sys.executable, "-m", "benchmarks.peers", "imray-single", "--no-speed", "--quick", "--json", str(found)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=160, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (row,) = json.loads(found.read_text())["rows"]
+    assert not row["samples"]
+    assert row["killed"] is None
+    (sample,) = row["pushed"]["imray-ws"]
+    assert sample["listeners"] == 200
+    for load in ("single", "batch"):
+        assert sample[f"{load}_told_per_s"] > 0
+        assert 0 < sample[f"{load}_p50_ms"] <= sample[f"{load}_p99_ms"]
+        assert sample[f"{load}_cpu_s"] > 0
+    assert "WebSocket at its gateway" in done.stdout
