@@ -20,8 +20,8 @@ HOLE_MS = 50
 RETRY_MS_MIN = 100
 RETRY_MS_MAX = 2_000
 """The pause after a pull that failed; it doubles from the minimum to the maximum."""
-HELD_ROWS_MAX = 65_536
-"""Rows held back. More are dropped, the highest first, and pulled later."""
+HELD_BYTES_MAX = 8 * 1024 * 1024
+"""Held back: a commit of the largest. More is dropped, the highest first, and pulled later."""
 
 
 class Sliceable(Protocol):
@@ -41,12 +41,15 @@ class Run(Generic[RowsT]):
     first: int
     last: int
     rows: RowsT
+    size: int = 0
+    """Bytes of memory, about."""
 
     def cut(self, first: int, last: int) -> Run[RowsT]:
         """Those with numbers first..last."""
         if first == self.first and last == self.last:
             return self
-        return Run(first, last, self.rows[first - self.first : last - self.first + 1])
+        rows = self.rows[first - self.first : last - self.first + 1]
+        return Run(first, last, rows, self.size * (last - first + 1) // (self.last - self.first + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +88,10 @@ class Feed(Generic[RowsT]):
         """When `tick` is due; None: no timer."""
         self._held: list[Run[RowsT]] = []
         """Ascending, without overlaps."""
-        self._held_rows = 0
+        self.held_bytes = 0
         self._pull: PullHole | None = None
         """The one that has no answer yet."""
         self._failures = 0
-
-    @property
-    def held_rows(self) -> int:
-        """How many rows are held back."""
-        return self._held_rows
 
     def published(self, runs: Iterable[Run[RowsT]], stable: int, now_ms: int) -> list[Action[RowsT]]:
         """Rows that are durable, and what the home shard said of `stable_seq` (0: nothing)."""
@@ -148,16 +146,16 @@ class Feed(Generic[RowsT]):
             following = self._held[at] if at < len(self._held) else None
             last = run.last if following is None else min(run.last, following.first - 1)
             if first <= last:
-                insort(self._held, run.cut(first, last), key=_first)
-                self._held_rows += last - first + 1
+                part = run.cut(first, last)
+                insort(self._held, part, key=_first)
+                self.held_bytes += part.size
                 at += 1
             if following is None:
                 break
             first = following.last + 1
             at += 1
-        while self._held_rows > HELD_ROWS_MAX and len(self._held) > 1:
-            dropped = self._held.pop()
-            self._held_rows -= dropped.last - dropped.first + 1
+        while self.held_bytes > HELD_BYTES_MAX and len(self._held) > 1:
+            self.held_bytes -= self._held.pop().size
 
     def _advance(self) -> Tell[RowsT] | None:
         """What follows without a hole, up to `stable`."""
@@ -182,12 +180,13 @@ class Feed(Generic[RowsT]):
             if run.first > position:
                 break
             gone += 1
-            self._held_rows -= run.last - run.first + 1
+            self.held_bytes -= run.size
             last = run
         rest = self._held[gone:]
         if gone and last.last > position:
-            rest.insert(0, last.cut(position + 1, last.last))
-            self._held_rows += last.last - position
+            kept = last.cut(position + 1, last.last)
+            rest.insert(0, kept)
+            self.held_bytes += kept.size
         self._held = rest
 
     def _finish(self, actions: list[Action[RowsT]], now_ms: int, at_once: bool = False) -> list[Action[RowsT]]:

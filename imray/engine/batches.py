@@ -43,12 +43,13 @@ def runs_of(rows: Rows) -> list[Run[Rows]]:
     first = rows[0].conv_seq
     last = rows[-1].conv_seq
     if last - first + 1 == len(rows):
-        return [Run(first, last, rows)]
+        return [Run(first, last, rows, size_of(rows))]
     runs: list[Run[Rows]] = []
     begin = 0
     for at in range(1, len(rows) + 1):
         if at == len(rows) or rows[at].conv_seq != rows[at - 1].conv_seq + 1:
-            runs.append(Run(rows[begin].conv_seq, rows[at - 1].conv_seq, rows[begin:at]))
+            part = rows[begin:at]
+            runs.append(Run(rows[begin].conv_seq, rows[at - 1].conv_seq, part, size_of(part)))
             begin = at
     return runs
 

@@ -26,6 +26,7 @@ from imray.rpc.methods import Method
 from imray.rpc.publications import SignalArgs, SubscribeArgs, SubscribedMarks, decode_subscribe_answer
 from imray.settings import Settings
 
+_DOUBT_S = 3.0
 _TRY_S_MIN = 0.05
 """A try gets so long even where the deadline has all but passed."""
 
@@ -98,6 +99,7 @@ class LogClient:
         written."""
         delay_s = self._settings.retry_delay_s_min
         unknown = False
+        doubted = time.monotonic()
         while True:
             left_s = deadline - time.monotonic()
             answer = await call(max(_TRY_S_MIN, min(left_s, self._settings.call_timeout_s)))
@@ -109,6 +111,9 @@ class LogClient:
                 answer = answer.after_unknown()
             if not again or time.monotonic() + delay_s >= deadline:
                 return answer
+            if time.monotonic() - doubted > _DOUBT_S:
+                doubted = time.monotonic()
+                self.doubt()  # one that answers, and refuses for so long, may have a successor
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, self._settings.retry_delay_s_max)
 
@@ -139,6 +144,10 @@ class LogClient:
         self._channel.close()
         self._directory.forget(self._number)
         self._channel = self._new_channel()
+
+    def doubt(self) -> None:
+        """Find out before the next call who is the log's writer."""
+        self._channel.doubt()
 
     def close(self) -> None:
         """Close the connection: calls that wait get no answer."""

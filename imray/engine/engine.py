@@ -142,6 +142,10 @@ class Engine:
         """As `imray.engine.feed_links.LogSource.look_anew`."""
         self._log_client(log).reconnect()
 
+    def doubt(self, log: int) -> None:
+        """As `imray.engine.feed_links.LogSource.doubt`."""
+        self._log_client(log).doubt()
+
     async def signal(self, args: SignalArgs) -> Refusal | None:
         """Have every gateway with listeners of a conversation told of something ephemeral."""
         return await self._client(args.conv_id).signal(args)

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from imray.core.replies import Refusal
+from imray.core.replies import Refusal, Refused
 from imray.rpc.publications import NAMES_MAX, Mark, Publication, SubscribeArgs, SubscribedMarks
 
 log = logging.getLogger("imray.feeds")
@@ -35,7 +35,10 @@ class LogSource(Protocol):
         """Ask whoever writes a log now. A Refusal: it may have been executed or not."""
 
     def look_anew(self, log: int) -> None:
-        """Whoever was asked last is not the log's writer any more, or does not answer."""
+        """Leave whoever was asked last: it is not the log's writer any more, or says nothing."""
+
+    def doubt(self, log: int) -> None:
+        """Whoever was asked last may not be the log's writer any more: find out before the next ask."""
 
 
 class FeedLink:
@@ -50,6 +53,8 @@ class FeedLink:
         self._wanted: dict[str, None] = {}
         self._told: dict[str, None] = {}
         """What the writer was asked for and has confirmed, over a connection that is there."""
+        self._sent: dict[str, None] = {}
+        """What it was asked for over that connection, confirmed or not, and was not taken back: it may tell of it."""
         self._generation = 0
         """Counts losses: an answer from before one says nothing."""
         self._heard_s = 0.0
@@ -59,11 +64,13 @@ class FeedLink:
     @property
     def idle(self) -> bool:
         """Nothing is wanted, and nothing is to be taken back."""
-        return not self._wanted and not self._told
+        return not self._wanted and not self._sent
 
     def want(self, conv_id: str) -> None:
-        """Subscribe to a conversation, until `leave`."""
+        """Subscribe to a conversation, until `leave`. It is asked for even where it was before: whoever wants it anew
+        needs to hear where it stands."""
         self._wanted[conv_id] = None
+        self._told.pop(conv_id, None)
         self._ask_soon()
 
     def leave(self, conv_id: str) -> None:
@@ -72,7 +79,12 @@ class FeedLink:
             self._ask_soon()
 
     def lost(self) -> None:
-        """What was asked for may not be told any more: ask again."""
+        """The connection is gone, and with it all that was asked for over it: ask again."""
+        self._sent.clear()
+        self._renew()
+
+    def _renew(self) -> None:
+        """What was told until now may not be all: ask again."""
         self._generation += 1
         self._told.clear()
         if self._wanted:
@@ -88,7 +100,7 @@ class FeedLink:
             known = self.epoch
             self.epoch = epoch
             if known:
-                self.lost()  # what its predecessor made durable last, nobody may have told
+                self._renew()  # what its predecessor made durable last, nobody may have told
         return True
 
     def watch(self, now_s: float) -> None:
@@ -105,17 +117,23 @@ class FeedLink:
 
     async def _ask(self) -> None:
         """Until the writer has confirmed what is wanted."""
+        loop = asyncio.get_running_loop()
         delay_s = _RETRY_S_MIN
+        answered_s = loop.time()
         while True:
             self._waked.clear()
             await asyncio.sleep(0)  # who wants something in the same turn is asked for together
             add = [name for name in self._wanted if name not in self._told][:NAMES_MAX]
-            drop = [name for name in self._told if name not in self._wanted][:NAMES_MAX]
+            drop = [name for name in self._sent if name not in self._wanted][:NAMES_MAX]
             if not add and not drop:
                 return
             if await self._asked(add, drop):
                 delay_s = _RETRY_S_MIN
+                answered_s = loop.time()
                 continue
+            if loop.time() - answered_s > SILENCE_S_MAX:
+                answered_s = loop.time()
+                self._source.doubt(self._log)  # who refuses for so long may have a successor
             try:
                 async with asyncio.timeout(delay_s):
                     await self._waked.wait()
@@ -126,7 +144,13 @@ class FeedLink:
 
     async def _asked(self, add: list[str], drop: list[str]) -> bool:
         generation = self._generation
-        answer = await self._source.subscribe(self._log, SubscribeArgs(add, drop))
+        self._sent |= dict.fromkeys(add)
+        answer: SubscribedMarks | Refusal
+        try:
+            answer = await self._source.subscribe(self._log, SubscribeArgs(add, drop))
+        except Exception as e:
+            log.exception("log %d: it could not be asked", self._log)
+            answer = Refusal(Refused.UNAVAILABLE, repr(e))
         if isinstance(answer, Refusal):
             log.info("log %d: no subscription yet: %s", self._log, answer.detail)
             return False
@@ -138,8 +162,10 @@ class FeedLink:
         self.epoch = answer.epoch
         self._heard_s = asyncio.get_running_loop().time()
         for name in drop:
-            self._told.pop(name, None)
-        self._told |= dict.fromkeys(add)
+            if name not in self._wanted:
+                self._told.pop(name, None)
+                self._sent.pop(name, None)
+        self._told |= dict.fromkeys(name for name in add if name in self._wanted)
         self._on_marks(answer.epoch, answer.marks)
         return True
 

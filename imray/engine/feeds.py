@@ -216,7 +216,10 @@ class Feeds:
             listener = subscription.listener
             admitted = subscription.stage is not Stage.SILENT and (listener.service or not feed.checking)
             if admitted and listener.sender != signal.sender:
-                listener.notify(notice)
+                try:
+                    listener.notify(notice)
+                except Exception:  # one that fails must not cost the others theirs
+                    log.exception("%r: a signal was not told", signal.conv_id)
 
     # Feeds and links
 

@@ -24,6 +24,8 @@ class Heads:
     def __init__(self) -> None:
         self._telling: dict[LiveFeed, asyncio.Task[None]] = {}
         self._turn = asyncio.Lock()
+        self._told = 0
+        """Heads since the last pause."""
 
     def moved(self, feed: LiveFeed) -> None:
         """A conversation with passive listeners stands elsewhere, or has another one of them."""
@@ -40,11 +42,13 @@ class Heads:
 
     async def _tell_all(self, feed: LiveFeed) -> None:
         while behind := [s for s in feed.passive if s.told_head != feed.position]:
-            for begin in range(0, len(behind), _AT_ONCE_MAX):
+            for subscription in behind:
                 async with self._turn:
-                    for subscription in behind[begin : begin + _AT_ONCE_MAX]:
-                        _tell(feed, subscription)
-                    await asyncio.sleep(_PAUSE_S)
+                    self._told += 1
+                    if self._told >= _AT_ONCE_MAX:
+                        self._told = 0
+                        await asyncio.sleep(_PAUSE_S)
+                _tell(feed, subscription)
             await asyncio.sleep(_HEAD_S_MIN)
 
     def close(self) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
 from typing import Protocol
 
-from imray.core.feed import Feed, PullHole, Tell
+from imray.core.feed import Tell
 from imray.core.replies import Refusal, Refused
-from imray.engine.batches import Rows, cut, joined, pieces, runs_of, size_of
+from imray.engine.batches import Rows, cut, joined, pieces, size_of
 from imray.engine.catch_up import CatchUp
 from imray.engine.listening import Batch, Behind, Ended, EndReason, Listener, Notice
+from imray.engine.order import Order
 from imray.engine.recent import Recent
 from imray.engine.subscriptions import Stage, Subscription
 from imray.rpc.publications import Mark
@@ -61,11 +61,8 @@ class LiveFeed:
         self._live: dict[Subscription, None] = {}
         self.passive: dict[Subscription, None] = {}
         self._ending: dict[Subscription, None] = {}
-        self._feed: Feed[Rows] | None = None
+        self._order = Order(conv_id, self._read, self._tell, owner.on_bytes)
         self._recent = Recent(0)
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_ms: int | None = None
-        self._pulling: asyncio.Task[None] | None = None
         self._checking = False
         self._checked = asyncio.Event()
         self._failed: list[Subscription] = []
@@ -80,7 +77,7 @@ class LiveFeed:
     @property
     def stable(self) -> int:
         """The highest `stable_seq` that was heard."""
-        return self._feed.stable if self._feed is not None else 0
+        return self._order.stable
 
     # What comes from the shards
 
@@ -88,58 +85,16 @@ class LiveFeed:
         """The home shard said where the conversation stands."""
         self.epoch = epoch
         self.partitions = mark.partitions
-        if self._feed is None:
-            self._feed = Feed(mark.stable)
+        if not self._order.begun:
+            self._order.begin(mark.stable)
             self._recent = Recent(mark.stable)
             if not self.ready.done():
                 self.ready.set_result(None)
-        self._act(self._feed.published((), mark.stable, self._now_ms()))
+        self._order.marked(mark.stable)
 
     def published(self, rows: Rows) -> None:
         """Messages are durable."""
-        # before the first mark nobody needs them: they are at or below it, since whoever publishes first has marks
-        if self._feed is not None:
-            self._act(self._feed.published(runs_of(rows), 0, self._now_ms()))
-
-    def _act(self, actions: Iterable[Tell[Rows] | PullHole]) -> None:
-        for action in actions:
-            if isinstance(action, PullHole):
-                self._pulling = self._loop.create_task(self._pull(action))
-            else:
-                self._tell(action)
-        assert self._feed is not None
-        if self._feed.timer_at_ms != self._timer_ms:
-            self._arm(self._feed.timer_at_ms)
-
-    def _arm(self, at_ms: int | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._timer_ms = at_ms
-        if at_ms is not None:
-            self._timer = self._loop.call_later(max(0, at_ms - self._now_ms()) / 1000, self._tick)
-
-    def _tick(self) -> None:
-        assert self._feed is not None
-        self._timer = None
-        self._timer_ms = None
-        actions = self._feed.tick(self._now_ms())
-        self._act(actions)
-
-    def _now_ms(self) -> int:
-        return int(self._loop.time() * 1000)
-
-    async def _pull(self, pull: PullHole) -> None:
-        feed = self._feed
-        assert feed is not None
-        found = await self._read(pull.after, pull.upto, True)
-        if isinstance(found, Refusal):
-            log.info("%r: a hole above %d is not explained yet: %s", self.conv_id, pull.after, found.detail)
-            self._act(feed.pull_failed(self._now_ms()))
-            return
-        runs = [run for piece in found for run in runs_of(piece.messages)]
-        holes = [hole for piece in found for hole in piece.holes]
-        self._act(feed.pulled(runs, holes, found[-1].upto, self._now_ms()))
+        self._order.published(rows)
 
     # What goes to listeners
 
@@ -346,10 +301,7 @@ class LiveFeed:
         """Nobody listens any more."""
         for subscription in list(self.subscriptions.values()):
             self.end(subscription)
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._pulling is not None:
-            self._pulling.cancel()
+        self._order.close()
         self.trim(0)
         if not self.ready.done():
             self.ready.cancel()

@@ -21,6 +21,8 @@ _GATHER_S = 0.002
 """Who comes back after a cut comes with many others."""
 _USERS_MAX = 1000
 """In one call."""
+_FORBIDDEN = Refusal(Refused.FORBIDDEN, "only members may listen to this conversation")
+"""One text for all: a stranger does not learn whether there is such a conversation."""
 
 
 class Rights(Protocol):
@@ -59,7 +61,7 @@ class Gate:
             if self._open_to_all or listener.service:
                 subscription.may_signal = True
                 return None
-            return Refusal(Refused.FORBIDDEN, "nobody created this conversation: it has no members yet")
+            return _FORBIDDEN
         if listener.service:
             subscription.may_signal = True
             return None
@@ -67,7 +69,7 @@ class Gate:
         if isinstance(rights, Refusal):
             return rights
         if not rights.may_listen(listener.sender, False):
-            return Refusal(Refused.FORBIDDEN, "only members may listen to this conversation")
+            return _FORBIDDEN
         subscription.may_signal = rights.may_send(listener.sender, False)
         return None
 

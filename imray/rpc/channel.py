@@ -72,7 +72,7 @@ class Channel:
             return await client.call(self.log, method, content, deadline - loop.time())
         except NoAnswerError as e:
             if client is self._client:
-                self._doubt()
+                self.doubt()
             raise NoAnswerError(f"{self.name}: {e}") from e
 
     def close(self) -> None:
@@ -81,7 +81,8 @@ class Channel:
         if self._client is not None:
             self._client.close()
 
-    def _doubt(self) -> None:
+    def doubt(self) -> None:
+        """Look up before the next call where the log's owner is: the connection stays where it is the same."""
         self._look_up = True
         self._directory.forget(self.log)
 
@@ -106,7 +107,7 @@ class Channel:
             raise NoAnswerError("the channel is closed")
         loop = asyncio.get_running_loop()
         if self._client is not None and not self._client.open and not self._look_up:
-            self._doubt()  # lost between two calls: what the directory remembers leads nowhere, most likely
+            self.doubt()  # lost between two calls: what the directory remembers leads nowhere, most likely
         try:
             found = await self._directory.find(self.log, deadline - loop.time())
             client = self._client
@@ -117,7 +118,7 @@ class Channel:
             self._attempts += 1
             # a failure for want of this caller's time says nothing to those that have more
             self._failure = e if loop.time() < deadline else None
-            self._doubt()
+            self.doubt()
             raise
         if self._closed:
             client.close()

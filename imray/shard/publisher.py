@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import islice
 from typing import Protocol, TypeAlias
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -38,6 +38,8 @@ _OWED_AGAIN_S = 0.05
 _ROWS_AT_ONCE_MAX = 256
 """Of a commit: so many are told as rows (4 us each here, and no more there); more as columns, which cost a tenth here,
 where senders wait."""
+_OWED_AT_ONCE_MAX = 4096
+"""Marks in one publication: 0.6 MB at most, which finds room long before all that a gateway may be owed would."""
 _WANTED_MAX = 200_000
 """Conversations of one connection: 25 MB of names at most."""
 _COLUMNS = (
@@ -140,23 +142,17 @@ class Publisher:
                 caller.push(self._log, Method.SIGNALLED, content)
 
     def _push(self, caller: Subscriber, head: PublicationHead, stream: pa.Buffer | None) -> None:
-        marks = head.marks
         owed = self._owed.get(caller)
-        if owed:
-            for mark in marks:
-                owed.pop(mark.conv_id, None)
-            marks = [*owed.values(), *marks]
-            head = msgspec.structs.replace(head, marks=marks)
         if caller.push(self._log, Method.PUBLISH, encode_publication(head, stream)):
-            self._owed.pop(caller, None)
+            for mark in head.marks if owed else ():
+                self._owed[caller].pop(mark.conv_id, None)
             return
         if caller not in self._wanted:
             return
         # that members changed is in the mark's version: a gateway that was not told how asks
-        owed = self._owed.setdefault(caller, {})
-        for mark in marks:
-            owed[mark.conv_id] = mark
-        self._later()
+        if head.marks:
+            self._owed.setdefault(caller, {}).update((mark.conv_id, mark) for mark in head.marks)
+            self._later()
 
     def _later(self) -> None:
         if self._again is None:
@@ -164,8 +160,16 @@ class Publisher:
 
     def _tell_owed(self) -> None:
         self._again = None
-        for caller in list(self._owed):
-            self._push(caller, PublicationHead(self.epoch), None)
+        for caller, owed in list(self._owed.items()):
+            some = list(islice(owed.values(), _OWED_AT_ONCE_MAX))
+            head = PublicationHead(self.epoch, some)
+            if some and caller.push(self._log, Method.PUBLISH, encode_publication(head, None)):
+                for mark in some:
+                    del owed[mark.conv_id]
+            if not owed:
+                del self._owed[caller]
+        if self._owed:
+            self._later()
 
     def end(self) -> None:
         """Nothing more is told."""

@@ -177,11 +177,16 @@ class ShardIncarnation:
 
     def _tell_stable(self) -> None:
         self._marking = None
-        done, marks = self._state.run_now(self._moved)
-        if marks:
-            self._publisher.publish(None, marks)
-        if not done:
-            self._tell_stable_soon()
+        # in its turn: what a commit before it says of members must be told before numbers above it are final
+        done, marks = self._state.run_in_turn(self._moved)
+        if done:
+            self._publisher.publish(None, marks or [])
+        else:
+            self._state.run(self._moved).add_done_callback(self._told_stable)
+
+    def _told_stable(self, moved: asyncio.Future[list[Mark]]) -> None:
+        if not self._ended and not moved.cancelled() and moved.exception() is None:
+            self._publisher.publish(None, moved.result())
 
     def _moved(self) -> list[Mark]:
         state = self.committer.state

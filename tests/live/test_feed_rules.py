@@ -52,6 +52,9 @@ class Scripted:
         self.asked.put_nowait(answer)
         return await answer
 
+    def doubt(self, log: int) -> None:
+        """Nobody else is there."""
+
     def look_anew(self, log: int) -> None:
         self.looked_anew += 1
 

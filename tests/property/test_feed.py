@@ -17,7 +17,7 @@ Numbers = list[int]
 
 def run_of(first: int, last: int) -> Run[Numbers]:
     """Consecutive messages."""
-    return Run(first, last, list(range(first, last + 1)))
+    return Run(first, last, list(range(first, last + 1)), last - first + 1)
 
 
 @dataclass
@@ -94,7 +94,7 @@ def test_each_number_is_told_once_in_order(data: st.DataObject) -> None:
     assert teller.upto == end
     assert teller.messages == [n for n in range(start + 1, end + 1) if n not in voids]
     assert teller.holes == sorted(n for n in voids if n > start)
-    assert teller.feed.held_rows == 0
+    assert teller.feed.held_bytes == 0
 
 
 def test_nothing_above_stable_is_told() -> None:
@@ -136,10 +136,10 @@ def test_a_pull_that_fails_is_made_again_later_and_later() -> None:
 
 
 def test_more_than_may_be_held_is_dropped_from_above_and_pulled_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeds, "HELD_ROWS_MAX", 4)
+    monkeypatch.setattr(feeds, "HELD_BYTES_MAX", 4)
     feed: Feed[Numbers] = Feed(0)
     feed.published([run_of(2, 3), run_of(5, 6), run_of(8, 9)], 0, 0)
-    assert feed.held_rows == 4
+    assert feed.held_bytes == 4
     assert feed.published([run_of(1, 1)], 9, 0) == [Tell(0, 3, [run_of(1, 1), run_of(2, 3)])]
-    assert feed.held_rows == 0  # what came in below had them dropped, too
+    assert feed.held_bytes == 0  # what came in below had them dropped, too
     assert feed.tick(feeds.HOLE_MS) == [PullHole(3, 9)]

@@ -119,6 +119,10 @@ class SimShards:
             return Refusal(Refused.UNAVAILABLE, "no answer")
         return decode_subscribe_answer(memoryview(answer))
 
+    def doubt(self, log: int) -> None:
+        """Ask whoever the directory has."""
+        self.look_anew(log)
+
     def look_anew(self, log: int) -> None:
         """Leave the connection."""
         connection = self._connections.pop(log, None)

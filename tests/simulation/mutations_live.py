@@ -13,7 +13,7 @@ import pytest
 from imray.core.feed import Feed
 from imray.core.replies import Refusal
 from imray.engine.feed_links import FeedLink
-from imray.engine.live_feed import LiveFeed
+from imray.engine.order import Order
 from imray.shard.publisher import Publisher, run_beats
 from imray.shard.shard_writer import ShardWriter
 from tests.simulation.mutations import rule
@@ -89,17 +89,19 @@ def holes_are_not_pulled(patch: pytest.MonkeyPatch) -> None:
 
 @rule("I7")
 def what_is_above_stable_is_told(patch: pytest.MonkeyPatch) -> None:
-    """A gateway tells whatever follows, although numbers in between may still become messages."""
-    real = LiveFeed.published
+    """A gateway tells whatever comes, although numbers before it may still become messages."""
+    real = Order.published
 
-    def published(self: LiveFeed, runs: Any) -> None:
-        if self._feed is not None and runs and runs[0].first > self._feed.position:
-            self._feed.position = runs[0].first - 1
-            self._recent.upto = self._recent.after = runs[0].first - 1
-            self._feed.stable = max(self._feed.stable, runs[-1].last)
-        real(self, runs)
+    def published(self: Order, rows: Any) -> None:
+        feed = self._feed
+        if feed is not None and rows and rows[0].conv_seq > feed.position:
+            recent = self._tell.__self__._recent  # type: ignore[attr-defined]
+            feed.position = rows[0].conv_seq - 1
+            recent.upto = recent.after = feed.position
+            feed.stable = max(feed.stable, rows[-1].conv_seq)
+        real(self, rows)
 
-    patch.setattr(LiveFeed, "published", published)
+    patch.setattr(Order, "published", published)
 
 
 @rule("was told up to")
