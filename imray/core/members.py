@@ -110,7 +110,9 @@ class Changed(msgspec.Struct, frozen=True):
     """Members are as they were asked to be, and that is durable."""
 
     after: int
-    """The change stands between this number and the next."""
+    """The change stands between this number and the next. Where it was so already nothing was changed: this is the
+    last number given out, and what has made it so stands at or below it. A call may be repeated after a lost answer, so
+    all that may be built upon is that nothing of it stands above."""
     version: int
     members: int
     """How many there are."""

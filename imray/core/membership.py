@@ -1,7 +1,7 @@
 """The rules of membership: what may be asked, and the change that it makes. Pure: asked for at a record's turn.
 
 Owns who may change what. Does not own the state (`imray.core.member_state`). What is so already is no change: a
-repeated call gets the answer of the first.
+repeated call is told how it is now, so its `after` may be higher than that of the first.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import numpy as np
 from imray.core.blocks import Blocks
 from imray.core.columns import Plan, RowStatus
 from imray.core.dedup import IdTable, SealedFilter
+from imray.core.errors import FencedError
 from imray.core.fold import are_hot, commit_read_back, freeze, mark_durable, reserve, sealed
 from imray.core.hot_detector import HotDetector
 from imray.core.replies import Appended, Located, Refusal
@@ -147,7 +148,9 @@ class Committer:
             self.hot_detector.add(planned.touched, planned.touched_last - planned.touched_first + 1)
         hot = {self.state.conversations.name(c): self.state.hot[c].partitions for c in self._hot_of(planned)}
         written = Written(epoch, log_position_of(0, segment), now, self._stables(planned), hot)
-        return Job(answers_of(requests, planned, written), commit, encoded, table=numbered)
+        judged = forbidden is not None and bool((planned.status == RowStatus.FORBIDDEN).any())
+        answers = answers_of(requests, planned, written)
+        return Job(answers, commit, encoded, table=numbered, of_last_writer=judged)
 
     def _hot_of(self, planned: Plan) -> list[int]:
         hot = self.state.hot
@@ -168,7 +171,7 @@ class Committer:
         now = self.clock_ms()
         made = records(self.state)
         if not made:
-            return Job([], None, None)
+            return Job([], None, None, of_last_writer=True)
         table = record_table(made, now).combine_chunks()
         encoded = self.writer.encode(table, now)
         found = read_back(table, self.state.seed)
@@ -183,6 +186,8 @@ class Committer:
         self.writer.check()  # duplicates of what was never written are not durable
         if job.encoded is not None:
             self.writer.put(job.encoded)
+        elif job.of_last_writer and not self.writer.is_last():
+            raise FencedError(f"shard {self.shard}: the writer of epoch {self.writer.epoch} is not the last any more")
 
     def mark_durable(self, job: Job) -> None:
         """The job is durable: readers may see it."""

@@ -40,6 +40,9 @@ class Job:
     """How the members of conversations change with it."""
     sequencer: int = 0
     """The epoch of the home shard that granted a partition its numbers."""
+    of_last_writer: bool = False
+    """Its answers are true only as long as nobody else writes: what is so already, and who may not. Where no segment's
+    put tells that, a look at the store must. What was sent before stays true."""
 
 
 class Incarnation(Protocol):

@@ -7,6 +7,7 @@ Owns what waits for it, and the merging of cursors. Does not own the rules (`imr
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -71,18 +72,38 @@ def record_of(conv_id: str, change: MembersChange) -> LogRecord:
 
 
 class _CursorRecords:
-    """All marks that came while a commit was on its way, as `imray.shard.jobs.Records`: one record a conversation."""
+    """All marks that came while a commit was on its way, as `imray.shard.jobs.Records`: one record a conversation.
+
+    Marks are added in the event loop, its turn comes in the thread of the state: each is in it, or was not added."""
 
     def __init__(self) -> None:
-        self.marks: list[_Mark] = []
-        self.taken = False
-        """Its turn has come: it takes no more."""
+        self._lock = threading.Lock()  # for a moment only: the event loop waits for it
+        self._marks: list[_Mark] = []
+        self._closed = False
         self.done: asyncio.Task[Refusal | None] | None = None
 
+    def add(self, mark: _Mark) -> bool:
+        """False: it takes no more."""
+        with self._lock:
+            if self._closed:
+                return False
+            self._marks.append(mark)
+            return True
+
+    def close(self) -> list[_Mark]:
+        """Take no more: all that were added."""
+        with self._lock:
+            self._closed = True
+            return self._marks
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so many wait for its turn that there is no room for more."""
+        return len(self._marks) >= _MARKS_MAX and not self._closed
+
     def __call__(self, state: ShardState) -> list[LogRecord]:
-        self.taken = True
         by_conversation: dict[str, list[_Mark]] = {}
-        for mark in self.marks:
+        for mark in self.close():
             by_conversation.setdefault(mark.conv_id, []).append(mark)
         records = (self._record(state, conv_id, marks) for conv_id, marks in by_conversation.items())
         return [record for record in records if record is not None]
@@ -149,14 +170,15 @@ class ShardMembers:
 
     async def mark_read(self, conv_id: str, user: str, seq: int) -> Cursor | Refusal:
         """A user has read up to a number. Cursor: how far it has read, durably; at least so far."""
-        cursors = self._cursors
-        if cursors is None or cursors.taken:
-            cursors = self._cursors = _CursorRecords()
-            cursors.done = asyncio.create_task(self._record_cursors(cursors))
-        if len(cursors.marks) >= _MARKS_MAX:
-            return Refusal(Refused.BUSY, "too many read cursors wait: retry later")
         mark = _Mark(conv_id, user, seq)
-        cursors.marks.append(mark)
+        cursors = self._cursors
+        if cursors is not None and cursors.is_full:
+            return Refusal(Refused.BUSY, "too many read cursors wait: retry later")
+        if cursors is None or not cursors.add(mark):
+            cursors = _CursorRecords()
+            cursors.add(mark)
+            cursors.done = asyncio.create_task(self._record_cursors(cursors))
+            self._cursors = cursors
         assert cursors.done is not None
         # whoever goes away takes nobody's mark along
         refusal = await asyncio.shield(cursors.done)
@@ -166,9 +188,10 @@ class ShardMembers:
         return mark.outcome
 
     async def _record_cursors(self, cursors: _CursorRecords) -> Refusal | None:
-        refusal = await self._record(cursors)
-        cursors.taken = True  # refused before its turn: the next mark begins another
-        return refusal
+        try:
+            return await self._record(cursors)
+        finally:
+            cursors.close()  # refused, or failed, before its turn: the next mark begins another
 
     async def cursor(self, conv_id: str, user: str) -> Cursor | Refusal:
         """Up to where a user has read; 0: it has not said."""
