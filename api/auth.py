@@ -131,11 +131,16 @@ class Authenticator:
         return caller
 
 
+def check_seen(name: str, what: str) -> None:
+    """InvalidError where a name holds what is not seen, and can look like another's."""
+    if _UNSEEN.search(name):
+        raise InvalidError(f"{what} holds a control character or a mark of direction")
+
+
 def _caller(claims: Mapping[str, Any], expires_at_s: float) -> Caller:
     sender = claims["sub"]
     check_text(sender, "sub", SENDER_BYTES_MAX)
-    if _UNSEEN.search(sender):
-        raise InvalidError("sub holds a control character or a mark of direction")
+    check_seen(sender, "sub")
     return Caller(sender, claims.get("role") == "service" or "service" in _roles(claims), expires_at_s)
 
 

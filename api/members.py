@@ -8,7 +8,7 @@ import msgspec
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from api.auth import Authenticator, Caller
+from api.auth import Authenticator, Caller, check_seen
 from api.checks import invalid, media_type, read_body, whole
 from api.docs import json_body, problems
 from api.door import RawRoute
@@ -258,6 +258,7 @@ def _check_users(users: list[str]) -> None:
     try:
         for user in users:
             check_text(user, "user", USER_BYTES_MAX)
+            check_seen(user, "user")
     except InvalidError as e:
         raise invalid(str(e)) from e
 

@@ -40,6 +40,11 @@ class Change:
     add: dict[str, Role]
     remove: tuple[str, ...]
 
+    @property
+    def is_leave(self) -> bool:
+        """Somebody wants out, and nothing else."""
+        return not self.service and not self.add and set(self.remove) == {self.actor}
+
 
 def judge(state: MemberState, conv: int, head: int, ask: Create | Change) -> MembersChange | Refusal | None:
     """What a call changes; None: it is so already. `conv`: the conversation's index (-1: not known), `head`: the

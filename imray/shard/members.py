@@ -52,6 +52,10 @@ class _ChangeRecords:
         members = state.members
         conv = state.conversations.index(self._ask.conv_id)
         head = int(state.conversations.heads[conv]) if conv >= 0 else 0
+        is_leave = isinstance(self._ask, Change) and self._ask.is_leave
+        if is_leave and not members.roles_among(conv, [self._ask.actor]):
+            self.outcome = Changed(0, 0, 0)  # it is so; more a stranger must not learn, nor whether there is such one
+            return []
         found = judge(members, conv, head, self._ask)
         if isinstance(found, Refusal):
             self.outcome = found

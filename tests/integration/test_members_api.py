@@ -157,6 +157,22 @@ async def test_a_batch_says_403_for_each_message_that_may_not_be_sent(chat: Chat
     assert (alone.status_code, alone.json()["type"]) == (403, "urn:imray:problem:forbidden")
 
 
+async def test_who_is_no_member_learns_nothing_by_leaving(chat: Chat) -> None:
+    name = await chat.room()
+    for room in (name, "a room that nobody created"):
+        left = await chat.call("foreign", "POST", f"/conversations/{room}/members:remove", {"users": ["foreign"]})
+        assert (left.status_code, left.json()) == (200, {"conv_id": room, "after": 0, "members": 0})
+
+
+@pytest.mark.parametrize("user", ["bob\u202e", "\u200e", "a\u2066b"])
+async def test_a_name_that_looks_like_another_is_no_member(chat: Chat, user: str) -> None:
+    name = await chat.room()
+    asked = {"members": [{"user": user, "role": "member"}]}
+    answer = await chat.call("owner", "POST", f"/conversations/{name}/members:add", asked)
+    assert answer.status_code == 422
+    assert "mark of direction" in answer.json()["detail"]
+
+
 async def test_a_retry_stays_a_duplicate_after_the_removal(chat: Chat) -> None:
     name = await chat.room()
     kept = {"client_msg_id": str(uuid4()), "body": "kept"}
