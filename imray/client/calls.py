@@ -14,6 +14,7 @@ from urllib.parse import quote
 import orjson
 import pyarrow as pa
 
+from imray.client.arguments import check_conversation, check_message
 from imray.client.arrow import RETRIED_OUTCOMES, SETTLED_OUTCOMES, UNKNOWN_OUTCOME, ArrowBatch
 from imray.client.call import Attempts, Call, Environment, HttpRequest, HttpResponse, R
 from imray.client.errors import Outcomes, ServerError
@@ -31,7 +32,6 @@ from imray.client.models import (
 )
 from imray.core.errors import InvalidError, UnavailableError
 from imray.core.ids import format_client_msg_id, parse_client_msg_id
-from imray.core.routing import check_conv_id
 
 JSON_HEADERS = {"content-type": "application/json"}
 _BATCH_PATH = "/v1/messages:batch"
@@ -39,7 +39,7 @@ _BATCH_PATH = "/v1/messages:batch"
 
 def conversation_path(conv_id: str) -> str:
     """The path of a conversation; every conv_id is one segment of it, whatever it holds."""
-    check_conv_id(conv_id)
+    check_conversation(conv_id)
     return f"/v1/conversations/{path_segment(conv_id)}"
 
 
@@ -217,9 +217,7 @@ class Calls:
 
 def fields_of(message: Outgoing, env: Environment) -> dict[str, str | int]:
     """The message as the contract has it, with its id; checks what the server could only refuse."""
-    check_conv_id(message.conv_id)
-    if not isinstance(message.body, str):
-        raise InvalidError("body must be str; bytes that are no UTF-8 text go by send_arrow")
+    check_message(message)
     msg_id = message.client_msg_id
     if msg_id is None:
         msg_id = new_client_msg_id(env.unix_ms(), env.random_bytes(10))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from copy import copy
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from imray.core.errors import ImrayError, UnavailableError
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
     from imray.client.models import Outcome
 
+E = TypeVar("E", bound=ImrayError)
 Outcomes: TypeAlias = "list[Outcome] | pa.Table | None"
 """What became of a batch: one entry (of `send_arrow`: one row) a message; None where nothing is known."""
 
@@ -30,9 +32,12 @@ class AuthError(ImrayError):
 
 
 class ConflictError(ImrayError):
-    """The id was used in this conversation with another payload; nothing was written. The caller has a bug.
+    """What is there already is different; nothing was written.
 
-    `conv_seq` is the number of the first message with this id (None where the server did not say)."""
+    Of a send: the id was used in this conversation with another payload, and the caller has a bug. `client_msg_id` is
+    that id, `conv_seq` the number of the first message with it (None where the server did not say).
+    Of `create_conversation`: the conversation is there, with other members or otherwise public or not; look at them.
+    `client_msg_id` is empty, and `conv_seq` None."""
 
     def __init__(self, detail: str, client_msg_id: str, conv_seq: int | None) -> None:
         super().__init__(detail, client_msg_id, conv_seq)
@@ -73,3 +78,8 @@ class ServerError(ImrayError):
 
     def __str__(self) -> str:
         return self.detail
+
+
+def fresh(error: E) -> E:
+    """The same error to be raised once more: one object that is raised again and again keeps every traceback."""
+    return copy(error)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, Self, TypeAlias, TypeVar
 
+from imray.client.errors import fresh
 from imray.client.models import Hole, LiveSignal, Message, Unread
 from imray.core.errors import ImrayError
 
@@ -60,7 +61,9 @@ class AsyncFollower(Generic[I]):
         if not self._waiting:
             await self._wait()
         if not self._waiting:
-            raise self._end if self._end is not None else StopAsyncIteration
+            if self._end is not None:
+                raise fresh(self._end)
+            raise StopAsyncIteration
         item = self._waiting.popleft()
         self._note(item)
         self._make_room()
@@ -78,7 +81,7 @@ class AsyncFollower(Generic[I]):
         if not self._waiting:
             await self._wait()
         if not self._waiting and self._end is not None:
-            raise self._end
+            raise fresh(self._end)
         taken = list(self._waiting)
         self._waiting.clear()
         for item in taken[-1:]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from imray.client.arguments import check_conversation, check_number, check_page, check_place, check_signal
 from imray.client.call import RetryPolicy
 from imray.client.calls import fields_of
 from imray.client.errors import ServerError
@@ -19,7 +20,7 @@ from imray.client.live_wire import READ_ERRORS
 from imray.client.models import Ack, HistoryPage, Hole, Message, Order, Outgoing, Unread
 from imray.client.wire import address, environment
 from imray.core.delivery_conversation import DeliveryConfig
-from imray.core.routing import check_conv_id
+from imray.core.pages import SEQ_MAX
 
 R = TypeVar("R")
 TIMEOUT_S = 30.0
@@ -45,7 +46,7 @@ class AsyncLive:
         clock_s: Callable[[], float] = time.monotonic,
         unix_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        base, known = address(url, token if isinstance(token, str) else None)
+        base, known = address(url, None if callable(token) else token)
         self._env = environment(timeout_s, retry, clock_s, unix_ms)
         self._driver = LiveDriver(base, token if callable(token) else known, self._env, config or DeliveryConfig())
 
@@ -56,7 +57,7 @@ class AsyncLive:
         messages. `after` may be as old as you like. `on_signal` is called with every signal, and must be quick.
 
         A connection has one follower for each conversation: a second one takes the place of the first."""
-        check_conv_id(conv_id)
+        check_place(conv_id, after)
         follower: AsyncFollower[Message | Hole] = AsyncFollower(self._driver, conv_id, after, on_signal)
         self._driver.follow(follower, after, passive=False)
         return follower
@@ -64,7 +65,7 @@ class AsyncLive:
     def watch(self, conv_id: str, after: int | None = None) -> AsyncFollower[Unread]:
         """Where a conversation stands, without its messages: for one that nobody looks at. `after`: what was read. Only
         the newest item waits for its caller."""
-        check_conv_id(conv_id)
+        check_place(conv_id, after)
         follower: AsyncFollower[Unread] = AsyncFollower(self._driver, conv_id, after, None)
         self._driver.follow(follower, after, passive=True)
         return follower
@@ -107,21 +108,23 @@ class AsyncLive:
         topic: str | None = None,
     ) -> HistoryPage:
         """One page of the history, as `imray.client.AsyncClient.history` gives it."""
-        check_conv_id(conv_id)
+        check_page(conv_id, after, before, limit, order, topic)
         optional = {name: value for name, value in {"before": before, "topic": topic}.items() if value is not None}
         item = {"t": "pull", "conv_id": conv_id, "after": after, "limit": limit, "order": order, **optional}
         return await self._ask(item, HistoryPage.of, writes=False)
 
     async def read(self, conv_id: str, seq: int) -> None:
         """The caller has read up to `seq`; that is durable when this returns."""
-        check_conv_id(conv_id)
+        check_conversation(conv_id)
+        check_number(seq, "seq", 0, SEQ_MAX)
         await self._ask({"t": "read", "conv_id": conv_id, "seq": seq}, lambda _: None)
 
     def signal(self, conv_id: str, kind: str, data: Any = None) -> bool:
-        """Tell who listens now, such as that somebody types. It may be lost, and is where there is no connection.
+        """Tell who listens now, such as that somebody types. It may be lost, and is where there is no connection. `data`:
+        any value of JSON, up to 1 KB.
 
         Returns whether it was written."""
-        check_conv_id(conv_id)
+        check_signal(conv_id, kind, data)
         self._driver.begin()
         return self._driver.signal({"t": "signal", "conv_id": conv_id, "kind": kind, "data": data})
 

@@ -1,7 +1,8 @@
 """What is asked over a live connection and waits for its answer: sends, pulls, read marks.
 
 Owns which asks are open, that an ask without an answer is asked again over the next connection with the same content,
-and what a refusal means. Does not own connections (`imray.client.live_driver`).
+which one is to blame where the server could not read a frame, and what a refusal means. Does not own connections
+(`imray.client.live_driver`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imray.client.call import Environment
-from imray.client.errors import AuthError, ConflictError, ServerError, UnknownOutcomeError
+from imray.client.errors import AuthError, ConflictError, ServerError, UnknownOutcomeError, fresh
 from imray.core.delivery_conversation import jittered_pause_ms
 from imray.core.delivery_items import ErrorHeard
 from imray.core.errors import ImrayError, InvalidError, UnavailableError
@@ -39,20 +40,37 @@ class LiveAsk:
     may_be_stored: bool = False
     """An earlier try may have done what was asked."""
     tries: int = 0
-    last: str = "no connection"
+    last: str = "no turn or no connection yet"
     """Why the last try came to nothing."""
     again: asyncio.TimerHandle | None = field(default=None, repr=False)
 
 
 class Asks:
-    """The open asks of one session. `write` puts one on the wire, where a connection is up; else it does nothing."""
+    """The open asks of one session. `write` puts one on the wire, where a connection is up; else it does nothing.
+    `is_subscribing`: whether a subscribe is out.
 
-    def __init__(self, env: Environment, new_ref: Callable[[], int], write: Callable[[LiveAsk], None]) -> None:
+    Who is to blame for a frame that the server could not read it does not say, and the connection is gone. What was out
+    goes out again, one ask at a time and beside nothing else: the one that ends a connection alone is refused. Until
+    then everything else waits."""
+
+    def __init__(
+        self,
+        env: Environment,
+        new_ref: Callable[[], int],
+        write: Callable[[LiveAsk], None],
+        is_subscribing: Callable[[], bool],
+    ) -> None:
         self._env = env
         self._new_ref = new_ref
         self._write = write
         self._open: dict[int, LiveAsk] = {}
         self._room = asyncio.Semaphore(ASKS_MAX)
+        self._is_subscribing = is_subscribing
+        self._suspects: list[LiveAsk] = []
+        self.is_careful = False
+        """A frame was malformed, and it is not found out yet why."""
+        self._is_clean = True
+        """Over this connection nothing of what was written was given up without an answer."""
         self._over: ImrayError | None = None
 
     def __iter__(self) -> Iterator[LiveAsk]:
@@ -68,7 +86,8 @@ class Asks:
                 async with self._room:
                     return await self._answer_to(ask)
         except TimeoutError as e:
-            detail = f"no answer within {self._env.timeout_s:g} s, {ask.tries} tries; the last: {ask.last}"
+            tries = max(1, ask.tries)  # the first connection may still be on its way
+            detail = f"no answer within {self._env.timeout_s:g} s, {tries} tries; the last: {ask.last}"
             raise _given_up(ask, detail) from e
 
     def answered(self, ref: int, item: Mapping[str, Any]) -> bool:
@@ -77,6 +96,7 @@ class Asks:
         if ask is None or ask.answer.done():
             return False
         ask.answer.set_result(item)
+        self._clear(ask)
         return True
 
     def refused(self, error: ErrorHeard, item: Mapping[str, Any]) -> bool:
@@ -96,27 +116,47 @@ class Asks:
             ask.again = asyncio.get_running_loop().call_later(pause_s, self._write_again, ask)
         elif not ask.answer.done():
             ask.answer.set_exception(refusal_of(ask, error, item.get("conv_seq")))
+        self._clear(ask)
         return True
+
+    def called_malformed(self, detail: str) -> None:
+        """The server could not read something of what is out, and closes the connection. Before `disconnected`."""
+        out = [ask for ask in self if ask.is_written and not ask.answer.done()]
+        if self.is_careful and self._is_clean and len(out) == 1 and not self._is_subscribing():
+            out[0].answer.set_exception(InvalidError(f"the server cannot read it: {detail}"))
+            self._suspects.remove(out[0])
+            return
+        self.is_careful = True
+        self._suspects += [ask for ask in out if ask not in self._suspects]
 
     def disconnected(self) -> None:
         """What was written and has no answer may have been done or not."""
+        self._is_clean = True
         for ask in self:
             if ask.is_written:
                 ask.is_written = False
                 ask.may_be_stored |= ask.writes
                 ask.last = "the connection was lost"
 
-    def unreachable(self, reason: str) -> None:
-        """No connection could be made, or it has ended: that is why nothing was answered."""
+    def unreachable(self, reason: str, was_up: bool) -> None:
+        """No connection could be made, or (`was_up`) it has ended: that is why nothing was answered."""
         for ask in self:
             if not ask.is_written:
                 ask.last = reason
+                ask.tries += not was_up  # what was written was counted then
 
-    def connected(self) -> None:
-        """Everything that is open goes out, in its order; what waits for a moment of its own waits on."""
+    def go_on(self) -> None:
+        """A connection is up, or something of it was answered. Everything that is open goes out, in its order; what
+        waits for a moment of its own waits on."""
+        if self.is_careful:
+            if self._is_subscribing():
+                return
+            if self._suspects:
+                self._put(self._suspects[0])
+                return
+            self.is_careful = False
         for ask in self:
-            if ask.again is None:
-                self._write(ask)
+            self._put(ask)
 
     def fail(self, error: ImrayError) -> None:
         """The session is over: for what is open, and for what is asked from now on."""
@@ -125,19 +165,34 @@ class Asks:
             if not ask.answer.done():
                 ask.answer.set_exception(_cut_short(ask, error))
 
+    def _put(self, ask: LiveAsk) -> None:
+        if ask.again is None and not ask.is_written and not ask.answer.done():
+            self._write(ask)
+
+    def _clear(self, ask: LiveAsk) -> None:
+        """The server has read it, or nobody waits for it any more: the next one."""
+        if ask in self._suspects:
+            self._suspects.remove(ask)
+            self.go_on()
+
     def _write_again(self, ask: LiveAsk) -> None:
         ask.again = None
-        self._write(ask)
+        if not self.is_careful:
+            self._put(ask)
 
     async def _answer_to(self, ask: LiveAsk) -> Mapping[str, Any]:
         if self._over is not None:
             raise _cut_short(ask, self._over)
         self._open[ask.ref] = ask
         try:
-            self._write(ask)
+            if not self.is_careful:
+                self._put(ask)
             return await ask.answer
         finally:
             self._open.pop(ask.ref, None)
+            if ask.is_written and ask.answer.cancelled():
+                self._is_clean = False
+            self._clear(ask)
             if ask.again is not None:
                 ask.again.cancel()
 
@@ -152,7 +207,20 @@ def _cut_short(ask: LiveAsk, error: ImrayError) -> ImrayError:
     """What the end of the session means for an ask. It is no refusal of what was asked."""
     if isinstance(error, ServerError):
         return ServerError(str(error), ask.msg_ids)
-    return _given_up(ask, str(error)) if ask.may_be_stored or (ask.writes and ask.is_written) else error
+    return _given_up(ask, str(error)) if ask.may_be_stored or (ask.writes and ask.is_written) else fresh(error)
+
+
+def end_of(status: int, detail: str, url: str) -> ImrayError:
+    """The error for a connection, or what goes over it, that will not come back by itself."""
+    if status in (401, 403):
+        return AuthError(detail)
+    return ServerError(f"{url}: {detail}; is there an imray server, with live delivery?")
+
+
+def end_of_conversation(status: int, detail: str, url: str) -> ImrayError:
+    """The error for a conversation that the server does not let be followed."""
+    is_callers = 400 <= status < 500 and status not in (401, 403)
+    return InvalidError(detail) if is_callers else end_of(status, detail, url)
 
 
 def refusal_of(ask: LiveAsk, error: ErrorHeard, conv_seq: object) -> ImrayError:

@@ -15,11 +15,11 @@ from typing import Any, TypeAlias
 import httpx
 
 from imray.client.call import Environment
-from imray.client.errors import AuthError, ServerError
+from imray.client.errors import AuthError, ServerError, fresh
 from imray.client.follower import AsyncFollower
-from imray.client.live_asks import Asks, LiveAsk
+from imray.client.live_asks import Asks, LiveAsk, end_of, end_of_conversation
 from imray.client.live_socket import LiveSocket, SocketEnd
-from imray.client.live_wire import READ_ERRORS, Welcome, heard_item
+from imray.client.live_wire import READ_ERRORS, Welcome, heard_item, written
 from imray.client.models import Hole, LiveSignal, Message, Unread
 from imray.client.wire import checked_token
 from imray.core import delivery_items as items
@@ -44,8 +44,9 @@ class LiveDriver:
         self, base: httpx.URL, token: str | TokenSource | None, env: Environment, config: DeliveryConfig
     ) -> None:
         self.session: Delivery[Message] = Delivery(config, env.random)
-        self.asks = Asks(env, self.session.new_ref, self._write_ask)
+        self.asks = Asks(env, self.session.new_ref, self._write_ask, lambda: self.session.is_asking)
         self._base = base
+        self._shown_url = str(base.copy_with(username=None, password=None))
         self._token = token
         self._env = env
         self._connect_timeout_s = config.connect_timeout_ms / 1000
@@ -55,6 +56,9 @@ class LiveDriver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._up: LiveSocket | None = None
         """The socket of the connection that was welcomed."""
+        self._was_welcomed = False
+        self._patience: asyncio.TimerHandle | None = None
+        """When followers are told that there is no welcome, where there never was one."""
         self._ticker: asyncio.Task[None] | None = None
         self._sooner = asyncio.Event()
         self._tick_at_ms: int | None = None
@@ -63,7 +67,9 @@ class LiveDriver:
     def begin(self) -> None:
         """Connect, where that was not done before. Raises what the session has ended with."""
         if self._over is not None:
-            raise self._over
+            raise fresh(self._over)
+        if self._token is None:
+            raise AuthError("no token: pass token, or set IMRAY_TOKEN")
         if self._ticker is None:
             self._ticker = self._spawn(self._tick_forever())
             self._carry_out(self.session.start(self._now_ms()))
@@ -94,7 +100,7 @@ class LiveDriver:
 
     def signal(self, item: dict[str, Any]) -> bool:
         """Write what may be lost; whether it was written."""
-        if self._up is None or self._up.is_crowded:
+        if self._up is None or self._up.is_crowded or self.asks.is_careful:
             return False
         self._up.put(item)
         return True
@@ -106,6 +112,7 @@ class LiveDriver:
             follower.end()
         self._followers.clear()
         self._end(UnavailableError("the client was closed"))
+        self._be_patient(False)
         if self._ticker is not None:
             self._ticker.cancel()
         if self._tasks:
@@ -127,15 +134,15 @@ class LiveDriver:
                 case items.Over(conv_id, status, detail):
                     follower = self._followers.pop(conv_id, None)
                     if follower is not None:
-                        follower.fail(_end_of(status, f"{conv_id}: {detail}"))
+                        follower.fail(end_of_conversation(status, f"{conv_id}: {detail}", self._shown_url))
                 case items.Failed(status, detail):
-                    self._fail(_end_of(status, f"status {status}: {detail}"))
+                    self._fail(end_of(status, f"status {status}: {detail}", self._shown_url))
                 case items.Renew(conn):
                     self._spawn(self._renew(conn))
                 case _:
                     socket = self._sockets.get(action.conn)
                     if socket is not None:
-                        socket.put(_written(action))
+                        socket.put(written(action))
         at_ms = self.session.timer_at_ms
         if at_ms is not None and (self._tick_at_ms is None or at_ms < self._tick_at_ms):
             self._sooner.set()
@@ -162,21 +169,24 @@ class LiveDriver:
         end = await socket.open(self._base, await self._new_token(), self._connect_timeout_s)
         if end is None:
             self._sockets[conn] = socket
+            self._be_patient(True)
             writer = self._spawn(socket.write())
             try:
                 async for frame in socket.frames():
                     if not self._hear(conn, socket, frame):
                         await socket.close(_PROTOCOL_ERROR, "an item was not understood")
                 end = socket.end
+                if self._up is socket and self.session.link.is_malformed(end.code):
+                    self.asks.called_malformed(self.session.link.refusal or end.reason)
             finally:
                 writer.cancel()
                 self._lose(conn)
         self._serving.pop(conn, None)
-        self._note_end(conn, end)
+        self._note_end(conn, end, socket.is_welcomed)
 
-    def _note_end(self, conn: int, end: SocketEnd) -> None:
+    def _note_end(self, conn: int, end: SocketEnd, was_up: bool) -> None:
         now_ms = self._now_ms()
-        self.asks.unreachable(end.reason)
+        self.asks.unreachable(end.reason, was_up)
         if end.status is None:
             self._carry_out(self.session.closed(conn, end.code, end.reason, now_ms))
         else:
@@ -197,8 +207,28 @@ class LiveDriver:
             self._take(conn, item, heard)
         if welcomes and self.session.link.is_current(conn):
             self._up = socket
-            self.asks.connected()
+            self._was_welcomed = True
+            self._be_patient(False)
+            self.asks.go_on()
+        elif self.asks.is_careful:
+            self.asks.go_on()
         return True
+
+    def _be_patient(self, has_begun: bool) -> None:
+        """A connection that is made and says no welcome is no server that is away: who follows must not wait for ever.
+        Once there was a welcome it is known what is there."""
+        if has_begun and self._patience is None and not self._was_welcomed:
+            self._patience = asyncio.get_running_loop().call_later(self._env.timeout_s, self._lose_patience)
+        elif not has_begun and self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _lose_patience(self) -> None:
+        self._patience = None
+        detail = f"{self._shown_url}: a connection was made, and no welcome within {self._env.timeout_s:g} s"
+        for follower in list(self._followers.values()):
+            self.leave(follower)
+            follower.fail(UnavailableError(f"{detail}; is there an imray server, with live delivery?"))
 
     def _take(self, conn: int, item: dict[str, Any], heard: items.HeardItem[Message] | None) -> None:
         now_ms = self._now_ms()
@@ -242,6 +272,7 @@ class LiveDriver:
             self._spawn(socket.close(reason=reason))
         elif conn in self._serving:
             self._serving.pop(conn).cancel()
+            self.asks.unreachable(reason, was_up=False)
 
     def _lose(self, conn: int) -> None:
         """Nothing is written over this connection any more."""
@@ -274,7 +305,7 @@ class LiveDriver:
         error = None if task.cancelled() else task.exception()
         if error is not None:  # it would wait for ever otherwise
             log.error("a live connection failed", exc_info=error)
-            self._fail(error if isinstance(error, AuthError) else ServerError(f"{type(error).__name__}: {error}"))
+            self._fail(error if isinstance(error, ImrayError) else ServerError(f"{type(error).__name__}: {error}"))
 
     def _fail(self, error: ImrayError) -> None:
         for follower in self._followers.values():
@@ -292,22 +323,5 @@ class LiveDriver:
         return int(self._env.clock_s() * 1000)
 
 
-def _end_of(status: int, detail: str) -> ImrayError:
-    """The error for something that will not come back by itself."""
-    if status in (401, 403):
-        return AuthError(detail)
-    return ServerError(f"{detail}; is there an imray server, with live delivery?")
-
-
 def _item_of(part: tuple[int, Message] | Void) -> Message | Hole:
     return Hole(part.from_seq, part.to_seq, part.reason) if isinstance(part, Void) else part[1]
-
-
-def _written(action: items.Subscribe | items.Unsubscribe | items.Ping) -> Mapping[str, Any]:
-    match action:
-        case items.Subscribe(_, ref, conv_id, after, passive):
-            return {"t": "subscribe", "ref": ref, "conv_id": conv_id, "after": after, "passive": passive}
-        case items.Unsubscribe(_, ref, conv_id):
-            return {"t": "unsubscribe", "ref": ref, "conv_id": conv_id}
-        case items.Ping(_, ref):
-            return {"t": "ping", "ref": ref}

@@ -43,6 +43,7 @@ class LiveSocket:
     """A socket from its handshake to its end."""
 
     def __init__(self) -> None:
+        self.is_welcomed = False
         self._socket: ClientConnection | None = None
         self._format: LiveFormat = JSON
         self._items_max = 1
@@ -97,6 +98,7 @@ class LiveSocket:
 
     def be_welcomed(self, welcome: Welcome) -> None:
         """The server's bounds for what is written."""
+        self.is_welcomed = True
         self._items_max = welcome.items_max
         self._frame_bytes_max = welcome.frame_bytes_max
 

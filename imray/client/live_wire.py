@@ -21,8 +21,8 @@ from imray.core.reorder import Void
 PATH = "/v1/ws"
 _FRAME_BYTES_MIN = 4_096
 """Every item but a send fits in it: a server that takes less is not to be believed."""
-READ_ERRORS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, msgspec.MsgspecError)
-"""What reading raises where a frame is not what the contract says."""
+READ_ERRORS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, msgspec.MsgspecError)
+"""What reading raises where a frame is not what the contract says; RecursionError: it is nested too deeply."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LiveFormat:
         """An item's bytes; InvalidError for values that the format does not have."""
         try:
             return self.encode(item)
-        except (TypeError, ValueError, OverflowError) as e:
+        except (TypeError, ValueError, OverflowError, RecursionError) as e:
             raise InvalidError(f"it cannot be written as {self.name}: {e}") from e
 
     def frame_of(self, items: Sequence[bytes]) -> str | bytes:
@@ -107,6 +107,17 @@ def heard_item(item: Mapping[str, Any]) -> heard.HeardItem[Message] | None:
     Raises one of READ_ERRORS where it is not what the contract says."""
     reader = _READERS.get(item["t"])
     return None if reader is None else reader(item)
+
+
+def written(action: heard.Subscribe | heard.Unsubscribe | heard.Ping) -> Mapping[str, Any]:
+    """An action of the session as an item of the client."""
+    match action:
+        case heard.Subscribe(_, ref, conv_id, after, passive):
+            return {"t": "subscribe", "ref": ref, "conv_id": conv_id, "after": after, "passive": passive}
+        case heard.Unsubscribe(_, ref, conv_id):
+            return {"t": "unsubscribe", "ref": ref, "conv_id": conv_id}
+        case heard.Ping(_, ref):
+            return {"t": "ping", "ref": ref}
 
 
 def ms_of(seconds: object) -> int:

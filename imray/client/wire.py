@@ -37,7 +37,8 @@ def environment(
 def address(url: str | None, token: str | None) -> tuple[httpx.URL, str | None]:
     """The server, and the token. Errors never show the token."""
     url = url or os.environ.get("IMRAY_URL")
-    token = token or os.environ.get("IMRAY_TOKEN")
+    if token is None:
+        token = os.environ.get("IMRAY_TOKEN") or None
     if not url:
         raise InvalidError("no server is named: pass url or set IMRAY_URL, such as http://localhost:8080")
     try:
@@ -46,11 +47,14 @@ def address(url: str | None, token: str | None) -> tuple[httpx.URL, str | None]:
         raise InvalidError(f"the url is not valid: {e}") from e
     if base.scheme not in ("http", "https") or not base.host:
         raise InvalidError(f"the url {url!r} must start with http:// or https:// and name a host")
-    return base, checked_token(token) if token else None
+    return base, None if token is None else checked_token(token)
 
 
 def checked_token(token: str) -> str:
     """A token that can stand in a header."""
+    if not isinstance(token, str) or not token:
+        what = "empty" if isinstance(token, str) else f"of type {type(token).__name__}"
+        raise InvalidError(f"the token is {what}: pass one as text, or None to take IMRAY_TOKEN")
     if not all("!" <= c <= "~" for c in token):
         raise InvalidError("the token holds characters that no token has (white space, line ends)")
     return token

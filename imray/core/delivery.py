@@ -57,6 +57,11 @@ class Delivery(Generic[T]):
         """Whether a conversation is followed."""
         return self._book.get(conv_id) is not None
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether a subscribe has no answer yet."""
+        return self._book.is_asking
+
     def new_ref(self) -> int:
         """A ref that no other item of the session has."""
         self._ref += 1
@@ -139,10 +144,13 @@ class Delivery(Generic[T]):
         """A connection is gone, or could not be made. `code`: the close code, None where there was none."""
         if self.link.is_current(conn):
             status = self.link.verdict(code)
+            detail = self.link.refusal or reason or f"close code {code}"
             if status is None:
+                for followed in self._book.doubt() if self.link.is_malformed(code) else ():
+                    self._give_up(followed.conv_id, 400, detail)
                 self._lose(now_ms, code)
             else:
-                self._fail(status, self.link.refusal or reason or f"close code {code}")
+                self._fail(status, detail)
         return self._flush()
 
     def refused(
@@ -246,8 +254,7 @@ class Delivery(Generic[T]):
             self._give_up(followed.conv_id, item.status, item.detail)
 
     def _be_refused(self, item: items.ErrorHeard, now_ms: int) -> None:
-        """The server says why it is about to close the connection."""
-        self.link.refusal = item.detail
+        self.link.refuse(item.status, item.detail)
         self.link.hold_off(item.retry_after_ms, now_ms)
         if self.link.phase is LinkPhase.CONNECTING and not may_be_retried(item.status):
             self._out.append(items.Close(self.link.conn, item.detail))

@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 from imray.core.delivery_conversation import FollowedConversation
 
 T = TypeVar("T")
+_DOUBTS_MAX = 2
+"""Once something else may have been at fault."""
 
 
 class FollowedBook(Generic[T]):
@@ -56,7 +58,20 @@ class FollowedBook(Generic[T]):
         followed = self._asked.pop(ref, None) if ref is not None else None
         if followed is not None:
             followed.ref = None
+            followed.doubts = 0
         return followed
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether a subscribe has no answer yet."""
+        return bool(self._asked)
+
+    def doubt(self) -> list[FollowedConversation[T]]:
+        """The server could not read something, and a subscribe that has no answer may be that. Those that were out
+        twice, with no answer in between."""
+        for followed in self._asked.values():
+            followed.doubts += 1
+        return [followed for followed in self._asked.values() if followed.doubts >= _DOUBTS_MAX]
 
     def forget_answer(self, followed: FollowedConversation[T]) -> None:
         """The answer to its subscribe, where one is out, matters no more."""

@@ -86,6 +86,8 @@ class FollowedConversation(Generic[T]):
         """Of the subscribe without an answer."""
         self.tries = 0
         """How often it was asked for since something new was shown."""
+        self.doubts = 0
+        """How often in a row its subscribe was out when the server could not read something."""
         self._epoch: int = 0 if before is None else before._epoch
         self._head_told = 0
         self._known = 0

@@ -44,6 +44,7 @@ class Link:
         """Connections in a row that did not hold."""
         self.refusal = ""
         """Why the server says that it closes the connection."""
+        self._refusal_status: int | None = None
         self._config = config
         self._random = random
         self._ping_interval_ms = config.ping_interval_ms
@@ -82,6 +83,7 @@ class Link:
         self.conn += 1
         self.phase = LinkPhase.CONNECTING
         self.refusal = ""
+        self._refusal_status = None
         self._began_at_ms = now_ms
         self._drain_at_ms = None
         return self.conn
@@ -107,6 +109,11 @@ class Link:
     def drain(self, reconnect_in_ms: int, now_ms: int) -> None:
         """The gateway ends; its moment for this connection is exact, since each one has another."""
         self._drain_at_ms = now_ms + self._bounded_ms(reconnect_in_ms)
+
+    def refuse(self, status: int, detail: str) -> None:
+        """The server says why it is about to close the connection."""
+        self.refusal = detail
+        self._refusal_status = status
 
     def hold_off(self, pause_ms: int, now_ms: int) -> None:
         """No connection is to be made for so long."""
@@ -135,7 +142,14 @@ class Link:
         """The status that a close code stands for where another connection would end the same; None: try again."""
         if code == _CODE_TOKEN and self.phase is LinkPhase.CONNECTING:
             return 401  # one that was welcomed before has expired: the next connection brings another
-        return 400 if code in (_CODE_MALFORMED, _CODE_WRONG_KIND) else None
+        if code == _CODE_MALFORMED and self.phase is LinkPhase.CONNECTING:
+            return 400  # nothing was asked yet, and the next one begins the same
+        return 400 if code == _CODE_WRONG_KIND else None
+
+    def is_malformed(self, code: int | None) -> bool:
+        """Whether a close code says that something asked over this connection cannot be read, now or later."""
+        is_for_now = self._refusal_status is not None and may_be_retried(self._refusal_status)
+        return code == _CODE_MALFORMED and not is_for_now
 
     def _has_held(self, now_ms: int) -> bool:
         return self.phase is LinkPhase.OPEN and now_ms - self._began_at_ms >= self._config.hold_ms

@@ -13,6 +13,7 @@ import pytest
 
 from imray.core import delivery_conversation
 from imray.core.delivery import Delivery
+from imray.core.delivery_book import FollowedBook
 from imray.core.delivery_conversation import FollowedConversation
 from imray.core.delivery_link import Link
 
@@ -184,8 +185,29 @@ ALL = [
         True,
     ),
     RemovedRule("a token that is not taken ends all", Link, "verdict", "code == _CODE_TOKEN", _NEVER),
-    RemovedRule("one that has expired does not", Link, "verdict", " and self.phase is LinkPhase.CONNECTING", ""),
-    RemovedRule("a malformed frame ends all", Link, "verdict", "400 if code in", "None if code in"),
+    RemovedRule(
+        "one that has expired does not",
+        Link,
+        "verdict",
+        "code == _CODE_TOKEN and self.phase is LinkPhase.CONNECTING",
+        "code == _CODE_TOKEN",
+    ),
+    RemovedRule("a malformed frame before the welcome ends all", Link, "verdict", "code == _CODE_MALFORMED", _NEVER),
+    RemovedRule(
+        "a malformed frame after it does not",
+        Link,
+        "verdict",
+        "code == _CODE_MALFORMED and self.phase is LinkPhase.CONNECTING",
+        "code == _CODE_MALFORMED",
+    ),
+    RemovedRule("the wrong kind of frame ends all", Link, "verdict", "400 if code ==", "None if code =="),
+    RemovedRule(
+        "a subscribe that was out when a frame was malformed is doubted", Delivery, "closed", "self._book.doubt()", "()"
+    ),
+    RemovedRule("only malformed frames make doubts", Link, "is_malformed", "code == _CODE_MALFORMED and ", ""),
+    RemovedRule("a frame that is late makes no doubts", Link, "is_malformed", " and not is_for_now", ""),
+    RemovedRule("one doubt is none", FollowedBook, "doubt", ">= _DOUBTS_MAX", ">= 1"),
+    RemovedRule("an answer ends doubts", FollowedBook, "answered", "followed.doubts = 0", "pass"),
     RemovedRule(
         "an expiring token is renewed", Delivery, "_take", "self._out.append(items.Renew(self.link.conn))", "pass"
     ),

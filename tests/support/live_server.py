@@ -50,10 +50,13 @@ class LiveServer:
         """So many of the next sends are stored, and the connection is cut before their ack."""
         self.statuses: list[tuple[int, dict[str, str]]] = []
         """Answers to the next handshakes."""
+        self.malformed: Callable[[dict[str, Any]], bool] = lambda _: False
+        """A frame with such an item is answered with an error without a ref, and the connection is closed with 4400."""
         self.repeat = False
         """Every item of messages is told twice."""
         self.is_silent = False  # True: nothing is told any more
         self.forbidden: set[str] = set()
+        self.forbidden_status = 403
         self.epoch = 1
         self.part_max = 100  # numbers in one item
         self.ping_interval_s = 20.0
@@ -194,7 +197,13 @@ class Connection:
             self.put(self._welcome(sender))
             async for frame in self.socket:
                 assert len(frame) <= self.server.frame_bytes_max
-                for item in self.format.items_of(frame):
+                items = self.format.items_of(frame)
+                if any(map(self.server.malformed, items)):
+                    told = self.format.encoded({"t": "error", "status": 400, "kind": "invalid", "detail": "not valid"})
+                    await self.socket.send(self.format.frame_of([told]))
+                    await self.socket.close(4400)
+                    return
+                for item in items:
                     self.server.seen.append(item)
                     self._answer(item, sender)
                     self.server.changed.set()
@@ -262,7 +271,8 @@ class Connection:
     def _subscribe(self, item: dict[str, Any]) -> None:
         conv_id = item["conv_id"]
         if conv_id in self.server.forbidden:
-            self.put({"t": "error", "ref": item["ref"], "status": 403, "kind": "forbidden", "detail": "not yours"})
+            problem = {"status": self.server.forbidden_status, "kind": "forbidden", "detail": "not yours"}
+            self.put({"t": "error", "ref": item["ref"], **problem})
             return
         head = len(self.server.log[conv_id])
         after = head if item["after"] is None else item["after"]
