@@ -112,7 +112,8 @@ class Changed(msgspec.Struct, frozen=True):
     after: int
     """The change stands between this number and the next. Where it was so already nothing was changed: this is the
     last number given out, and what has made it so stands at or below it. A call may be repeated after a lost answer, so
-    all that may be built upon is that nothing of it stands above."""
+    all that may be built upon is that nothing of it stands above. 0, with no `members`: told to who leaves and is none,
+    and says nothing."""
     version: int
     members: int
     """How many there are."""
