@@ -23,6 +23,8 @@ _TIMEOUT_S = 10.0
 _HISTORY_MESSAGES = 20
 _LINES_MAX = 100
 """Lines that wait to be sent; a pipe that has more is read later."""
+_SHOWN_CHARS_MAX = 80
+"""Of a line that was not sent."""
 _TYPING = "typing"
 _TYPING_EVERY_S = 2.0
 _TYPING_HOLDS_S = 4.0
@@ -130,7 +132,7 @@ class ChatSession:
         try:
             self._lines.put_nowait(line)
         except asyncio.QueueFull:
-            self._screen.show(f"! not taken, {_LINES_MAX} lines wait to be sent: {printable(line or '')}")
+            self._screen.show(f"! not taken, {_LINES_MAX} lines wait to be sent: {_excerpt(line or '')}")
 
     def put_from_thread(self) -> Callable[[str | Exception | None], None]:
         """For lines of a pipe: waits where too many wait to be sent."""
@@ -183,10 +185,10 @@ class ChatSession:
                 ack = await self._live.send(self._conv, line, client_msg_id=msg_id)
             except UnavailableError:
                 if not is_told:
-                    self._screen.show(f"! no answer yet, it is sent again until there is one: {printable(line)}")
+                    self._screen.show(f"! no answer yet, it is sent again until there is one: {_excerpt(line)}")
                 is_told = True
             except ImrayError as e:
-                self._screen.show(f"! not sent: {printable(line)} ({printable(str(e))})")
+                self._screen.show(f"! not sent: {_excerpt(line)} ({printable(str(e))})")
                 return
             else:
                 self._last_sent = ack.conv_seq
@@ -207,6 +209,12 @@ class ChatSession:
         if known is not None:
             known.cancel()
             self._screen.show_typing(sorted(self._typing))
+
+
+def _excerpt(line: str) -> str:
+    """A line for who has typed it to know it by."""
+    shown = printable(line[: _SHOWN_CHARS_MAX + 1])
+    return shown if len(shown) <= _SHOWN_CHARS_MAX else shown[: _SHOWN_CHARS_MAX - 1] + "…"
 
 
 def _read_lines(put: Callable[[str | Exception | None], None]) -> None:

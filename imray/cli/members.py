@@ -12,13 +12,14 @@ import typer
 
 from imray.cli.common import Data, Json, Timeout, Token, Url, find_target, printable, speaking_to, table
 from imray.cli.messages import Conv
-from imray.core.errors import InvalidError
+from imray.core.errors import InvalidError, UnavailableError
 
 if TYPE_CHECKING:
     from imray.client import Client, Member, MembersNow
 
 _TIMEOUT_S = 10.0
 _PAGE_MEMBERS = 1000
+_NAMED_MAX = 5
 _ROLE_HELP = "The role is owner, member (the default) or reader; where a user's name has a `:`, write the role, too."
 
 
@@ -74,7 +75,8 @@ def members(
 ) -> None:
     """Show the members of a conversation, or change them.
 
-    Whoever is to be added is added first, so that a last owner can be replaced. To repeat a command is safe.
+    Whoever is to be added is added first, so that a last owner can be replaced; where nobody may be
+    removed the additions hold. To repeat a command is safe.
 
     Examples:
 
@@ -94,11 +96,18 @@ def members(
 
 
 def _change(client: Client, conv: str, added: list[Member], removed: list[str], as_json: bool) -> None:
+    from imray.client import AuthError, ServerError
+
     now: MembersNow | None = None
     if added:
         now = client.add_members(conv, added)
     if removed:
-        now = client.remove_members(conv, removed)
+        try:
+            now = client.remove_members(conv, removed)
+        except (InvalidError, AuthError, UnavailableError, ServerError) as e:
+            if not added:
+                raise
+            raise type(e)(f"{e}; the additions hold: {_names(added)}") from e
     assert now is not None, "there is something to change"
     if as_json:
         _print_json(asdict(now))
@@ -134,6 +143,12 @@ def _members(texts: list[str]) -> list[Member]:
         else:
             raise InvalidError(f"{text}: {role!r} is no role: owner, member or reader stands behind the last `:`")
     return found
+
+
+def _names(added: list[Member]) -> str:
+    names = ", ".join(printable(member.user) for member in added[:_NAMED_MAX])
+    left = len(added) - _NAMED_MAX
+    return names if left <= 0 else f"{names} and {left} more"
 
 
 def _count(members: int) -> str:

@@ -68,7 +68,9 @@ def check_message(message: Outgoing) -> None:
     if not isinstance(message.body, str):
         raise InvalidError("body must be str; bytes that are no UTF-8 text go by send_arrow")
     if message.client_msg_id is not None and not isinstance(message.client_msg_id, str):
-        raise InvalidError(f"client_msg_id is {_excerpt(message.client_msg_id)}: a UUID, ULID or base64 as text is allowed")
+        raise InvalidError(
+            f"client_msg_id is {_excerpt(message.client_msg_id)}: a UUID, ULID or base64 as text is allowed"
+        )
     if not message.body.isascii():
         try:
             message.body.encode()

@@ -120,8 +120,8 @@ class AsyncLive:
         await self._ask({"t": "read", "conv_id": conv_id, "seq": seq}, lambda _: None)
 
     def signal(self, conv_id: str, kind: str, data: Any = None) -> bool:
-        """Tell who listens now, such as that somebody types. It may be lost, and is where there is no connection. `data`:
-        any value of JSON, up to 1 KB.
+        """Tell who listens now, such as that somebody types. It may be lost, and is where there is no connection.
+        `data`: any value of JSON, up to 1 KB.
 
         Returns whether it was written."""
         check_signal(conv_id, kind, data)

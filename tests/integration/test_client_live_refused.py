@@ -143,7 +143,9 @@ async def test_once_welcomed_it_waits(server: LiveServer) -> None:
 
 async def test_tries_without_a_server_are_counted() -> None:
     async with AsyncLive("http://127.0.0.1:9", "me", config=QUICK, timeout_s=0.5) as live:
-        with pytest.raises(UnavailableError, match=r"no answer within 0\.5 s, ([2-9]|\d\d+) tries; the last: ConnectionRefused"):
+        with pytest.raises(
+            UnavailableError, match=r"no answer within 0\.5 s, ([2-9]|\d\d+) tries; the last: ConnectionRefused"
+        ):
             await live.pull("tea")
 
 
