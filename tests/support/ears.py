@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from imray.core.replies import Appended
 from imray.engine.engine import Engine
-from imray.engine.listening import Batch, Notice, Subscribed
+from imray.engine.listening import Batch, Encoder, Notice, Subscribed
 from imray.engine.sends import Send
 
 _DEADLINE_S = 20.0
@@ -25,7 +25,7 @@ class Ear:
     def __init__(self, sender: str = "ada") -> None:
         self.sender = sender
         self.service = False
-        self.encoder = plain
+        self.encoder: Encoder = plain
         self.frames: list[str] = []
         self.notices: list[Notice] = []
         self.room = 1 << 60
@@ -68,6 +68,12 @@ class Ear:
             assert begin == at, (begin, at)
             at = end
         assert self.seqs == sorted(set(self.seqs))
+
+
+async def turns() -> None:
+    """Let everything go on that waits for nothing."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 _ids = iter(range(1, 1 << 60))
