@@ -12,6 +12,7 @@ from collections import deque
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from api.auth import Caller
@@ -87,6 +88,7 @@ def routes(live: LiveEngine) -> APIRouter:
             raise invalid(str(e)) from e
         if unknown := set(request.query_params) - {"after"}:
             raise invalid(f"unknown parameters {sorted(unknown)}: known is after")
+        live.auth.rates.subscribe(caller.sender, caller.service)
         feeds = live.feeds
         account = CALLING.get()
         if account is not None:
@@ -97,6 +99,8 @@ def routes(live: LiveEngine) -> APIRouter:
             made = await feeds.subscribe(listener, conv_id, position, False)
             if isinstance(made, Refusal):
                 raise refused(made, caller.service)
+            if await request.is_disconnected():
+                raise ClientDisconnect  # while the subscription was made
         except BaseException:
             feeds.leave(listener)
             raise
@@ -226,7 +230,7 @@ class EventResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         account = self._account
         if account is not None:
-            account.stream = self._listener
+            account.begin_stream(self._listener)
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             self._feeds.start(self._listener, self._conv_id)

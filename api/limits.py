@@ -103,6 +103,7 @@ class Account:
         "_making",
         "_payer",
         "_peer",
+        "_streams_over",
         "_written",
         "blocked",
         "known",
@@ -118,6 +119,7 @@ class Account:
         self._making = 0
         self._written = 0
         self._ended = False
+        self._streams_over = False
         self.blocked = False
         """The client does not read as fast as it is written to."""
         self.subject: str | None = None
@@ -235,6 +237,18 @@ class Account:
         if not self._ended:
             self._asked -= size
             self._change(-size)
+
+    def begin_stream(self, stream: Stream) -> None:
+        """An answer without an end begins; it ends at once where nobody is there for it any more."""
+        self.stream = stream
+        if self._streams_over:
+            stream.end()
+
+    def end_stream(self) -> None:
+        """The connection is lost, or the server ends: what streams ends, and what would begin to."""
+        self._streams_over = True
+        if self.stream is not None:
+            self.stream.end()
 
     def charge_written(self) -> None:
         """The client has read everything."""

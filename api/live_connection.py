@@ -15,13 +15,15 @@ from typing import Any, Final
 
 from api.auth import Caller
 from api.limits import Account, over_budget
-from api.live_formats import JSON, Format, Payload, notice_item
+from api.live_formats import JSON, Format, Payload, frames_of, notice_item
 from api.live_items import DrainItem, ExpiringItem, ServerItem
+from api.live_lanes import Room
 from api.live_pages import LivePages
 from api.live_pulse import Due, Pulse
 from api.live_reader import HalfMessage, LiveReader, TooManyFramesError, WrongKindError
 from api.live_sends import error_of
 from api.live_session import LiveSession
+from api.live_talk import SmallTalk
 from api.live_wire import GOING_AWAY, LATER, MALFORMED, TOKEN, TOO_MUCH, UNEXPECTED, WRONG_KIND, LiveEngine
 from api.problems import ProblemError, unexpected
 from api.watch import Watch, unsent
@@ -53,9 +55,10 @@ class LiveConnection(asyncio.Protocol):
         self._account = account
         self._watch = watch
         self._siblings = siblings
-        self._reader = LiveReader(spoken.opcode, live.settings.live_frame_bytes_max)
+        self._talk = SmallTalk(self.loop.time())
+        self._reader = LiveReader(spoken.opcode, live.settings.live_frame_bytes_max, self._talk)
         self._half = HalfMessage(self._reader, account, self.loop.time())
-        self._session = LiveSession(live, pages, self, account, spoken)
+        self._session = LiveSession(live, pages, self, account, spoken, self._talk)
         self._pulse = Pulse(self.loop.time(), live.settings.header_deadline_s, live.settings.live_ping_interval_s)
         self._told: list[ServerItem] = []
         """To be written in one frame, at the end of this step of the event loop."""
@@ -64,8 +67,9 @@ class LiveConnection(asyncio.Protocol):
         """Bytes that the peer has taken, as of the last look."""
         self._write_paused = False
         self._read_paused = False
-        self._rooms: list[asyncio.Future[None]] = []
-        """Pulls that wait until there is room for their page."""
+        self._steps_on = False
+        """The next step of reading is to come."""
+        self._room = Room()
         self._drain_by: float | None = None
         self._over = False
         """A close frame was written, or the connection is lost."""
@@ -79,20 +83,25 @@ class LiveConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._over = True
+        self._reader.drop()
         self._siblings.discard(self)
         self._watch.leave(self)
         self._session.lost()
-        self._give_room()
+        self._room.give()
         self._account.end()
 
     def data_received(self, data: bytes) -> None:
         self._pulse.heard = True
-        reader = self._reader
+        first = not self._reader.waiting
+        self._reader.add(data)
+        if first:
+            self._step()
+
+    def _step(self) -> None:
         try:
-            for payload in reader.read(data):
-                if self._over:
-                    break
-                self._take(payload)
+            for payload in self._reader.step():
+                if not self._over:
+                    self._take(payload)
             if not self._over:
                 self._session.flush()
         except WrongKindError:
@@ -103,7 +112,7 @@ class LiveConnection(asyncio.Protocol):
         except Exception:
             log.exception("a live connection failed")
             self.close(UNEXPECTED, unexpected())
-        if not self._over and not reader.is_open:
+        if not self._over and not self._reader.is_open:
             self._write_told()  # the client has closed, or broken the rules: the machine's answer is not written yet
             self._ends()
         if not self._over and not self._half.charge():
@@ -112,6 +121,7 @@ class LiveConnection(asyncio.Protocol):
         self._balance()
 
     def eof_received(self) -> bool:
+        self._reader.drop()  # nothing is there: while something waits the socket is not read
         if not self._reader.machine.eof_sent:
             self._reader.machine.receive_eof()
         return False  # the transport closes
@@ -126,7 +136,7 @@ class LiveConnection(asyncio.Protocol):
         self._account.charge_written()
         if self._over:
             return
-        self._give_room()
+        self._room.give()
         self._balance()
         self._session.resume()
 
@@ -186,6 +196,8 @@ class LiveConnection(asyncio.Protocol):
         self._write_told()
         reason = "" if problem is None else problem.detail.encode()[:_REASON_BYTES_MAX].decode(errors="ignore")
         self._reader.machine.send_close(code, reason)
+        if code == TOO_MUCH:
+            self._reader.stop()
         self._send_protocol()
         self._ends()
         self._balance()
@@ -195,6 +207,7 @@ class LiveConnection(asyncio.Protocol):
         self.sender = caller.sender
         self.service = caller.service
         self._pulse.known(self.loop.time() + left_s)
+        self._talk.known()
 
     def admit(self, caller: Caller) -> None:
         """The handshake brought a token."""
@@ -210,18 +223,15 @@ class LiveConnection(asyncio.Protocol):
     async def room(self) -> None:
         """See `api.live_wire.Wire.room`. Without a deadline of its own: who reads nothing is closed by `look`."""
         while self._write_paused and not self._over:
-            room: asyncio.Future[None] = self.loop.create_future()
-            self._rooms.append(room)
-            await room
+            await self._room.wait()
 
     def _write_told(self) -> None:
         told = self._told
         if not told or self._over:
             return
         self._told = []
-        items_max = self._settings.live_items_max
-        for at in range(0, len(told), items_max):
-            self._write(self._format.frame(told[at : at + items_max]))
+        for data in frames_of(self._format, told, self._settings.live_items_max):
+            self._write(data)
 
     def _write(self, data: bytes) -> None:
         if self._write_paused:
@@ -242,10 +252,11 @@ class LiveConnection(asyncio.Protocol):
                 self.transport.close()
 
     def _ends(self) -> None:
-        """Nothing is told any more, and the peer has a moment to agree."""
+        """Nothing is told or worked for any more, and the peer has a moment to agree."""
         self._over = True
+        self._session.lost()
         self._pulse.closing(self.loop.time())
-        self._give_room()
+        self._room.give()
 
     # how much
 
@@ -253,22 +264,22 @@ class LiveConnection(asyncio.Protocol):
         return self._write_paused and self.transport.get_write_buffer_size() > self._settings.listener_queue_bytes_max
 
     def _balance(self) -> None:
-        """Read on, or not: not while much is in work, or unsent."""
-        wanted = not self._over and (self._session.busy or self._crowded())
+        """Read on, or not: not while much is in work, or unsent. What came already is read step by step."""
+        held = not self._over and (self._session.busy or self._crowded())
+        waiting = self._reader.waiting
+        if waiting and not held and not self._steps_on:
+            self._steps_on = True
+            self.loop.call_soon(self._step_on)
+        wanted = held or waiting or self._reader.stopped
         if wanted == self._read_paused or self.transport.is_closing():
             return
         self._read_paused = wanted
-        if wanted:
-            self.transport.pause_reading()
-        else:
-            self.transport.resume_reading()
+        (self.transport.pause_reading if wanted else self.transport.resume_reading)()
 
-    def _give_room(self) -> None:
-        rooms = self._rooms
-        self._rooms = []
-        for room in rooms:
-            if not room.done():
-                room.set_result(None)
+    def _step_on(self) -> None:
+        self._steps_on = False
+        if self._reader.waiting:
+            self._step()
 
     # when
 
@@ -276,7 +287,7 @@ class LiveConnection(asyncio.Protocol):
         """See `api.watch.Watched`."""
         if self._drain_by is not None and (now >= self._drain_by or self._session.idle):
             self.close(GOING_AWAY)
-        self._reader.empty_frames = 0
+        self._talk.look(now)
         deadline_s = self._settings.request_deadline_s
         if self._half.is_late(now, self._read_paused, deadline_s):
             self.close(MALFORMED, ProblemError(408, "late", f"a frame took longer than {deadline_s:g} s"))

@@ -7,14 +7,17 @@ once. Does not own connections, nor the frames that clients send (the `websocket
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Sequence
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 import msgspec
 
 from api.live_items import (
+    REF_MAX,
+    BadItem,
     BehindItem,
     ClientItem,
     EndedItem,
@@ -31,8 +34,12 @@ from imray.core.messages import MessageRow
 from imray.engine.listening import Batch, Behind, Encoder, Ended, HeadMoved, Notice
 
 Payload: TypeAlias = bytes | bytearray | memoryview
+ItemT = TypeVar("ItemT")
 
 SIGNAL_BYTES_MAX: Final = 1024
+SIGNAL_LEVELS_MAX: Final = 32
+FRAME_BYTES_MAX: Final = 1024 * 1024
+"""Of several items: what clients take in one message by default. An item that is larger goes alone."""
 _TEXT: Final = 0x1
 _BINARY: Final = 0x2
 _FIN: Final = 0x80
@@ -40,6 +47,7 @@ _LENGTH_16: Final = 126
 _LENGTH_64: Final = 127
 _SIGNALS_KEPT: Final = 64
 """A signal is told to all its listeners at once, so the newest few are enough."""
+_TAGS: Final = frozenset(item.__struct_config__.tag for item in typing.get_args(ClientItem))
 _BAD_DATA = (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError, TypeError, ValueError)
 """What data of strange make raises on its way through decoder and encoder: nests without end, numbers past every range,
 keys that JSON does not know."""
@@ -54,23 +62,39 @@ class Format:
     """Of the frames, both ways."""
     encode: Callable[[Any], bytes]
     decode_items: Callable[[Payload], list[ClientItem]]
-    decode_value: Callable[[bytes], object]
+    decode_item: Callable[[Payload], ClientItem]
+    decode_parts: Callable[[Payload], list[msgspec.Raw]]
+    decode_value: Callable[[Payload], object]
     texts_only: bool
     """A body that is no UTF-8 is written in base64."""
     encoder: Encoder
     """Of a batch, for `imray.engine.feeds`."""
 
-    def decode(self, data: Payload, items_max: int) -> list[ClientItem]:
+    def decode(self, data: Payload, items_max: int) -> Sequence[ClientItem | BadItem]:
         """The items of a frame. InvalidError: it is malformed."""
         try:
-            items = self.decode_items(data)
+            try:
+                return _counted(self.decode_items(data), items_max)
+            except msgspec.ValidationError:
+                # seldom, so this way only then: one item that is wrong costs no other one
+                return [self._decode_one(part) for part in _counted(self.decode_parts(data), items_max)]
         except RecursionError as e:
             raise InvalidError("not valid: nested too deeply") from e
         except (msgspec.MsgspecError, UnicodeError) as e:
             raise InvalidError(f"not valid: {e}") from e
-        if not 1 <= len(items) <= items_max:
-            raise InvalidError(f"a frame of {len(items)} items: 1 to {items_max} are allowed")
-        return items
+
+    def _decode_one(self, part: msgspec.Raw) -> ClientItem | BadItem:
+        data = memoryview(part)
+        try:
+            return self.decode_item(data)
+        except msgspec.ValidationError as e:
+            loose = self.decode_value(data)
+            if not isinstance(loose, dict) or loose.get("t") not in _TAGS:
+                raise
+            ref = loose.get("ref")
+            if type(ref) is not int or not -REF_MAX <= ref <= REF_MAX:
+                raise
+            return BadItem(ref, str(e))
 
     def frame(self, items: Sequence[ServerItem]) -> bytes:
         """A whole frame of these items."""
@@ -83,11 +107,44 @@ class Format:
         if len(data) > SIGNAL_BYTES_MAX:
             raise InvalidError(f"data has {len(data)} bytes: at most {SIGNAL_BYTES_MAX}")
         try:
-            made = msgspec.json.encode(self.decode_value(data))
+            value = self.decode_value(data)
+            _check_levels(value, SIGNAL_LEVELS_MAX)
+            made = msgspec.json.encode(value)
             msgspec.msgpack.encode(msgspec.json.decode(made))
         except _BAD_DATA as e:
             raise InvalidError(f"data is no value that JSON and MessagePack can both say: {e}") from e
         return made
+
+
+def _counted(items: list[ItemT], items_max: int) -> list[ItemT]:
+    if not 1 <= len(items) <= items_max:
+        raise InvalidError(f"a frame of {len(items)} items: 1 to {items_max} are allowed")
+    return items
+
+
+def _check_levels(value: object, left: int) -> None:
+    """A reader's own bound of nests may be low, and what one connection cannot read nobody should be told."""
+    if isinstance(value, list | dict):
+        if not left:
+            raise InvalidError(f"data is nested more than {SIGNAL_LEVELS_MAX} levels deep")
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_levels(inner, left - 1)
+
+
+def frames_of(spoken: Format, items: Sequence[ServerItem], items_max: int) -> Iterator[bytes]:
+    """Frames of all these items, each of a size that clients take."""
+    for at in range(0, len(items), items_max):
+        yield from _frames_of(spoken, items[at : at + items_max])
+
+
+def _frames_of(spoken: Format, items: Sequence[ServerItem]) -> Iterator[bytes]:
+    frame = spoken.frame(items)
+    if len(items) == 1 or len(frame) <= FRAME_BYTES_MAX:
+        yield frame
+        return
+    half = len(items) // 2
+    yield from _frames_of(spoken, items[:half])
+    yield from _frames_of(spoken, items[half:])
 
 
 def frame_of(opcode: int, payload: bytes) -> bytes:
@@ -173,6 +230,8 @@ JSON: Final = Format(
     opcode=_TEXT,
     encode=msgspec.json.Encoder().encode,
     decode_items=msgspec.json.Decoder(list[ClientItem]).decode,
+    decode_item=msgspec.json.Decoder(ClientItem).decode,
+    decode_parts=msgspec.json.Decoder(list[msgspec.Raw]).decode,
     decode_value=msgspec.json.Decoder().decode,
     texts_only=True,
     encoder=_json_batch,
@@ -182,6 +241,8 @@ MSGPACK: Final = Format(
     opcode=_BINARY,
     encode=msgspec.msgpack.Encoder().encode,
     decode_items=msgspec.msgpack.Decoder(list[ClientItem]).decode,
+    decode_item=msgspec.msgpack.Decoder(ClientItem).decode,
+    decode_parts=msgspec.msgpack.Decoder(list[msgspec.Raw]).decode,
     decode_value=msgspec.msgpack.Decoder().decode,
     texts_only=False,
     encoder=_msgpack_batch,

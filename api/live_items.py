@@ -20,7 +20,7 @@ _Seq: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=SEQ_MAX)]
 
 
 class _Said(msgspec.Struct, tag_field="t", forbid_unknown_fields=True, gc=False):
-    """What a client says. A field that is not known here makes the frame malformed."""
+    """What a client says. A field that is not known here is an error."""
 
 
 class _Told(msgspec.Struct, tag_field="t", omit_defaults=True, gc=False):
@@ -101,6 +101,13 @@ class PingItem(_Said, tag="ping"):
 ClientItem: TypeAlias = (
     AuthItem | SendItem | SubscribeItem | UnsubscribeItem | PullItem | ReadItem | SignalItem | PingItem
 )
+
+
+class BadItem(msgspec.Struct, frozen=True, gc=False):
+    """In the place of a client's item of a known kind with a good `ref`, and with a bad field."""
+
+    ref: int
+    why: str
 
 
 class WelcomeItem(_Told, tag="welcome"):

@@ -13,6 +13,29 @@ from typing import Generic, TypeVar
 WorkT = TypeVar("WorkT")
 
 
+class Room:
+    """Work that waits until there is room for what it makes."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: list[asyncio.Future[None]] = []
+
+    async def wait(self) -> None:
+        """Until `give`."""
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        await waiting
+
+    def give(self) -> None:
+        """There is room, or nobody needs it any more."""
+        waiting = self._waiting
+        self._waiting = []
+        for one in waiting:
+            if not one.done():
+                one.set_result(None)
+
+
 class WorkLanes(Generic[WorkT]):
     """Runs `handle` for each piece of work; at most `width` at once, and never two of one key.
 

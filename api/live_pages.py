@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -27,9 +27,16 @@ from imray.engine.engine import Engine
 from imray.log.message_rows import message_rows
 from imray.settings import Settings
 
-_BODIES_BYTES_MAX: Final = 256 * 1024
-"""Bodies of one page: what clients take in one frame by default (1 MiB), in most texts and in base64. The rest follows
-under `next`."""
+PAGE_BYTES_MAX: Final = 512 * 1024
+"""Of one page as it is written, about; or one message. Clients take 1 MiB in one frame by default, and the largest body
+may take 384 KB in JSON. The rest follows under `next`."""
+_ROW_BYTES: Final = 240
+"""Of a message beside its texts: the names of its fields, its numbers and its id."""
+_HOLE_BYTES: Final = 100
+_ESCAPED_BYTES: Final = np.ones(256, np.uint8)
+"""In JSON, by byte."""
+_ESCAPED_BYTES[:32] = 6
+_ESCAPED_BYTES[[ord('"'), ord("\\")]] = 2
 
 
 class LivePages:
@@ -53,7 +60,7 @@ class LivePages:
             size = page.messages.nbytes
             large = self._pulls.hold_page(caller.sender, size)
         try:
-            table, holes, following = cut(page, ask.descending, _BODIES_BYTES_MAX)
+            table, holes, following = cut(page, ask.descending, PAGE_BYTES_MAX, spoken.texts_only)
             messages = await self._rows(table, spoken)
         finally:
             if large:
@@ -67,17 +74,48 @@ class LivePages:
         return await loop.run_in_executor(self._encoders, lambda: live_messages(message_rows(table), spoken.texts_only))
 
 
-def cut(page: Page[pa.Table], descending: bool, bytes_max: int) -> tuple[pa.Table, list[LiveHole], int | None]:
-    """The beginning of a page, with at least one message: its messages, its holes, and where the next page begins."""
+def cut(
+    page: Page[pa.Table], descending: bool, bytes_max: int, texts_only: bool
+) -> tuple[pa.Table, list[LiveHole], int | None]:
+    """The beginning of a page, with at least one message: its messages, its holes, and where the next page begins.
+
+    It takes about `bytes_max` as it is written; `texts_only`: as JSON."""
     table = page.messages
-    sizes = pc.fill_null(pc.binary_length(table.column("body")), 0).to_numpy()
-    kept = int(np.searchsorted(np.cumsum(sizes), bytes_max, side="right"))
-    if kept >= table.num_rows or table.num_rows <= 1:
+    if table.num_rows <= 1:
+        return table, live_holes(page.holes), page.next
+    # no byte becomes less than one: what is behind this is not looked at
+    near = table.slice(0, int(np.searchsorted(np.cumsum(_lengths(table, "body")), bytes_max)) + 1)
+    sizes = np.cumsum(_written_bytes(near, texts_only))
+    if page.holes:
+        seqs = near.column("conv_seq").to_numpy()
+        lows = np.sort(np.array([hole[0] for hole in page.holes]))
+        before = np.searchsorted(lows, seqs)
+        sizes += _HOLE_BYTES * (len(lows) - before if descending else before)
+    kept = int(np.searchsorted(sizes, bytes_max, side="right"))
+    if kept >= table.num_rows:
         return table, live_holes(page.holes), page.next
     table = table.slice(0, max(kept, 1))
     last = table.column("conv_seq")[-1].as_py()
     holes = [hole for hole in page.holes if (hole[0] > last if descending else hole[0] < last)]
     return table, live_holes(holes), last
+
+
+def _lengths(table: pa.Table, name: str) -> Any:
+    return pc.fill_null(pc.binary_length(table.column(name)), 0).to_numpy().astype(np.int64)
+
+
+def _written_bytes(table: pa.Table, texts_only: bool) -> Any:
+    """What each row takes, or a little more."""
+    # texts beside the body have no control characters
+    sizes = _ROW_BYTES + 2 * sum(_lengths(table, name) for name in ("sender", "topic", "content_type"))
+    bodies = _lengths(table, "body")
+    if not texts_only:
+        return sizes + bodies
+    joined = np.frombuffer(b"".join(body or b"" for body in table.column("body").to_pylist()), np.uint8)
+    until = np.concatenate(([0], np.cumsum(_ESCAPED_BYTES[joined], dtype=np.int64)))
+    ends = np.cumsum(bodies)
+    escaped = until[ends] - until[ends - bodies]
+    return sizes + np.maximum(escaped, bodies * 4 // 3 + 4)  # base64, where it is no text
 
 
 def _ask(item: PullItem, settings: Settings) -> PageAsk:

@@ -10,20 +10,26 @@ from collections.abc import Sequence
 from typing import Final
 
 from api.auth import Caller
+from api.checks import invalid
 from api.limits import Account
 from api.live_formats import Format
 from api.live_items import (
     AuthItem,
+    BadItem,
     ClientItem,
     OkItem,
     PingItem,
     PongItem,
+    PullItem,
+    ReadItem,
     SendItem,
     ServerItem,
+    SubscribeItem,
     WelcomeItem,
 )
 from api.live_pages import LivePages
 from api.live_sends import LiveSends, error_of
+from api.live_talk import SmallTalk
 from api.live_wire import LATER, TOKEN, TOO_MUCH, VERSION, LiveEngine, Wire
 from api.live_work import LiveWork
 from api.problems import ProblemError
@@ -31,19 +37,25 @@ from imray.engine.listening import Notice
 
 _CLOSE_CODES: Final = {401: TOKEN, 429: TOO_MUCH}
 """By the status of a problem with the first token; any other means to come back later."""
+_REQUESTS: Final = (PullItem, ReadItem, SubscribeItem, AuthItem)
+"""Each counts as a request, as it would over HTTP."""
 
 
 class LiveSession:
     """One connection's."""
 
-    __slots__ = ("_account", "_caller", "_format", "_live", "_pages", "_sends", "_wire", "_work")
+    __slots__ = ("_account", "_caller", "_format", "_live", "_pages", "_sends", "_talk", "_wire", "_work")
 
-    def __init__(self, live: LiveEngine, pages: LivePages, wire: Wire, account: Account, spoken: Format) -> None:
+    def __init__(
+        self, live: LiveEngine, pages: LivePages, wire: Wire, account: Account, spoken: Format, talk: SmallTalk
+    ) -> None:
+        """`talk` counts items that ask for nothing."""
         self._live = live
         self._pages = pages
         self._wire = wire
         self._account = account
         self._format = spoken
+        self._talk = talk
         self._caller: Caller | None = None
         self._sends: LiveSends | None = None
         """Made when it sends: most connections listen."""
@@ -82,23 +94,25 @@ class LiveSession:
         )
         self._wire.tell([welcome])
 
-    def take(self, items: Sequence[ClientItem]) -> None:
+    def take(self, items: Sequence[ClientItem | BadItem]) -> None:
         """The items of a frame, in their order."""
         if self._caller is None:
             if not self._first(items[0]):
                 return
             items = items[1:]
-        elif not self._within_rates(items):
+            if not items:
+                return
+        if not self._within_rates(items):
             return
         sends: list[SendItem] = []
         for item in items:
             if isinstance(item, SendItem):
                 sends.append(item)
-            elif isinstance(item, PingItem):
-                self._wire.tell([PongItem(item.ref)])
-            elif isinstance(item, AuthItem):
-                if not self._renew(item):
+            elif isinstance(item, PingItem | AuthItem):
+                if not self._converse(item):
                     return
+            elif isinstance(item, BadItem):
+                self._wire.tell([error_of(invalid(item.why), item.ref)])
             else:
                 if self._work is None:
                     self._work = LiveWork(self._live, self._pages, self._wire, self._format, self._known)
@@ -130,20 +144,27 @@ class LiveSession:
         assert self._caller is not None
         return self._caller
 
-    def _verified(self, item: AuthItem) -> Caller:
-        """Whom a token speaks for; it counts as a request. Not by `caller`, which also looks for a request in work."""
-        auth = self._live.auth
-        caller = auth.verify(f"Bearer {item.token}")
-        auth.rates.request(caller.sender, caller.service)
-        return caller
+    def _converse(self, item: PingItem | AuthItem) -> bool:
+        """False: the connection is closed."""
+        if not self._talk.more():
+            self._wire.close(TOO_MUCH, ProblemError(429, "too-many", "too many items `ping` and `auth`"))
+            return False
+        if isinstance(item, AuthItem):
+            return self._renew(item)
+        self._wire.tell([PongItem(item.ref)])
+        return True
 
-    def _first(self, item: ClientItem) -> bool:
+    def _verified(self, item: AuthItem) -> Caller:
+        return self._live.auth.verify(f"Bearer {item.token}")
+
+    def _first(self, item: ClientItem | BadItem) -> bool:
         if not isinstance(item, AuthItem):
             problem = ProblemError(401, "unauthenticated", "the first item must be `auth`, with a token")
             self._wire.close(TOKEN, problem)
             return False
         try:
             caller = self._verified(item)
+            self._live.auth.rates.request(caller.sender, caller.service)
         except ProblemError as e:
             self._wire.close(_CLOSE_CODES.get(e.status, LATER), e)
             return False
@@ -154,8 +175,10 @@ class LiveSession:
         """False: the connection is closed."""
         try:
             caller = self._verified(item)
-            if caller.sender != self._known().sender:
-                detail = "the token speaks for somebody else than the one before: connect anew"
+            known = self._known()
+            if (caller.sender, caller.service) != (known.sender, known.service):
+                # what was asked for was allowed for the role that it had
+                detail = "the token speaks for somebody else, or in another role, than the one before: connect anew"
                 raise ProblemError(401, "unauthenticated", detail)
         except ProblemError as e:
             if e.status == 401:
@@ -170,13 +193,12 @@ class LiveSession:
             self._wire.tell([OkItem(item.ref)])
         return True
 
-    def _within_rates(self, items: Sequence[ClientItem]) -> bool:
-        """A frame counts as a request; one with a token is counted for that."""
-        if any(isinstance(item, AuthItem) for item in items):
-            return True
+    def _within_rates(self, items: Sequence[ClientItem | BadItem]) -> bool:
+        """A frame counts as a request, or as many as are in it."""
         caller = self._known()
+        count = sum(isinstance(item, _REQUESTS) for item in items)
         try:
-            self._live.auth.rates.request(caller.sender, caller.service)
+            self._live.auth.rates.request(caller.sender, caller.service, max(1, count))
         except ProblemError as e:
             self._wire.tell([error_of(e, item.ref) for item in items if item.ref is not None])
             return False

@@ -25,21 +25,18 @@ class LiveProtocol(GuardedProtocol):
     live: ClassVar[LiveDoor]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end_stream()
+        self.account.end_stream()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
         """See uvicorn: the server ends."""
         super().shutdown()
-        self._end_stream()
-
-    def _end_stream(self) -> None:
-        if self.account.stream is not None:
-            self.account.stream.end()
+        self.account.end_stream()
 
     def _may_upgrade(self) -> bool:
-        """Where no request before it waits for its answer: two protocols cannot write at once."""
-        at_rest = self._running is None or self._running.response_complete
+        """Where no request before it waits for its answer, and the client has read what there was: two protocols cannot
+        write at once, and the new one would never hear that the transport is blocked."""
+        at_rest = (self._running is None or self._running.response_complete) and not self.flow.write_paused
         asked = self.url.partition(b"?")[0] == PATH and self.parser.get_method() == b"GET"
         modern = self.parser.get_http_version() == "1.1"
         return asked and modern and at_rest and self._get_upgrade() == b"websocket"

@@ -53,6 +53,10 @@ class LiveEngine:
         if isinstance(marked, Refusal):
             raise refused(marked, caller.service)
 
+    def check_subscribes(self, caller: Caller) -> None:
+        """One more subscription; ProblemError 429 where the caller makes too many."""
+        self.auth.rates.subscribe(caller.sender, caller.service)
+
 
 class Wire(Listener, Protocol):
     """A session's connection: a listener that can be answered."""

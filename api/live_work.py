@@ -40,7 +40,19 @@ _WAITING_MAX: Final = 1000
 class LiveWork:
     """One connection's."""
 
-    __slots__ = ("_caller", "_fast", "_format", "_live", "_pages", "_pulls", "_signals", "_subscribed", "_wire")
+    __slots__ = (
+        "_caller",
+        "_closed",
+        "_fast",
+        "_format",
+        "_has_left",
+        "_live",
+        "_pages",
+        "_pulls",
+        "_signals",
+        "_subscribed",
+        "_wire",
+    )
 
     def __init__(
         self, live: LiveEngine, pages: LivePages, wire: Wire, spoken: Format, caller: Callable[[], Caller]
@@ -56,6 +68,8 @@ class LiveWork:
         )
         self._subscribed: set[str] = set()
         self._signals: Buckets | None = None
+        self._closed = False
+        self._has_left = False
 
     @property
     def count(self) -> int:
@@ -83,7 +97,10 @@ class LiveWork:
             self._live.feeds.resume(self._wire)
 
     def close(self) -> None:
-        """The connection is lost. Its listener leaves when nothing of it runs: no subscription may come after that."""
+        """The connection is over. Its listener leaves when nothing of it runs: no subscription may come after that."""
+        if self._closed:
+            return
+        self._closed = True
         self._pulls.close()
         self._fast.close()
         self._leave()
@@ -93,7 +110,8 @@ class LiveWork:
         self._leave()
 
     def _leave(self) -> None:
-        if self._fast.over and self._pulls.over:
+        if self._fast.over and self._pulls.over and not self._has_left:
+            self._has_left = True
             self._live.feeds.leave(self._wire)
 
     async def _do(self, item: LiveWorkItem) -> None:
@@ -133,11 +151,12 @@ class LiveWork:
         if not known and len(self._subscribed) >= self._live.settings.live_subscriptions_max:
             detail = f"more than {self._live.settings.live_subscriptions_max} subscriptions: end some"
             raise ProblemError(429, "too-many", detail, 1.0)
+        self._live.check_subscribes(self._caller())
         self._subscribed.add(item.conv_id)
         made = await feeds.subscribe(self._wire, item.conv_id, item.after, item.passive)
         if isinstance(made, Refusal):
-            if not known:
-                self._subscribed.discard(item.conv_id)
+            # also where there was one before: the new one had taken its place
+            self._subscribed.discard(item.conv_id)
             self._check(made)
             return
         told = SubscribedItem(item.ref, item.conv_id, made.after, made.live, made.stable, made.epoch)
@@ -151,6 +170,7 @@ class LiveWork:
 
     async def _read(self, item: ReadItem) -> None:
         await self._live.mark_read(item.conv_id, self._caller(), item.seq)
+        self._live.feeds.read(self._wire, item.conv_id, item.seq)
         self._wire.tell([OkItem(item.ref)])
 
     async def _pull(self, item: PullItem) -> None:

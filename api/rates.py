@@ -48,11 +48,20 @@ class Rates:
         self._clock_s = clock_s
         self._requests = _buckets(settings.caller_requests_per_s, settings)
         self._messages = _buckets(settings.caller_messages_per_s, settings)
+        self._subscribes: Buckets | None = None
+        if settings.live_subscribes_per_s > 0:
+            burst = max(1.0, settings.live_subscribes_burst)
+            self._subscribes = Buckets(settings.live_subscribes_per_s, burst, settings.callers_remembered_max)
 
-    def request(self, sender: str, service: bool) -> None:
-        """One more request; ProblemError 429 where that is too many."""
+    def request(self, sender: str, service: bool, count: int = 1) -> None:
+        """So many more requests; ProblemError 429 where that is too many."""
         if self._requests is not None and not service:
-            self._take(self._requests, sender, 1, "requests")
+            self._take(self._requests, sender, count, "requests")
+
+    def subscribe(self, sender: str, service: bool) -> None:
+        """One more subscription is made; ProblemError 429 where that is too many."""
+        if self._subscribes is not None and not service:
+            self._take(self._subscribes, sender, 1, "subscriptions")
 
     def messages(self, sender: str, service: bool, count: int) -> None:
         """So many more messages; ProblemError 429 where that is too many."""

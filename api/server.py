@@ -58,7 +58,7 @@ def server(app: App, settings: Settings) -> uvicorn.Server:
             ws="none",  # it would take the connection out of the protocol's sight
             loop="uvloop",
             lifespan="off",
-            log_level="warning",
+            log_level="error",  # a warning is a line for each strange request or upgrade: strangers would fill the log
             access_log=False,
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_S,

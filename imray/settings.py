@@ -143,6 +143,11 @@ class Settings:
     """In one frame, both ways: what a frame starts is bounded by it."""
     live_subscriptions_max: int = 1000
     """Of one connection: each is a few hundred bytes here and an entry in a shard."""
+    live_subscribes_per_s: float = 200.0
+    live_subscribes_burst: int = 2000
+    """Subscriptions that one caller (a token's subject without the role `service`) makes, over all its connections and
+    streams: on average, and at once, which is two devices that come back with all that they may have. Each new
+    conversation is a feed here for `feed_idle_s`: 200 a second hold 8,000 of `feeds_max`. 0: no limit."""
     listener_queue_bytes_max: int = 1024 * 1024
     """What may wait unsent for one listener: seconds of a busy conversation. Beyond it the listener is told from where
     to go on, and its neighbours notice nothing."""

@@ -84,6 +84,8 @@ class Peer:
         self.server.connection_made(self.transport)
         self._socket = WebSocket(CLIENT, state=OPEN, max_size=None)
         self._read = 0
+        self.frame_bytes_max = 0
+        """Of the largest frame that was heard."""
 
     def frame(self, items: list[dict[str, Any]] | bytes) -> bytes:
         """What a client would send."""
@@ -108,6 +110,7 @@ class Peer:
                 continue
             assert frame.opcode == self.format.opcode
             assert isinstance(frame.data, bytes | bytearray)
+            self.frame_bytes_max = max(self.frame_bytes_max, len(frame.data))
             items += (msgspec.json if self.format is JSON else msgspec.msgpack).decode(bytes(frame.data))
         return items
 

@@ -44,6 +44,7 @@ class FakeFeeds:
         """By conversation; whether it flows."""
         self.left: list[Listener] = []
         self.resumed: list[Listener] = []
+        self.reads: list[tuple[Listener, str, int]] = []
         self.refused: list[tuple[str, int]] = []
         """Batches that a listener had no room for, as (conversation, upto)."""
         self.gate = asyncio.Event()
@@ -68,6 +69,9 @@ class FakeFeeds:
 
     def resume(self, listener: Listener) -> None:
         self.resumed.append(listener)
+
+    def read(self, listener: Listener, conv_id: str, seq: int) -> None:
+        self.reads.append((listener, conv_id, seq))
 
     def leave(self, listener: Listener) -> None:
         self.left.append(listener)

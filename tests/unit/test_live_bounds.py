@@ -13,7 +13,7 @@ from websockets.frames import Frame, Opcode
 from api.live_formats import JSON
 from imray.engine.listening import HeadMoved, Signal
 from tests.support.live_peer import Peer, known, peer_maker
-from tests.support.live_system import batch_of
+from tests.support.live_system import batch_of, token_of
 
 ID = "0198c0de-0000-7000-8000-000000000001"
 SEND = {"t": "send", "ref": 1, "conv_id": "c", "client_msg_id": ID, "body": "hello"}
@@ -157,18 +157,125 @@ async def test_what_waits_for_listeners_that_do_not_read_is_bounded_over_all_of_
     ids=["pings", "pongs", "parts"],
 )
 async def test_frames_that_say_nothing_are_bounded(made: Made, frame: bytes) -> None:
-    peer = made()
+    peer = await known(made())
     if not frame:
         peer.server.data_received(Frame(Opcode.TEXT, b" ", fin=False).serialize(mask=True))
         frame = Frame(Opcode.CONT, b"", fin=False).serialize(mask=True)
-    peer.server.data_received(frame * 900)
+    now = peer.server.loop.time()
+    peer.server.data_received(frame * 190)
     await peer.heard()
-    peer.server.look(peer.server.loop.time())
-    peer.server.data_received(frame * 900)
+    peer.server.look(now + 1.5)
+    peer.server.data_received(frame * 140)
     await peer.heard()
     assert peer.close_code is None
     peer.server.data_received(frame * 40_000)
     told = [item for item in await peer.heard() if item["t"] == "error"]
     assert [(item["status"], item["kind"]) for item in told] == [(429, "too-many")]
     assert peer.close_code == 4429
-    assert len(peer.transport.data) < 20_000, "it was not read to its end"
+    assert len(peer.transport.data) < 5000, "it was not read to its end"
+    assert not peer.transport.reading
+
+
+async def test_a_stranger_may_say_hardly_anything(made: Made) -> None:
+    peer = made()
+    ping = Frame(Opcode.PING, b"").serialize(mask=True)
+    peer.server.data_received(ping * 10)
+    await peer.heard()
+    assert peer.close_code is None
+    peer.server.data_received(ping)
+    await peer.heard()
+    assert peer.close_code == 4429
+
+
+@pytest.mark.parametrize("item", [{"t": "ping", "ref": 1}, {"t": "auth", "token": token_of("ada")}])
+async def test_items_that_ask_for_nothing_are_bounded(made: Made, item: dict[str, Any]) -> None:
+    peer = await known(made())
+    peer.say(*[item] * 150)
+    await peer.heard()
+    assert peer.close_code is None
+    peer.server.data_received(peer.frame([item]) * 1000)
+    told = await peer.heard()
+    assert (told[-1]["status"], peer.close_code) == (429, 4429)
+
+
+async def test_others_have_their_turn_while_much_of_one_connection_is_read(made: Made) -> None:
+    peer = await known(made())
+    frame = peer.frame([{"t": "unsubscribe", "ref": 1, "conv_id": "c"}])
+    peer.server.data_received(frame * 800)
+    assert not peer.transport.reading, "what came is read first"
+    assert peer.limits.bytes > 0, "and counts"
+    peer.server.data_received(peer.frame([{"t": "ping", "ref": 2}]))
+    told: list[dict[str, Any]] = []
+    turns = 0
+    while peer.server._reader.waiting:
+        before = len(peer.transport.data)
+        await asyncio.sleep(0)
+        turns += 1
+        assert len(peer.transport.data) - before < 20_000
+    assert turns > 5
+    told = await peer.heard()
+    told += await peer.heard()
+    assert len(told) == 801
+    assert {"t": "pong", "ref": 2} in told
+    assert peer.transport.reading
+    assert peer.limits.bytes == 0
+
+
+async def test_what_waits_to_be_read_goes_with_its_connection(made: Made) -> None:
+    peer = await known(made())
+    peer.server.data_received(peer.frame([{"t": "pull", "ref": 1, "conv_id": "c"}]) * 500)
+    peer.server.connection_lost(None)
+    await peer.heard()
+    assert len(peer.engine.read) == 0
+    assert peer.limits.bytes == 0
+
+
+async def test_nothing_is_read_while_enough_is_in_work_even_of_what_has_come(made: Made) -> None:
+    peer = await known(made(live_sends_in_flight_max=100))
+    answers = asyncio.Event()
+    send_batches = peer.engine.send_batches
+
+    async def late(batches: Any) -> Any:
+        await answers.wait()
+        return await send_batches(batches)
+
+    peer.engine.send_batches = late
+    peer.server.data_received(peer.frame([SEND, SEND]) * 1000)
+    await peer.heard()
+    assert peer.server._session._sends.in_flight < 400
+    answers.set()
+    told: list[dict[str, Any]] = []
+    for _ in range(100):
+        told += await peer.heard()
+    assert [item["t"] for item in told] == ["ack"] * 2000
+
+
+async def test_every_frame_counts_as_the_requests_that_are_in_it(made: Made) -> None:
+    peer = await known(made(caller_requests_per_s=0.001, caller_burst_s=10_000.0))
+    pulls = [{"t": "pull", "ref": i, "conv_id": "c"} for i in range(4)]
+    auth = {"t": "auth", "token": token_of("ada"), "ref": 9}
+    peer.say(
+        *pulls, {"t": "subscribe", "ref": 5, "conv_id": "c"}, auth, {"t": "read", "ref": 6, "conv_id": "c", "seq": 1}
+    )
+    assert all(item["t"] != "error" for item in await peer.heard())
+    peer.say(auth, *pulls)
+    assert {(item["t"], item["status"]) for item in await peer.heard()} == {("error", 429)}
+    peer.say({"t": "ping", "ref": 1})
+    peer.say(auth)
+    assert [item["t"] for item in await peer.heard()] == ["pong", "ok"], "ten are ten"
+    peer.say(auth)
+    assert [item["status"] for item in await peer.heard()] == [429]
+
+
+async def test_subscriptions_of_a_caller_have_a_rate(made: Made) -> None:
+    peer = await known(made(live_subscribes_per_s=0.5, live_subscribes_burst=3))
+    peer.say(*({"t": "subscribe", "ref": i, "conv_id": f"c{i}"} for i in range(4)))
+    told = sorted(await peer.heard(), key=lambda item: item["ref"])
+    assert [item["t"] for item in told] == ["subscribed"] * 3 + ["error"]
+    assert (told[3]["status"], told[3]["kind"]) == (429, "too-many")
+    assert 1 < told[3]["retry_after_s"] <= 2
+    assert len(peer.engine.feeds.listeners) == 3
+    peer = made(live_subscribes_per_s=0.5, live_subscribes_burst=1)
+    peer.say({"t": "auth", "token": token_of("bot", service=True)})
+    peer.say(*({"t": "subscribe", "ref": i, "conv_id": f"c{i}"} for i in range(4)))
+    assert [item["t"] for item in await peer.heard()] == ["welcome"] + ["subscribed"] * 4

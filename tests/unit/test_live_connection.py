@@ -7,10 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from websockets.frames import Frame, Opcode
 
-from api.live_formats import JSON, MSGPACK, Format
+from api.live_formats import FRAME_BYTES_MAX, JSON, MSGPACK, Format
+from api.live_items import SignalledItem
+from imray.core.replies import Refusal, Refused
 from imray.engine.listening import HeadMoved
 from tests.support.live_peer import Peer, known, peer_maker
 from tests.support.live_system import batch_of, token_of
@@ -133,6 +136,66 @@ async def test_a_subscription_that_is_being_made_does_not_outlive_its_connection
     assert feeds.left == [peer.server]
     assert not any(feeds.listeners.values())
     assert (peer.limits.connections, peer.limits.callers(), peer.siblings) == (0, [], set())
+
+
+async def test_a_connection_that_is_closed_works_for_nobody(made: Made) -> None:
+    peer = await known(made())
+    peer.say({"t": "subscribe", "ref": 1, "conv_id": "c"})
+    await peer.heard()
+    peer.server.pause_writing()
+    peer.say({"t": "pull", "ref": 2, "conv_id": "c"})
+    peer.server.close(4401)
+    await peer.heard()
+    assert peer.engine.feeds.left == [peer.server]
+    peer.server.connection_lost(None)
+    await peer.heard()
+    assert peer.engine.read == []
+    assert peer.engine.feeds.left == [peer.server], "once"
+
+
+async def test_a_refused_subscription_ends_the_one_before(made: Made) -> None:
+    peer = await known(made(live_subscriptions_max=1))
+    peer.say({"t": "subscribe", "ref": 1, "conv_id": "c"})
+    await peer.heard()
+
+    async def refuse(*_: Any) -> Refusal:
+        return Refusal(Refused.BUSY, "not now")
+
+    subscribe = peer.engine.feeds.subscribe
+    peer.engine.feeds.subscribe = refuse
+    peer.say({"t": "subscribe", "ref": 2, "conv_id": "c"})
+    assert [item["status"] for item in await peer.heard()] == [503]
+    peer.engine.feeds.subscribe = subscribe
+    peer.say({"t": "subscribe", "ref": 3, "conv_id": "d"})
+    assert [item["t"] for item in await peer.heard()] == ["subscribed"]
+
+
+async def test_a_read_mark_is_known_where_heads_are_told(made: Made) -> None:
+    peer = await known(made())
+    peer.say({"t": "read", "ref": 1, "conv_id": "c", "seq": 7})
+    assert await peer.heard() == [{"t": "ok", "ref": 1}]
+    assert peer.engine.feeds.reads == [(peer.server, "c", 7)]
+
+
+@BOTH
+async def test_a_bad_field_costs_its_item_only(made: Made, spoken: Format) -> None:
+    peer = await known(made(spoken))
+    peer.say({"t": "ping", "ref": 1}, {"t": "read", "ref": 2, "conv_id": "c", "seq": -1}, {"t": "ping", "ref": 3})
+    first, error, last = await peer.heard()
+    assert (first["ref"], last["ref"]) == (1, 3)
+    assert (error["t"], error["ref"], error["status"], error["kind"]) == ("error", 2, 422, "invalid")
+    stranger = made(spoken)
+    stranger.say({"t": "auth", "token": 7, "ref": 1}, {"t": "ping", "ref": 3})
+    (error,) = await stranger.heard()
+    assert (error["status"], stranger.close_code) == (401, 4401)
+
+
+async def test_what_is_told_at_once_fits_in_frames_that_clients_take(made: Made) -> None:
+    peer = await known(made())
+    peer.server.tell([SignalledItem("c", "ada", "k", msgspec.Raw(b'"' + b"x" * 4000 + b'"'))] * 900)
+    heard = peer.heard()
+    assert len(await heard) == 900
+    assert peer.frame_bytes_max < FRAME_BYTES_MAX + 20
 
 
 async def test_a_subscription_is_told_before_its_first_message(made: Made) -> None:

@@ -12,7 +12,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import CLIENT, OPEN, Protocol
 
 from api.live_formats import JSON, MSGPACK, SIGNAL_BYTES_MAX, Format, frame_of, live_holes, notice_item
-from api.live_items import PingItem, PongItem, SendItem, SignalItem
+from api.live_items import BadItem, PingItem, PongItem, SendItem, SignalItem
 from imray.core.errors import InvalidError
 from imray.engine.listening import Behind, Ended, EndReason, HeadMoved, Signal
 from tests.support.live_system import batch_of
@@ -54,19 +54,51 @@ def test_items_come_typed_and_in_their_order(spoken: Format) -> None:
         [{"t": "ping", "ref": "1"}],
         [{"t": "ping", "ref": 1.5}],
         [{"t": "ping", "ref": 2**53}],
-        [{"t": "ping", "ref": 1, "more": 2}],
-        [{"t": "subscribe", "ref": 1, "conv_id": "c", "after": -1}],
-        [{"t": "subscribe", "ref": 1, "conv_id": "c", "after": 2**63}],
-        [{"t": "pull", "ref": 1, "conv_id": "c", "before": 0}],
-        [{"t": "pull", "ref": 1, "conv_id": "c", "order": "sideways"}],
+        [{"t": "ping", "ref": True}],
+        [{"t": "signal", "conv_id": "c", "kind": 7, "data": 1}],
         [{"t": "welcome", "version": 1}],
+        [{"t": "welcome", "version": 1, "ref": 1}],
         [{"t": "ping", "ref": 1}] * 11,
+        [{"t": "ping", "ref": 1, "more": 1}] * 11,
+        [{"t": "ping", "ref": 1, "more": 1}, {"t": "pang", "ref": 1}],
         [SEND, None],
     ],
 )
 def test_what_is_no_frame_of_known_items_is_malformed(spoken: Format, items: Any) -> None:
     with pytest.raises(InvalidError):
         spoken.decode(spoken.encode(items), 10)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"t": "ping", "ref": 7, "more": 2},
+        {"t": "subscribe", "ref": 7, "conv_id": "c", "after": -1},
+        {"t": "subscribe", "ref": 7, "conv_id": "c", "after": 2**63},
+        {"t": "pull", "ref": 7, "conv_id": "c", "before": 0},
+        {"t": "pull", "ref": 7, "conv_id": "c", "order": "sideways"},
+        {"t": "send", "ref": 7},
+        {"t": "auth", "ref": 7, "token": None},
+    ],
+)
+def test_an_item_with_a_bad_field_costs_no_other_one(spoken: Format, item: dict[str, Any]) -> None:
+    first, bad, last = spoken.decode(spoken.encode([SEND, item, {"t": "ping", "ref": 2}]), 10)
+    assert (first, last) == (SendItem(1, "c", "x", "hello"), PingItem(2))
+    assert isinstance(bad, BadItem)
+    assert bad.ref == 7
+    assert bad.why
+
+
+@BOTH
+def test_data_of_a_signal_is_nested_at_most_32_levels(spoken: Format) -> None:
+    value: Any = 1
+    for level in range(33):
+        if level < 33 - 1:
+            value = [value] if level % 2 else {"x": value}
+    assert plain(JSON, _signal(spoken, spoken.encode(value))) == value
+    with pytest.raises(InvalidError, match="32 levels"):
+        _signal(spoken, spoken.encode([value]))
 
 
 @BOTH
