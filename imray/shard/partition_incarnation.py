@@ -175,13 +175,19 @@ class PartitionIncarnation:
             segment = encoded.segment
             report = Report(granted.grant, segment, now_ms, encoded.digest)
         written = Written(self.writer.epoch, log_position_of(self._slot, segment), now_ms, stables, granted.partitions)
-        return Job(answers_of(requests, planned, written), None, encoded, report, numbered, sequencer=granted.sequencer)
+        return Job(
+            answers_of(requests, planned, written), None, encoded, report, numbered, sequencer=granted.sequencer,
+            of_last_writer=granted.plan is not None and bool((planned.status == RowStatus.FORBIDDEN).any()),
+        )  # fmt: skip
 
     def write(self, job: Job) -> None:
         """As `Incarnation.write`."""
         self.writer.check()
         if job.encoded is not None:
             self.writer.put(job.encoded)
+        elif job.of_last_writer and not self.writer.is_last():
+            # a new home shard fences this log before it changes any members, and may have done so
+            raise FencedError(f"{self._label}: its log was fenced, and who judged may be replaced", by_home=True)
 
     def apply(self, job: Job) -> None:
         """As `Incarnation.apply`."""

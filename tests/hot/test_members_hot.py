@@ -11,7 +11,7 @@ from imray.core.columns import Control, Rows, RowStatus
 from imray.core.grants import Report
 from imray.core.members import Changed, MembersChange, Role, Roles
 from imray.core.membership import Change, Create
-from imray.core.replies import Appended, Refusal
+from imray.core.replies import Appended, Refusal, Refused
 from imray.core.state import HotGroup
 from imray.shard.partition_writer import PartitionWriter
 from imray.shard.shard_writer import ShardWriter
@@ -123,6 +123,29 @@ async def test_after_a_crash_members_and_numbers_are_what_was_told(tmp_path: Pat
 
 async def _is_stable(group: Group, number: int) -> bool:
     return await _stable(group) == number
+
+
+async def test_a_home_shard_that_was_replaced_forbids_nothing_through_a_partition(tmp_path: Path) -> None:
+    """The partition hears of no successor: it still asks the old one, which lives on."""
+    async with Group(tmp_path) as group:
+        group.crashes = True
+        await _room(group)
+        assert await _send(group, 1, _m(1), _m(2, "zoe")) == [("new", 1), ("forbidden", 0)]
+        await until_async(lambda: _is_stable(group, 1), "the old one has heard all and logs no more")
+        old = group.home
+        group.links[1].cut = True
+        await group.new_home()
+        added = await group.home.members.change(Change("room", "olga", False, {"zoe": MEMBER}, ()))
+        assert isinstance(added, Changed)
+        new = group.home
+        group.home = old
+        group.links[1].cut = False
+        answer = await group.partitions[1].append(ipc_of([_m(2, "zoe")]))
+        assert isinstance(answer, Refusal), answer
+        assert answer.why is Refused.UNAVAILABLE
+        group.home = new
+        await until_async(lambda: group.partitions[1].state == "serving", "it serves again")
+        assert isinstance(await group.send(1, _m(2, "zoe")), list)
 
 
 async def test_asks_say_who_sends_only_where_the_home_shard_wanted_it_once(tmp_path: Path) -> None:

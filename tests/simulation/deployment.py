@@ -17,6 +17,7 @@ from tests.checker.events import Conversation
 from tests.simulation.clients import Client, Gateway
 from tests.simulation.kernel import MS, Process, Simulation
 from tests.simulation.listeners import Ear, ListeningGateway
+from tests.simulation.members import removals
 from tests.simulation.messages import SEED, Files, Msg
 from tests.simulation.network import Served, SimDirectory
 from tests.simulation.store import Disk, SimStore
@@ -121,7 +122,7 @@ class Deployment:
             self._new_listening_gateway()
         for at, gateway in enumerate(self.listening):
             for n in range(rng.randint(1, 2)):
-                ear = Ear(f"ear{at}.{n}", rng.choice(["room", "room", "hall", "den"]), 0)
+                ear = Ear(f"ear{at}.{n}", rng.choice(["room", "room", "hall", "den"]), 0, f"user{at}.{n}")
                 self.ears.append(ear)
                 self.sim.after(int(rng.random() * rng.choice([5, 60, 150]) * MS), partial(self._hear, gateway, ear))
 
@@ -278,6 +279,10 @@ class Deployment:
         if (state.conversations.heads[:n] != state.conversations.stable[:n]).any():
             return "stable_seq is below the head"
         for ear in self.ears:
+            if (ear.conv, ear.sender) in (gone := removals(self.disk)) or ear.removed:
+                if not ear.removed:
+                    return f"{ear.name} still listens, and was removed after {gone[ear.conv, ear.sender]}"
+                continue
             conv = state.conversations.index(ear.conv)
             if conv >= 0 and ear.upto != state.conversations.stable[conv]:
                 return f"{ear.name} was told up to {ear.upto}, not {state.conversations.stable[conv]}"

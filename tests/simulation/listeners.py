@@ -17,7 +17,7 @@ from imray.core.pages import Page, PageAsk
 from imray.core.replies import Located, Refusal, Refused
 from imray.core.routing import home_of
 from imray.engine.feeds import Feeds
-from imray.engine.listening import Batch, Behind, Ended, Notice, Subscribed
+from imray.engine.listening import Batch, Behind, Ended, EndReason, Notice, Subscribed
 from imray.engine.rights import Rights
 from imray.log.page_schema import MESSAGES_SCHEMA
 from imray.rpc.endpoint import Parts
@@ -25,6 +25,7 @@ from imray.rpc.messages import encode_struct
 from imray.rpc.methods import Method
 from imray.rpc.publications import Mark, SignalArgs, SubscribeArgs, SubscribedMarks, decode_subscribe_answer
 from imray.settings import Settings
+from tests.simulation import members
 from tests.simulation.clients import Gateway
 from tests.simulation.kernel import LOST, MS, Process
 
@@ -146,8 +147,9 @@ class SimShards:
         return None
 
     async def rights(self, conv_id: str, users: list[str]) -> Rights | Refusal:
-        """No conversation was created."""
-        raise NotImplementedError
+        """As its home shard says."""
+        found = await members.rights(self._process, self._of(0), conv_id, users)
+        return Refusal(Refused.UNAVAILABLE, "no answer") if found is None else found
 
 
 def _table(rows: list[tuple[int, int, str]]) -> pa.Table:
@@ -186,6 +188,8 @@ class Ear:
     shown: list[tuple[int, str, str]] = field(default_factory=list)
     upto: int = -1
     behind: bool = False
+    removed: bool = False
+    """It may not listen any more, and knows it."""
     gateway: ListeningGateway | None = None
     errors: list[str] = field(default_factory=list)
 
@@ -214,7 +218,11 @@ class Ear:
         """As `Listener.notify`."""
         assert self.gateway is not None
         self.gateway.process.sim.trace("notice", self.name, notice)
-        if isinstance(notice, Behind | Ended):
+        if isinstance(notice, Ended) and notice.reason is EndReason.REMOVED:
+            self.removed = True
+            if notice.after != self.upto:
+                self.errors.append(f"{self.name}: {notice}, and was told up to {self.upto}")
+        elif isinstance(notice, Behind | Ended):
             self.behind = isinstance(notice, Behind)
             self.gateway.listen(self)
 
@@ -253,17 +261,31 @@ class ListeningGateway:
             answer = await self.feeds.subscribe(ear, ear.conv, ear.upto, False)
             if isinstance(answer, Subscribed):
                 break
+            if answer.why is Refused.FORBIDDEN:
+                ear.removed = True
+                return
             await self.process.sleep(self.process.sim.delay())
         ear.behind = False
         self.feeds.start(ear, ear.conv)
 
 
-def wrong(gateways: list[ListeningGateway], ears: list[Ear], final: dict[str, list[tuple[int, str, str]]]) -> list[str]:
+def wrong(
+    gateways: list[ListeningGateway],
+    ears: list[Ear],
+    final: dict[str, list[tuple[int, str, str]]],
+    removals: dict[tuple[str, str], int],
+) -> list[str]:
     """Which listeners were not told what is readable above their start, in order and each once; and what gateways
     believed that they should not."""
     found = [error for who in (*gateways, *ears) for error in who.errors]
     for ear in ears:
-        wanted = [row for row in final.get(ear.conv, []) if row[0] > ear.start]
+        last = removals.get((ear.conv, ear.sender))
+        if ear.removed and last is None:
+            found.append(f"{ear.name} was put out, and is a member")
+        if last is not None and ear.upto > last:
+            found.append(f"{ear.name} was told up to {ear.upto}, and removed after {last}")
+        upto = ear.upto if ear.removed else 1 << 60
+        wanted = [row for row in final.get(ear.conv, []) if ear.start < row[0] <= upto]
         if ear.shown != wanted:
             found.append(f"{ear.name} from {ear.start} was shown {ear.shown}, and readable is {wanted}")
     return found

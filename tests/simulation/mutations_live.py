@@ -1,7 +1,6 @@
 """Rules of delivery broken one at a time: what the simulation must find by its listeners.
 
-Those that are rare take a minute to be found (seeds 73, 173, 174), or need a moment that seldom comes: `tests/live` has a
-schedule of its own for each.
+Those that are rare take a minute to be found, or need a moment that seldom comes: `tests/live` has a schedule for each.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from tests.simulation.clients import Client
 from tests.simulation.deployment import HOME
 from tests.simulation.kernel import LivenessError
 from tests.simulation.listeners import wrong
+from tests.simulation.members import removals
 from tests.simulation.messages import CONVS, SEED, Msg, ipc_of
 from tests.simulation.store import LookStore
 from tests.simulation.world import World
@@ -34,7 +35,7 @@ def verify(world: World) -> None:
     if not report.ok:
         raise ViolationError("\n" + report.to_text())
     final = {name: [row for page in c.reads if page.final for row in page.rows] for name, c in world.seen.items()}
-    if complaints := wrong(world.listening, world.ears, final):
+    if complaints := wrong(world.listening, world.ears, final, removals(world.disk)):
         raise ViolationError("I7: " + "\n".join(complaints))
     home = world.home
     assert home.current is not None
@@ -136,6 +137,7 @@ def _view(world: World, state: ShardState, first: dict[tuple[int, int], int]) ->
         "heads": {c.name(i): int(c.heads[i]) for i in range(c.count)},
         "stable": {c.name(i): int(c.stable[i]) for i in range(c.count)},
         "hot": hot,
+        "members": {c.name(i): state.members.all_roles(i) for i in range(c.count)},
         # a checkpoint may name a file that is lost until the next one names what was made in its place
         "postings": None if None in sealed_postings else spans,
         "log": state.log,

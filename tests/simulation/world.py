@@ -8,6 +8,7 @@ from typing import Any
 from imray.rpc import messages
 from imray.rpc.methods import Method
 from tests.checker.invariants import judge
+from tests.simulation import members
 from tests.simulation.clients import Client, message
 from tests.simulation.deployment import HOME, Deployment
 from tests.simulation.kernel import LOST, MS, LivenessError, Process, Weather
@@ -47,6 +48,25 @@ class World(Deployment):
                 if answer is not None and messages.decode_done(answer) is None:
                     break
                 await process.sleep(5 * MS)
+
+    async def _keep_members(self, process: Process) -> None:
+        """Create a conversation that is listened to, and remove some of its members."""
+        rng = self.sim.rng
+        conv = rng.choice(self.ears).conv
+        users = [ear.sender for ear in self.ears]
+
+        def home() -> Process | None:
+            return self.directory.get(HOME)
+
+        await process.sleep(int(rng.random() * 60 * MS))
+        if not await members.change(process, home, members.creation(conv, users)):
+            raise LivenessError("a conversation was not created")
+        for ear in self.ears:
+            if ear.conv == conv and rng.random() < 0.6:
+                await process.sleep(int(rng.random() * 40 * MS))
+                self.sim.trace("remove", conv, ear.sender)
+                if not await members.change(process, home, members.removal(conv, ear.sender)):
+                    raise LivenessError("a member was not removed")
 
     def _orders(self) -> list[tuple[int, str, int]]:
         rng = self.sim.rng
@@ -135,6 +155,9 @@ class World(Deployment):
         operator = self._process("operator")
         orders = operator.spawn(self._operate(operator, self._orders()))
         tasks = [*lives, orders]
+        if self.ears and rng.random() < 0.4:
+            keeper = self._process("keeper")
+            tasks.append(keeper.spawn(self._keep_members(keeper)))
         sim.run(400 * MS, lambda: all(t.done() for t in tasks))
         self._heal()
         if not sim.run(sim.now + HEAL_US, lambda: self._bugs() or all(t.done() for t in tasks)):

@@ -1,0 +1,64 @@
+"""Members under simulation: a conversation is created while it is listened to, and some who listen are removed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from imray.core.members import Changed, Role
+from imray.core.membership import Change, Create
+from imray.engine.members import RightsIn
+from imray.log.schema import RecordKind
+from imray.log.segment import open_segment
+from imray.rpc import members as forms
+from imray.rpc.methods import Method
+from tests.simulation.kernel import MS, Process
+from tests.simulation.network import call
+from tests.simulation.store import Disk
+
+SENDER = "alice"
+"""Who sends every message."""
+_CALL_US = 150 * MS
+_TRIES_MAX = 60
+
+
+async def change(process: Process, home: Callable[[], Process | None], ask: Create | Change) -> bool:
+    """Ask until it is so. False: it was not answered."""
+    for _ in range(_TRIES_MAX):
+        content = forms.encode_change_members(ask)
+        answer = await call(process, home(), Method.CHANGE_MEMBERS, content, _CALL_US)
+        if answer is not None and isinstance(forms.decode_changed(answer), Changed):
+            return True
+        await process.sleep(5 * MS)
+    return False
+
+
+def creation(conv: str, users: list[str]) -> Create:
+    """A private conversation of the sender's, with these members."""
+    return Create(conv, SENDER, True, False, {SENDER: Role.OWNER, **dict.fromkeys(users, Role.MEMBER)})
+
+
+def removal(conv: str, user: str) -> Change:
+    """One member less."""
+    return Change(conv, SENDER, True, {}, (user,))
+
+
+async def rights(process: Process, home: Process | None, conv: str, users: list[str]) -> RightsIn | None:
+    """What some users may do; None: no answer."""
+    answer = await call(process, home, Method.ROLES, forms.encode_roles(conv, users), _CALL_US)
+    found = None if answer is None else forms.decode_roles_answer(answer)
+    return RightsIn(found, True) if found is not None and not hasattr(found, "why") else None  # type: ignore[arg-type]
+
+
+def removals(disk: Disk) -> dict[tuple[str, str], int]:
+    """After which number each conversation and user was removed, as the logs have it."""
+    found: dict[tuple[str, str], int] = {}
+    for name in disk.list("wal/shard=0000/"):
+        data = disk.get(name)
+        assert data is not None
+        table = open_segment(data, name).table(["conv_id", "conv_seq", "kind", "body"])
+        for row in table.to_pylist():
+            if row["kind"] == RecordKind.MEMBERS:
+                for user in json.loads(row["body"])["removed"]:
+                    found[row["conv_id"], user] = row["conv_seq"]
+    return found
