@@ -26,7 +26,7 @@ _ORDERS = get_args(Order)
 
 def check_number(value: object, name: str, low: int, high: int) -> None:
     """A whole number within bounds. True and 1.0 are none: what the server reads is not what Python calls equal."""
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+    if not _is_whole(value, low, high):
         raise InvalidError(f"{name} is {_excerpt(value)}: a whole number from {low} to {high} is allowed")
 
 
@@ -50,12 +50,14 @@ def check_place(conv_id: object, after: object) -> None:
 
 
 def check_page(conv_id: object, after: object, before: object, limit: object, order: object, topic: object) -> None:
-    """Of a page. How many messages it may have at the most is a setting of the server."""
+    """Of a page."""
     check_conversation(conv_id)
     check_number(after, "after", 0, SEQ_MAX)
     if before is not None:
         check_number(before, "before", 1, SEQ_MAX)
-    check_number(limit, "limit", 1, SEQ_MAX)
+    if not _is_whole(limit, 1, SEQ_MAX):
+        allowed = "a whole number from 1 to what the server is set to (10,000, where nobody has changed it)"
+        raise InvalidError(f"limit is {_excerpt(limit)}: {allowed} is allowed")
     if order not in _ORDERS:
         raise InvalidError(f"order is {_excerpt(order)}: asc or desc is allowed")
     if topic is not None:
@@ -98,6 +100,10 @@ def check_signal(conv_id: object, kind: object, data: Any) -> None:
         raise InvalidError(f"data: {e}") from e
     if size > SIGNAL_BYTES_MAX:
         raise InvalidError(f"data has {size} bytes: at most {SIGNAL_BYTES_MAX} are allowed, as JSON")
+
+
+def _is_whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def _excerpt(value: object) -> str:
