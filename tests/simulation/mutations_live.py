@@ -13,7 +13,9 @@ import pytest
 from imray.core.feed import Feed
 from imray.core.replies import Refusal
 from imray.engine.feed_links import FeedLink
+from imray.engine.live_feed import LiveFeed
 from imray.engine.order import Order
+from imray.engine.rights import Gate
 from imray.shard.publisher import Publisher, run_beats
 from imray.shard.shard_writer import ShardWriter
 from tests.simulation.mutations import rule
@@ -120,3 +122,27 @@ def what_was_not_sent_is_not_owed(patch: pytest.MonkeyPatch) -> None:
 def stable_seq_of_hot_groups_is_not_told(patch: pytest.MonkeyPatch) -> None:
     """A home shard does not say that what its partitions wrote is final."""
     patch.setattr("imray.shard.shard_incarnation.ShardIncarnation._tell_stable_soon", lambda self: None)
+
+
+@rule("I7", rare=True)
+def members_are_told_while_it_is_asked_who_they_are(patch: pytest.MonkeyPatch) -> None:
+    """A gateway that missed how the members changed goes on telling until it knows."""
+    patch.setattr(LiveFeed, "hold", lambda self: None)
+
+
+@rule("still listens")
+def who_is_removed_is_not_told(patch: pytest.MonkeyPatch) -> None:
+    """A gateway leaves its listeners alone when members change."""
+    patch.setattr("imray.engine.feeds._remove", lambda feed, change: None)
+    patch.setattr(Gate, "check_soon", lambda self, feed, hold: None)
+
+
+@rule("I7")
+def removed_listeners_go_on_to_the_end(patch: pytest.MonkeyPatch) -> None:
+    """A removal ends a stream where it is, whatever the removal's number."""
+    real = LiveFeed.removed
+
+    def removed(self: LiveFeed, subscription: Any, after: int) -> None:
+        real(self, subscription, max(after, self.position) + 2)
+
+    patch.setattr(LiveFeed, "removed", removed)
