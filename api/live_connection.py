@@ -24,7 +24,7 @@ from api.live_reader import HalfMessage, LiveReader, TooManyFramesError, WrongKi
 from api.live_sends import error_of
 from api.live_session import LiveSession
 from api.live_talk import SmallTalk
-from api.live_wire import GOING_AWAY, LATER, MALFORMED, TOKEN, TOO_MUCH, UNEXPECTED, WRONG_KIND, LiveEngine
+from api.live_wire import GOING_AWAY, LATER, MALFORMED, TOKEN, TOO_MUCH, UNEXPECTED, WRONG_KIND, LiveEngine, reason_of
 from api.problems import ProblemError, unexpected
 from api.watch import Watch, unsent
 from imray.core.errors import InvalidError
@@ -35,8 +35,6 @@ log = logging.getLogger("imray.live")
 _RECONNECT_S_MIN: Final = 0.5
 _DRAIN_S_MAX: Final = 3.0
 """How long a gateway that ends waits for answers to what a connection has sent."""
-_REASON_BYTES_MAX: Final = 123
-"""Of a close frame (RFC 6455, 5.5)."""
 
 
 class LiveConnection(asyncio.Protocol):
@@ -194,8 +192,7 @@ class LiveConnection(asyncio.Protocol):
         if problem is not None:
             self._told.append(error_of(problem, None))
         self._write_told()
-        reason = "" if problem is None else problem.detail.encode()[:_REASON_BYTES_MAX].decode(errors="ignore")
-        self._reader.machine.send_close(code, reason)
+        self._reader.machine.send_close(code, reason_of(problem))
         if code == TOO_MUCH:
             self._reader.stop()
         self._send_protocol()
@@ -217,7 +214,7 @@ class LiveConnection(asyncio.Protocol):
         """See `api.live_wire.Wire.work_done`."""
         if self._read_paused:
             self._balance()
-        if self._drain_by is not None and self._session.idle:
+        if self._drain_by is not None and self._idle():
             self.close(GOING_AWAY)
 
     async def room(self) -> None:
@@ -285,7 +282,7 @@ class LiveConnection(asyncio.Protocol):
 
     def look(self, now: float) -> None:
         """See `api.watch.Watched`."""
-        if self._drain_by is not None and (now >= self._drain_by or self._session.idle):
+        if self._drain_by is not None and (now >= self._drain_by or self._idle()):
             self.close(GOING_AWAY)
         self._talk.look(now)
         deadline_s = self._settings.request_deadline_s
@@ -325,5 +322,8 @@ class LiveConnection(asyncio.Protocol):
         longest_s = max(_RECONNECT_S_MIN, self._settings.live_reconnect_s_max)
         self.tell([DrainItem(round(random.uniform(_RECONNECT_S_MIN, longest_s), 3))])
         self._drain_by = self.loop.time() + _DRAIN_S_MAX
-        if self._session.idle:
+        if self._idle():
             self.close(GOING_AWAY)
+
+    def _idle(self) -> bool:
+        return self._session.idle and not self._reader.waiting

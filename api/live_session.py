@@ -108,11 +108,9 @@ class LiveSession:
         for item in items:
             if isinstance(item, SendItem):
                 sends.append(item)
-            elif isinstance(item, PingItem | AuthItem):
+            elif isinstance(item, PingItem | AuthItem | BadItem):
                 if not self._converse(item):
                     return
-            elif isinstance(item, BadItem):
-                self._wire.tell([error_of(invalid(item.why), item.ref)])
             else:
                 if self._work is None:
                     self._work = LiveWork(self._live, self._pages, self._wire, self._format, self._known)
@@ -144,14 +142,15 @@ class LiveSession:
         assert self._caller is not None
         return self._caller
 
-    def _converse(self, item: PingItem | AuthItem) -> bool:
+    def _converse(self, item: PingItem | AuthItem | BadItem) -> bool:
         """False: the connection is closed."""
         if not self._talk.more():
-            self._wire.close(TOO_MUCH, ProblemError(429, "too-many", "too many items `ping` and `auth`"))
+            detail = "too many items that ask for nothing: `ping`, `auth`, bad fields"
+            self._wire.close(TOO_MUCH, ProblemError(429, "too-many", detail))
             return False
         if isinstance(item, AuthItem):
             return self._renew(item)
-        self._wire.tell([PongItem(item.ref)])
+        self._wire.tell([PongItem(item.ref) if isinstance(item, PingItem) else error_of(invalid(item.why), item.ref)])
         return True
 
     def _verified(self, item: AuthItem) -> Caller:

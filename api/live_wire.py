@@ -28,6 +28,14 @@ MALFORMED: Final = 4400
 TOKEN: Final = 4401
 TOO_MUCH: Final = 4429
 
+_REASON_BYTES_MAX: Final = 123
+"""Of a close frame (RFC 6455, 5.5)."""
+
+
+def reason_of(problem: ProblemError | None) -> str:
+    """What a close frame says."""
+    return "" if problem is None else problem.detail.encode()[:_REASON_BYTES_MAX].decode(errors="ignore")
+
 
 class LiveEngine:
     """What all listeners of a gateway share."""

@@ -187,7 +187,9 @@ async def test_a_stranger_may_say_hardly_anything(made: Made) -> None:
     assert peer.close_code == 4429
 
 
-@pytest.mark.parametrize("item", [{"t": "ping", "ref": 1}, {"t": "auth", "token": token_of("ada")}])
+@pytest.mark.parametrize(
+    "item", [{"t": "ping", "ref": 1}, {"t": "auth", "token": token_of("ada")}, {"t": "send", "ref": 1}]
+)
 async def test_items_that_ask_for_nothing_are_bounded(made: Made, item: dict[str, Any]) -> None:
     peer = await known(made())
     peer.say(*[item] * 150)
@@ -212,8 +214,9 @@ async def test_others_have_their_turn_while_much_of_one_connection_is_read(made:
         await asyncio.sleep(0)
         turns += 1
         assert len(peer.transport.data) - before < 20_000
-    assert turns > 5
+    assert turns > 3
     told = await peer.heard()
+    told += await peer.heard()
     told += await peer.heard()
     assert len(told) == 801
     assert {"t": "pong", "ref": 2} in told

@@ -252,6 +252,14 @@ async def test_a_server_that_ends_waits_for_answers_and_says_when_to_come_back(m
     answers.set()
     assert [item["t"] for item in await peer.heard()] == ["ack"]
     assert peer.close_code == 1001
+    reading = await known(made())
+    reading.server.data_received(reading.frame([{"t": "unsubscribe", "ref": 1, "conv_id": "c"}]) * 400)
+    reading.server.shutdown()
+    told = []
+    while reading.close_code is None:
+        told += await reading.heard()
+    assert len(told) == 401, "what has come is read, and answered"
+    assert reading.close_code == 1001
     quiet = await known(made())
     quiet.server.shutdown()
     assert [item["t"] for item in await quiet.heard()] == ["drain"]
