@@ -69,8 +69,9 @@ async def test_heads_of_many_conversations_are_not_one_pause_each() -> None:
         for n in range(300):
             ears.append(Ear())
             await hear(shards, feeds, ears[-1], mark(5, conv_id=f"tea{n}"), passive=True)
-        for ear in ears:
-            await ear.until(lambda ear=ear: bool(ear.notices), 2.0)
+        async with asyncio.timeout(2.0):
+            for ear in ears:
+                await ear.until(lambda ear=ear: bool(ear.notices))
 
 
 async def test_what_was_read_is_not_unread(monkeypatch: pytest.MonkeyPatch) -> None:

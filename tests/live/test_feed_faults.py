@@ -65,19 +65,17 @@ async def test_what_is_wanted_again_while_it_is_taken_back_is_asked_for() -> Non
 
 async def test_what_was_left_while_its_shard_refused_is_taken_back_later() -> None:
     links = _Link()
-    await links.want("coffee")
     links.link.want("tea")
     asked = await links.shards.subscribing.next()
-    asked.answer.set_result(_REFUSED)
+    asked.answer.set_result(_REFUSED)  # it may have been executed
     await turns()
     links.link.leave("tea")
     asked = await links.shards.subscribing.next()
     assert asked.what.drop == ["tea"]
+    asked.answer.set_result(_REFUSED)
+    await turns()
     assert not links.link.idle
-    asked.answer.set_result(_REFUSED)  # and again, until it is so
     assert (await links.shards.answer()).drop == ["tea"]
-    links.link.leave("coffee")
-    assert (await links.shards.answer()).drop == ["coffee"]
     await turns()
     assert links.link.idle
     links.link.close()
@@ -92,7 +90,6 @@ async def test_a_writer_that_refuses_for_long_is_doubted(monkeypatch: pytest.Mon
         (await links.shards.subscribing.next()).answer.set_result(_REFUSED)
         refused += 1
         assert refused < 10
-    assert refused > 1
     links.link.close()
 
 

@@ -7,36 +7,53 @@ import asyncio
 import pytest
 
 from imray.core.replies import Refusal, Refused
-from imray.engine.listening import Ended, EndReason
+from imray.engine.listening import Ended, EndReason, HeadMoved
 from imray.rpc.publications import MembersTold, SubscribedMarks
 from tests.support.ears import Ear, turns
 from tests.support.published import Only, hear, mark, page, publish, published, scripted, signalled
 
 
-@pytest.mark.parametrize("how", ["published", "answered", "after another that was missed"])
+@pytest.mark.parametrize("how", ["published", "answered", "told after another", "created"])
 async def test_nobody_is_told_more_while_it_is_asked_who_may_listen(how: str) -> None:
     async with scripted() as (shards, feeds):
+        before, after = (-1, 1) if how == "created" else (2, 4)
         _, eve, service = ears = [Ear("ada"), Ear("eve"), Ear("ops")]
         service.service = True
         for ear in ears:
-            await hear(shards, feeds, ear, mark(members=2))
-        change = MembersTold("tea", 0, 4, ["kim"]) if how.startswith("after") else None
+            await hear(shards, feeds, ear, mark(members=before))
+        change = MembersTold("tea", 0, after, []) if how in ("told after another", "created") else None
         if how == "answered":
             feeds.on_lost(0)
             asked = await shards.subscribing.next()
-            publish(feeds, mark(members=2), published("tea", [1]))
-            asked.answer.set_result(SubscribedMarks(1, [mark(1, members=4)]))
+            publish(feeds, mark(members=before), published("tea", [1]))
+            asked.answer.set_result(SubscribedMarks(1, [mark(1, members=after)]))
             await turns()
         else:
-            publish(feeds, mark(1, members=4), published("tea", [1]), change)
+            publish(feeds, mark(1, members=after), published("tea", [1]), change)
         assert [ear.seqs for ear in ears] == [[], [], [1]]
         asking = await shards.members.next()
-        publish(feeds, mark(2, members=4), published("tea", [2]))
+        publish(feeds, mark(2, members=after), published("tea", [2]))
         assert [ear.seqs for ear in ears] == [[], [], [1, 2]]
         asking.answer.set_result(Only("ada"))
         await turns()
         assert [ear.seqs for ear in ears] == [[1, 2], [], [1, 2]]
         assert eve.notices == [Ended("tea", 0, EndReason.REMOVED)]
+
+
+async def test_who_catches_up_or_hears_heads_only_waits_for_the_same_answer() -> None:
+    async with scripted() as (shards, feeds):
+        ada, passive = ears = [Ear("ada"), Ear("eve")]
+        await hear(shards, feeds, ada, mark(5, members=2))
+        await hear(shards, feeds, passive, passive=True)
+        asked = await shards.reading.next()
+        publish(feeds, mark(5, members=4))
+        asked.answer.set_result(page(asked.what))
+        await turns()
+        assert not ada.seqs
+        assert not passive.notices
+        (await shards.members.next()).answer.set_result(Only(*(ear.sender for ear in ears)))
+        await ada.until(lambda: ada.seqs == [1, 2, 3, 4, 5])
+        await passive.until(lambda: passive.notices == [HeadMoved("tea", 5, 5)])
 
 
 async def test_a_thousand_changes_are_one_check_that_runs() -> None:

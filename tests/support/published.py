@@ -197,7 +197,8 @@ async def hear(
     if where is not None and where.members >= 0 and not ear.service:
         asked = await shards.members.next()
         asked.answer.set_result(Only(*asked.what))
-    answer = await subscribing
+    async with asyncio.timeout(_SOON_S):
+        answer = await subscribing
     assert isinstance(answer, Subscribed), answer
     feeds.start(ear, conv_id)
     return answer
