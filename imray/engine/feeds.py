@@ -216,10 +216,7 @@ class Feeds:
             listener = subscription.listener
             admitted = subscription.stage is not Stage.SILENT and (listener.service or not feed.checking)
             if admitted and listener.sender != signal.sender:
-                try:
-                    listener.notify(notice)
-                except Exception:  # one that fails must not cost the others theirs
-                    log.exception("%r: a signal was not told", signal.conv_id)
+                subscription.notify(notice)
 
     # Feeds and links
 

@@ -61,4 +61,4 @@ def _tell(feed: LiveFeed, subscription: Subscription) -> None:
     if subscription in feed.passive and (subscription.listener.service or not feed.checking):
         subscription.told_head = feed.position
         unread = max(0, feed.position - subscription.read)
-        subscription.listener.notify(HeadMoved(feed.conv_id, feed.position, unread))
+        subscription.notify(HeadMoved(feed.conv_id, feed.position, unread))

@@ -180,7 +180,7 @@ class LiveFeed:
             if subscription.until is not None:
                 self._catch_up_from(subscription)  # it cannot ask for it later
                 return
-            subscription.listener.notify(Behind(self.conv_id, subscription.at, recent.upto))
+            subscription.notify(Behind(self.conv_id, subscription.at, recent.upto))
             subscription.at = recent.upto
         for following in recent.following(subscription.at):
             batch = following if subscription.until is None else cut(following, subscription.at, subscription.until)
@@ -217,7 +217,7 @@ class LiveFeed:
         if subscription.task is not None:
             subscription.task.cancel()
         if notice is not None:
-            subscription.listener.notify(notice)
+            subscription.notify(notice)
 
     def add(self, subscription: Subscription) -> None:
         """One more, silent until `start`. Takes the place of the listener's former one."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from imray.engine.listening import Listener
+from imray.engine.listening import Listener, Notice
+
+log = logging.getLogger("imray.feeds")
 
 
 class Stage(Enum):
@@ -41,3 +44,10 @@ class Subscription:
     may_signal: bool = False
     task: asyncio.Task[None] | None = None
     room: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def notify(self, notice: Notice) -> None:
+        """Tell the listener this. One that fails must not cost the others theirs."""
+        try:
+            self.listener.notify(notice)
+        except Exception:
+            log.exception("a listener was not told of %r", notice)
