@@ -7,18 +7,18 @@ from typing import Annotated, Literal
 from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.schemas import TEXT_PATTERN, ConvId, Count, text_of
+from api.schemas import USER_PATTERN, ConvId, Count, text_of
 from imray.core.members import USER_BYTES_MAX
 from imray.core.pages import SEQ_MAX
 
-_User = Annotated[str, text_of(USER_BYTES_MAX, "The user: the `sub` of its tokens.")]
+_User = Annotated[str, text_of(USER_BYTES_MAX, "The user: the `sub` of its tokens.", USER_PATTERN)]
 
 PathUser = Annotated[
     str,
     Path(
         min_length=1,
         max_length=USER_BYTES_MAX,
-        pattern=TEXT_PATTERN,
+        pattern=USER_PATTERN,
         description=f"The user, 1 to {USER_BYTES_MAX} bytes of UTF-8 (`maxLength` counts characters), no control "
         "characters. A '/' in it is sent as %2F.",
     ),

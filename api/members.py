@@ -26,7 +26,7 @@ from api.member_schemas import (
 )
 from api.problems import PROBLEM_TYPE, ProblemError, refused
 from api.rights import check_listens, roles_for_reader
-from api.schemas import PathConvId, text_schema
+from api.schemas import USER_PATTERN, PathConvId, text_schema
 from imray.core.errors import InvalidError
 from imray.core.members import USER_BYTES_MAX, Changed, Role
 from imray.core.pages import SEQ_MAX
@@ -222,7 +222,7 @@ _PARAMETERS: list[dict[str, Any]] = [
         "name": "after",
         "in": "query",
         "required": False,
-        "schema": text_schema(USER_BYTES_MAX),
+        "schema": text_schema(USER_BYTES_MAX, USER_PATTERN),
         "description": "Only members after this one: `next` of the page before.",
     },
     {

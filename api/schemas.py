@@ -26,14 +26,19 @@ CLIENT_MSG_ID_PATTERN = f"^({'|'.join(_ID_PATTERNS)})$"
 _UUID_PATTERN = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 
 
-def text_schema(bytes_max: int) -> dict[str, Any]:
+USER_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]+$"
+"""As TEXT_PATTERN, and nothing that is not seen and can look like another's name."""
+
+
+def text_schema(bytes_max: int, pattern: str = TEXT_PATTERN) -> dict[str, Any]:
     """The schema of a text of 1 to `bytes_max` bytes without control characters."""
-    return {"type": "string", "minLength": 1, "maxLength": bytes_max, "pattern": TEXT_PATTERN}
+    return {"type": "string", "minLength": 1, "maxLength": bytes_max, "pattern": pattern}
 
 
-def text_of(bytes_max: int, what: str) -> WithJsonSchema:
+def text_of(bytes_max: int, what: str, pattern: str = TEXT_PATTERN) -> WithJsonSchema:
+    """The schema of a text, described."""
     bounds = f"1 to {bytes_max} bytes of UTF-8 (`maxLength` counts characters), no control characters."
-    return WithJsonSchema({**text_schema(bytes_max), "description": f"{what} {bounds}"})
+    return WithJsonSchema({**text_schema(bytes_max, pattern), "description": f"{what} {bounds}"})
 
 
 def _whole(what: str, **bounds: int) -> WithJsonSchema:

@@ -111,6 +111,8 @@ class SimShards:
                 return Refusal(Refused.UNAVAILABLE, "nobody serves it")
             assert self.feeds is not None
             feeds = self.feeds
+            if connection is not None:
+                feeds.on_lost(log)  # as a channel says that uses another connection from now on
             connection = Connection(self._process, callee, feeds.on_push, lambda: feeds.on_lost(log))
             self._connections[log] = connection
         content = b"".join(encode_struct(args))

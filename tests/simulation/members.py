@@ -33,6 +33,12 @@ async def change(process: Process, home: Callable[[], Process | None], ask: Crea
     return False
 
 
+async def read_up_to(process: Process, home: Process | None, conv: str, user: str, seq: int) -> None:
+    """Mark as read, once: a number above the head is refused. And look at the members."""
+    await call(process, home, Method.MARK_READ, forms.encode_mark_read(conv, user, seq), _CALL_US)
+    await call(process, home, Method.LIST_MEMBERS, forms.encode_list_members(conv, None, 2), _CALL_US)
+
+
 def creation(conv: str, users: list[str]) -> Create:
     """A private conversation of the sender's, with these members."""
     return Create(conv, SENDER, True, False, {SENDER: Role.OWNER, **dict.fromkeys(users, Role.MEMBER)})

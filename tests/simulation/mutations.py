@@ -75,8 +75,8 @@ def leased_ahead(patch: pytest.MonkeyPatch) -> None:
     leases: dict[tuple[int, int, int], list[int]] = {}
     real = blocks.plan
 
-    def plan(s: Any, rows: Any, located: Any, old: Any, slot: int = 0) -> Any:
-        planned = real(s, rows, located, old, slot)
+    def plan(s: Any, rows: Any, located: Any, old: Any, slot: int = 0, *more: Any) -> Any:
+        planned = real(s, rows, located, old, slot, *more)
         if planned.new_rows is not None or len(planned.touched) != 1:
             return planned
         conv = int(planned.touched[0])

@@ -138,6 +138,7 @@ def _view(world: World, state: ShardState, first: dict[tuple[int, int], int]) ->
         "stable": {c.name(i): int(c.stable[i]) for i in range(c.count)},
         "hot": hot,
         "members": {c.name(i): state.members.all_roles(i) for i in range(c.count)},
+        "cursors": {c.name(i): [state.members.cursor(i, ear.sender) for ear in world.ears] for i in range(c.count)},
         # a checkpoint may name a file that is lost until the next one names what was made in its place
         "postings": None if None in sealed_postings else spans,
         "log": state.log,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import Any
 
@@ -61,6 +62,8 @@ class World(Deployment):
         await process.sleep(int(rng.random() * 60 * MS))
         if not await members.change(process, home, members.creation(conv, users)):
             raise LivenessError("a conversation was not created")
+        marks = [members.read_up_to(process, home(), conv, user, rng.choice([0, 1, 2, 9])) for user in users]
+        await asyncio.gather(*marks)
         for ear in self.ears:
             if ear.conv == conv and rng.random() < 0.6:
                 await process.sleep(int(rng.random() * 40 * MS))
