@@ -53,7 +53,7 @@ class Listener(logging.Handler):
 class Deployment:
     """A home shard, its partitions, gateways and clients."""
 
-    def __init__(self, seed: int, keep_trace: bool = False) -> None:
+    def __init__(self, seed: int, keep_trace: bool = False, with_listeners: bool = True) -> None:
         self.sim = Simulation(seed, keep_trace)
         rng = self.sim.rng
         self.disk = Disk(self.sim)
@@ -90,7 +90,8 @@ class Deployment:
         self.ears: list[Ear] = []
         self.listening: list[ListeningGateway] = []
         self.new_writer(HOME)
-        self._listen()
+        if with_listeners:
+            self._listen()
         self.clients = [Client(self._process(f"client{n}"), f"c{n}", self.seen) for n in range(self._clients_count())]
 
     def _clients_count(self) -> int:

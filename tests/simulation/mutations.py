@@ -32,6 +32,11 @@ class Rule:
     rare: bool
     """Found in hundreds of schedules: looked for by `make test-long` only."""
 
+    @property
+    def is_of_delivery(self) -> bool:
+        """Whether listeners are needed to find it."""
+        return self.broken.__module__.endswith("mutations_live")
+
 
 ALL: dict[str, Rule] = {}
 

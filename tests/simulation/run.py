@@ -85,11 +85,11 @@ def _listening(world: World) -> Iterator[None]:
         _LOG.propagate = before
 
 
-def run(seed: int, keep_trace: bool = False) -> Outcome:
-    """Live through a schedule; the error that was found, if any."""
+def run(seed: int, keep_trace: bool = False, with_listeners: bool = True) -> Outcome:
+    """Live through a schedule; the error that was found, if any. Without listeners it takes half as long."""
     error: BaseException | None = None
     with small_world(random.Random(-seed - 1)):
-        world = World(seed, keep_trace)
+        world = World(seed, keep_trace, with_listeners)
         with _listening(world):
             try:
                 world.run()

@@ -102,7 +102,7 @@ def test_the_write_path_is_covered(tmp_path: Path) -> None:
 def test_a_broken_rule_is_found(name: str) -> None:
     with broken(name) as shows:
         for seed in range(_MUTATION_SEEDS_MAX):
-            outcome = run(seed)
+            outcome = run(seed, with_listeners=ALL[name].is_of_delivery)
             if outcome.error is not None and shows in complaint(outcome):
                 print(f"{name}: found by seed {seed}")
                 return

@@ -187,11 +187,12 @@ async def test_a_stranger_may_say_hardly_anything(made: Made) -> None:
     assert peer.close_code == 4429
 
 
-@pytest.mark.parametrize(
-    "item", [{"t": "ping", "ref": 1}, {"t": "auth", "token": token_of("ada")}, {"t": "send", "ref": 1}]
-)
-async def test_items_that_ask_for_nothing_are_bounded(made: Made, item: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kind", ["ping", "auth", "send"])
+async def test_items_that_ask_for_nothing_are_bounded(made: Made, kind: str) -> None:
     peer = await known(made())
+    item: dict[str, Any] = {"t": kind, "ref": 1}
+    if kind == "auth":
+        item = {"t": kind, "token": token_of("ada")}  # made now: a whole run takes longer than it holds
     peer.say(*[item] * 150)
     await peer.heard()
     assert peer.close_code is None
