@@ -37,6 +37,7 @@ def test_single_sends(tmp_path: Path) -> None:
     assert "imray, single sends over HTTP" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(170)
 def test_listeners(tmp_path: Path) -> None:
     found = tmp_path / "found.json"
