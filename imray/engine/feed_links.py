@@ -75,7 +75,8 @@ class FeedLink:
 
     def leave(self, conv_id: str) -> None:
         """Want it no more."""
-        if self._wanted.pop(conv_id, self) is None:
+        if conv_id in self._wanted:
+            del self._wanted[conv_id]
             self._ask_soon()
 
     def lost(self) -> None:

@@ -105,27 +105,32 @@ class Feeds:
             return Refusal(Refused.UNAVAILABLE, "the subscription ended while it was made")
         return None
 
+    def _find(self, listener: Listener, conv_id: str) -> tuple[LiveFeed, Subscription] | None:
+        feed = self.feeds.get(conv_id)
+        subscription = None if feed is None else feed.subscriptions.get(listener)
+        return None if feed is None or subscription is None else (feed, subscription)
+
     def start(self, listener: Listener, conv_id: str) -> None:
         """Let a subscription flow; where it has ended meanwhile nothing happens."""
-        feed = self.feeds.get(conv_id)
-        subscription = feed.subscriptions.get(listener) if feed is not None else None
-        if feed is not None and subscription is not None:
+        found = self._find(listener, conv_id)
+        if found is not None:
+            feed, subscription = found
             feed.start(subscription)
 
     def unsubscribe(self, listener: Listener, conv_id: str) -> None:
         """Tell no more of a conversation."""
         self._of.get(listener, {}).pop(conv_id, None)
-        feed = self.feeds.get(conv_id)
-        subscription = feed.subscriptions.get(listener) if feed is not None else None
-        if feed is not None and subscription is not None:
+        found = self._find(listener, conv_id)
+        if found is not None:
+            feed, subscription = found
             feed.end(subscription)
 
     def resume(self, listener: Listener) -> None:
         """A listener that refused what it was offered has room again."""
         for conv_id in list(self._of.get(listener, ())):
-            feed = self.feeds.get(conv_id)
-            subscription = feed.subscriptions.get(listener) if feed is not None else None
-            if feed is not None and subscription is not None:
+            found = self._find(listener, conv_id)
+            if found is not None:
+                feed, subscription = found
                 feed.has_room(subscription)
 
     def leave(self, listener: Listener) -> None:
@@ -136,18 +141,16 @@ class Feeds:
 
     def read(self, listener: Listener, conv_id: str, seq: int) -> None:
         """A listener has read up to a number: what it is told as unread begins there."""
-        feed = self.feeds.get(conv_id)
-        subscription = feed.subscriptions.get(listener) if feed is not None else None
-        if subscription is not None:
-            subscription.read = max(subscription.read, seq)
+        found = self._find(listener, conv_id)
+        if found is not None:
+            found[1].read = max(found[1].read, seq)
 
     async def signal(self, listener: Listener, conv_id: str, kind: str, data: bytes) -> Refusal | None:
         """Tell who listens to a conversation now; the caller must do so itself."""
-        feed = self.feeds.get(conv_id)
-        subscription = feed.subscriptions.get(listener) if feed is not None else None
-        if subscription is None:
+        found = self._find(listener, conv_id)
+        if found is None:
             return Refusal(Refused.INVALID, "subscribe to the conversation before signalling to it")
-        if not subscription.may_signal:
+        if not found[1].may_signal:
             return Refusal(Refused.FORBIDDEN, "only members may signal in this conversation, readers may not")
         return await self._shards.signal(SignalArgs(conv_id, listener.sender, kind, data))
 

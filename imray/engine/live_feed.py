@@ -45,7 +45,7 @@ class LiveFeed:
     """One conversation at one gateway."""
 
     def __init__(self, conv_id: str, catch_up: CatchUp, bytes_max: int, owner: Owner) -> None:
-        """`bytes_max`: of batches in memory, and of messages that are held back."""
+        """`bytes_max`: of batches in memory."""
         self.conv_id = conv_id
         self._catch_up = catch_up
         self._bytes_max = bytes_max

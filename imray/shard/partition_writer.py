@@ -6,7 +6,6 @@ Owns the partition's write loop, and answers what may be asked of a partition. O
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from imray.core.replies import Appended, Refusal
@@ -17,7 +16,7 @@ from imray.log.store import Store
 from imray.rpc.publications import SubscribeArgs, SubscribedMarks
 from imray.settings import Settings
 from imray.shard.partition_incarnation import HomeLink, PartitionIncarnation
-from imray.shard.publisher import Publisher, Subscriber, run_beats
+from imray.shard.publisher import Publisher, Subscriber
 from imray.shard.runtime import SYSTEM, Runtime
 from imray.shard.write_loop import WriteLoop
 
@@ -45,8 +44,7 @@ class PartitionWriter:
         self._runtime = runtime
         self._encoding = runtime.worker(f"encode-{log_of(home, slot)}", 1)
         self._stopping = False
-        self.publisher = Publisher(log_of(home, slot))
-        self._beating: asyncio.Task[None] | None = None
+        self.publisher = Publisher(log_of(home, slot), self._is_writer)
         self.current: PartitionIncarnation | None = None
         """The incarnation that serves, or served last."""
         label = f"partition {slot} of shard {home}"
@@ -87,8 +85,6 @@ class PartitionWriter:
         self._stopping = True
         if self.current is not None:
             self.current.ended.set()  # neither an ask nor a registration is repeated
-        if self._beating is not None:
-            self._beating.cancel()
         self.publisher.end()
         await self.loop.stop()
         await self._encoding.end()
@@ -103,8 +99,6 @@ class PartitionWriter:
         refusal = self.publisher.subscribe(caller, args) or self.loop.refusal
         if refusal is not None:
             return refusal
-        if self._beating is None or self._beating.done():
-            self._beating = asyncio.create_task(run_beats(self.publisher, self._is_writer))
         return SubscribedMarks(self.publisher.epoch, [])
 
     async def _is_writer(self) -> bool:

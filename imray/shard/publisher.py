@@ -68,7 +68,8 @@ class Subscriber(Protocol):
 class Publisher:
     """The subscriptions of one log's writer. For its event loop; outlives incarnations."""
 
-    def __init__(self, log: int) -> None:
+    def __init__(self, log: int, is_writer: Callable[[], Awaitable[bool]]) -> None:
+        """`is_writer`: looks whether nobody has taken the log over. StorageError: it cannot tell."""
         self._log = log
         self.epoch = 0
         """That publications carry."""
@@ -79,6 +80,8 @@ class Publisher:
         """What a gateway that did not read is owed: where each conversation stands. Takes no room in the bound of what
         waits to be sent."""
         self._again: asyncio.TimerHandle | None = None
+        self._is_writer = is_writer
+        self._beating: asyncio.Task[None] | None = None
 
     def __bool__(self) -> bool:
         """Whether anybody listens at all."""
@@ -97,7 +100,8 @@ class Publisher:
             if caller not in self._wanted:
                 return Refusal(Refused.UNAVAILABLE, "the connection is gone")
         for name in args.drop:
-            if mine.pop(name, self) is None:
+            if name in mine:
+                del mine[name]
                 self._forget(name)
         if len(mine) + len(args.add) > _WANTED_MAX:
             return Refusal(Refused.BUSY, f"one gateway listens to {_WANTED_MAX} conversations of a shard at most")
@@ -105,6 +109,8 @@ class Publisher:
             if name not in mine:
                 mine[name] = None
                 self._count[name] = self._count.get(name, 0) + 1
+        if self._beating is None or self._beating.done():
+            self._beating = asyncio.create_task(self._beat())
         return None
 
     def _leave(self, caller: Subscriber) -> None:
@@ -171,8 +177,18 @@ class Publisher:
         if self._owed:
             self._later()
 
+    async def _beat(self) -> None:
+        """For as long as this is the writer, and somebody listens."""
+        while self:
+            await asyncio.sleep(BEAT_S)
+            with contextlib.suppress(StorageError):  # who cannot find out does not say so
+                if await self._is_writer():
+                    self.beat()
+
     def end(self) -> None:
         """Nothing more is told."""
+        if self._beating is not None:
+            self._beating.cancel()
         if self._again is not None:
             self._again.cancel()
             self._again = None
@@ -216,15 +232,6 @@ class _Rows:
         of_row = np.concatenate([chunk.indices.to_numpy() for chunk in self._column.chunks])
         keep = np.frombuffer(hits, np.bool_)[of_row]
         return stream_of(self._table.filter(pa.array(keep))) if keep.any() else None
-
-
-async def run_beats(publisher: Publisher, is_writer: Callable[[], Awaitable[bool]]) -> None:
-    """Tell who listens that this is the writer, for as long as it is and somebody listens."""
-    while publisher:
-        await asyncio.sleep(BEAT_S)
-        with contextlib.suppress(StorageError):  # who cannot find out does not say so
-            if await is_writer():
-                publisher.beat()
 
 
 def marks_of(state: ShardState, names: Sequence[str]) -> list[Mark]:

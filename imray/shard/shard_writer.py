@@ -25,7 +25,7 @@ from imray.settings import Settings
 from imray.shard.committer import located
 from imray.shard.hot_groups import HotGroups, StartPartitions
 from imray.shard.members import ShardMembers, roles_of
-from imray.shard.publisher import Publisher, Subscriber, marks_of, run_beats
+from imray.shard.publisher import Publisher, Subscriber, marks_of
 from imray.shard.runtime import SYSTEM, Runtime, StateThread
 from imray.shard.shard_incarnation import ShardIncarnation, Surroundings
 from imray.shard.upkeep import UpkeepWorkers
@@ -55,8 +55,7 @@ class ShardWriter:
         self._state = StateThread(runtime, f"commit-{shard}")
         self._workers = UpkeepWorkers(runtime, shard)
         self._notes: deque[str] = deque(maxlen=_NOTES_KEPT)
-        self.publisher = Publisher(shard)
-        self._beating: asyncio.Task[None] | None = None
+        self.publisher = Publisher(shard, self._is_writer)
         self._current: ShardIncarnation | None = None
         """The incarnation that serves, or served last."""
         self._readable: Readable | None = None
@@ -102,8 +101,6 @@ class ShardWriter:
         if self._current is not None and self.loop.refusal is None:
             with contextlib.suppress(TimeoutError, UnavailableError):
                 await asyncio.wait_for(self._current.hot.close(), _CLOSE_TIMEOUT_S)
-        if self._beating is not None:
-            self._beating.cancel()
         self.publisher.end()
         await self.loop.stop()
         await self._workers.end()
@@ -165,8 +162,6 @@ class ShardWriter:
         refusal = self.publisher.subscribe(caller, args)
         if refusal is not None:
             return refusal
-        if self._beating is None or self._beating.done():
-            self._beating = asyncio.create_task(run_beats(self.publisher, self._is_writer))
         try:
             found = await self._state.run(self._subscribed, args.add)
         except StorageError as e:

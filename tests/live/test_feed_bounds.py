@@ -147,7 +147,11 @@ class _Reader:
 async def test_marks_of_seventy_thousand_conversations_are_owed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "_OWED_AGAIN_S", 0.001)
     reader = _Reader()
-    told = publisher.Publisher(0)
+
+    async def is_writer() -> bool:
+        return True
+
+    told = publisher.Publisher(0, is_writer)
     names = [f"{n:07d}" + "x" * 120 for n in range(70_000)]
     for begin in range(0, len(names), NAMES_MAX):
         assert told.subscribe(reader, SubscribeArgs(names[begin : begin + NAMES_MAX], [])) is None

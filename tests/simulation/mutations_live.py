@@ -16,7 +16,7 @@ from imray.engine.feed_links import FeedLink
 from imray.engine.live_feed import LiveFeed
 from imray.engine.order import Order
 from imray.engine.rights import Gate
-from imray.shard.publisher import Publisher, run_beats
+from imray.shard.publisher import Publisher
 from imray.shard.shard_writer import ShardWriter
 from tests.simulation.mutations import rule
 
@@ -35,8 +35,6 @@ def a_catch_up_starts_before_live_messages_are_held(patch: pytest.MonkeyPatch) -
         found = await self._state.run(self._subscribed, args.add)
         await asyncio.sleep(0.02)
         self.publisher.subscribe(caller, args)
-        if self._beating is None or self._beating.done():
-            self._beating = asyncio.create_task(run_beats(self.publisher, self._is_writer))
         return found or self._not_ready()
 
     patch.setattr(ShardWriter, "subscribe", subscribe)
