@@ -36,6 +36,7 @@ EVENT_STREAM: Final = "text/event-stream"
 _WRITE_BYTES: Final = 64 * 1024
 """Written at once, or one batch: the rest waits here, where it is counted."""
 _DIGITS_MAX: Final = 19
+_CHANCE: Final = random.SystemRandom()
 _RECONNECT_MS_MIN: Final = 500
 _COMMENT: Final = b":\n\n"
 _HEADERS: Final = [
@@ -162,7 +163,7 @@ class EventListener:
         """The server ends, or the connection is lost: say when to come back, another moment for each."""
         if not self._over:
             longest_ms = max(_RECONNECT_MS_MIN, self._reconnect_ms_max)
-            self._add(b"retry: %d\n\n" % random.randint(_RECONNECT_MS_MIN, longest_ms))
+            self._add(b"retry: %d\n\n" % _CHANCE.randint(_RECONNECT_MS_MIN, longest_ms))
         self._over = True
         self._woken.set()
 

@@ -32,6 +32,7 @@ from imray.engine.listening import Notice, Signal
 
 log = logging.getLogger("imray.live")
 
+_CHANCE: Final = random.SystemRandom()
 _RECONNECT_S_MIN: Final = 0.5
 _DRAIN_S_MAX: Final = 3.0
 """How long a gateway that ends waits for answers to what a connection has sent."""
@@ -320,7 +321,7 @@ class LiveConnection(asyncio.Protocol):
         if self._over or self._drain_by is not None:
             return
         longest_s = max(_RECONNECT_S_MIN, self._settings.live_reconnect_s_max)
-        self.tell([DrainItem(round(random.uniform(_RECONNECT_S_MIN, longest_s), 3))])
+        self.tell([DrainItem(round(_CHANCE.uniform(_RECONNECT_S_MIN, longest_s), 3))])
         self._drain_by = self.loop.time() + _DRAIN_S_MAX
         if self._idle():
             self.close(GOING_AWAY)

@@ -93,7 +93,7 @@ def free_port(host: str, port: int) -> int:
     """`port`, where it can be listened on; for 0 a free one. InvalidError where there is none.
 
     Not one that the kernel gives out: Ray's processes take those while the gateway starts."""
-    wanted = [port] if port else random.sample(_PORTS, _PORT_TRIES_MAX)
+    wanted = [port] if port else random.SystemRandom().sample(_PORTS, _PORT_TRIES_MAX)
     for at, candidate in enumerate(wanted):
         try:
             with bind(host, candidate):

@@ -29,7 +29,8 @@ def environment(
         policy=retry or RetryPolicy(),
         clock_s=clock_s,
         unix_ms=unix_ms,
-        random=random.random,
+        # not the generator that all of a program share: a program that seeds it expects its own numbers
+        random=random.SystemRandom().random,
         random_bytes=secrets.token_bytes,
     )
 
