@@ -70,11 +70,32 @@ class Settings:
     """A checkpoint after so many segments or ids: recovery replays at most that (about a second), and recent ids cost
     80 to 140 bytes of memory each (with a margin below 2^21, where their table doubles). Every new id is looked up in
     one filter a checkpoint (a merge makes one of eight), so more of them cost time."""
+    checkpoint_wait_s: float = 20.0
+    checkpoint_segments_min: int = 50
+    """A checkpoint also when so many segments have waited so long: what it covers can be merged, and deleted."""
     reopen_delay_s_max: float = 5.0
     """Between tries of a shard that cannot write (disk full) to become the writer again."""
     put_timeout_s: float = 60.0
     """After an error a put that is on its way must return before the log is opened anew; past it the process ends, and
     its successor opens."""
+
+    merge: bool = True
+    """Merge the log into the history, in processes of their own. IMRAY_MERGE=0: every commit leaves a file for ever."""
+    merge_interval_s: float = 1.0
+    """How often a merger looks whether a shard has a new checkpoint."""
+    merge_step_bytes_max: int = 128 * 1024 * 1024
+    """Segments that become one run, or a part of a run that is sorted at once: a merger takes about four times as much
+    memory."""
+    run_file_bytes: int = 32 * 1024 * 1024
+    """A file of a run, about: its footer is read whole before a page of it."""
+    run_group_bytes: int = 128 * 1024
+    """A row group of a run, about: the least that is read and verified for a message."""
+    read_s_max: float = 20.0
+    """No reader without a pin reads longer: what a merge replaced is deleted after so long."""
+    pin_s_max: float = 60.0
+    """A pin that is not renewed for so long is of a reader that died."""
+    orphan_s: float = 3600.0
+    """A run that no commit names after so long is of a merge that died."""
 
     hot_rate_per_s: float = 0.0
     """A conversation with so many messages a second for `hot_ticks` seconds is spread over `hot_partitions` partitions;

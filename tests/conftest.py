@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,3 +46,11 @@ def test_data() -> Path:
     if not path.is_dir():
         pytest.fail(f"IMRAY_TEST_DATA names {folder}, which is no folder")
     return path
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """What a test logged may hold a lone surrogate, which the processes of xdist cannot tell one another."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report

@@ -17,6 +17,7 @@ from imray.core.log_progress import LogProgress
 from imray.core.routing import log_of
 from imray.core.state import ShardState
 from imray.log import checkpoint
+from imray.log.checkpoint_snapshot import seal_frozen, snapshot
 from imray.log.reader import last_segment, read_log
 from imray.log.rows import read_commit
 from imray.log.sealed import SealedInterval, remove
@@ -68,7 +69,7 @@ def _seal_recent(store: Store, shard: int, state: ShardState) -> bool:
     """Whether the recent ids are in a file now."""
     freeze(state)
     try:
-        made = checkpoint.seal_frozen(store, checkpoint.snapshot(state, shard))
+        made = seal_frozen(store, snapshot(state, shard))
     except StorageError as e:
         log.warning("shard %d: ids stay in memory: %s", shard, e)
         thaw(state)

@@ -40,6 +40,10 @@ class Store(Protocol):
     def get(self, name: str) -> bytes | None:
         """The whole file; None where there is none."""
 
+    def get_range(self, name: str, start: int, size: int) -> bytes | None:
+        """`size` bytes from `start` on, fewer at the file's end; with `start` below 0 the last `-start` bytes, or all of
+        a smaller file. None where there is no file."""
+
     def exists(self, name: str) -> bool:
         """Whether there is a file of that name."""
 
@@ -164,6 +168,22 @@ class LocalStore:
     def get(self, name: str) -> bytes | None:
         try:
             return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as e:
+            raise StorageError(f"get {name}: {e.strerror or e} (errno {e.errno})") from e
+
+    def get_range(self, name: str, start: int, size: int) -> bytes | None:
+        try:
+            fd = os.open(self.root / name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if start < 0:
+                    end = os.fstat(fd).st_size
+                    start = max(0, end + start)
+                    size = end - start
+                return os.pread(fd, size, start)
+            finally:
+                os.close(fd)
         except FileNotFoundError:
             return None
         except OSError as e:

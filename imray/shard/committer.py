@@ -23,7 +23,7 @@ from imray.core.routing import log_position_of
 from imray.core.sequencer import commit_of, locate, plan
 from imray.core.state import ShardState
 from imray.core.status import LogFigures
-from imray.log.checkpoint import Snapshot, snapshot
+from imray.log.checkpoint_snapshot import Snapshot, snapshot
 from imray.log.confirm import Confirmer
 from imray.log.recovery import Readable, become_writer
 from imray.log.retire import Retired

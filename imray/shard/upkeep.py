@@ -13,6 +13,7 @@ from typing import Any
 
 from imray.core.errors import CorruptError, DerivedError, StorageError, UnavailableError
 from imray.log import checkpoint
+from imray.log.checkpoint_snapshot import Snapshot
 from imray.log.remake import remake
 from imray.log.sealed import SealedInterval, remove
 from imray.log.sealed_filter import grown
@@ -146,7 +147,7 @@ class Upkeep:
         committer = self._committer
         sealing = self._workers.sealing
         try:
-            frozen: asyncio.Future[checkpoint.Snapshot] = asyncio.get_running_loop().create_future()
+            frozen: asyncio.Future[Snapshot] = asyncio.get_running_loop().create_future()
 
             async def freeze() -> None:
                 if not frozen.cancelled():

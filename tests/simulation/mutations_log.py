@@ -141,7 +141,7 @@ def ids_that_cannot_be_sealed_stay_frozen(patch: pytest.MonkeyPatch) -> None:
 
     def freeze(self: Committer) -> Any:
         if self._snapshot is None and self.state.frozen is not None:
-            self._snapshot = recovery.checkpoint.snapshot(self.state, self.shard)
+            self._snapshot = recovery.snapshot(self.state, self.shard)
         return real_freeze(self)
 
     real_seal = recovery._seal_recent

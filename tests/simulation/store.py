@@ -118,6 +118,13 @@ class SimStore:
         self._take_time()
         return self._disk.get(name)
 
+    def get_range(self, name: str, start: int, size: int) -> bytes | None:
+        """As `Store.get_range`."""
+        data = self.get(name)
+        if data is None:
+            return None
+        return data[start:] if start < 0 else data[start : start + size]
+
     def exists(self, name: str) -> bool:
         """As `Store.exists`."""
         self._take_time()
@@ -162,6 +169,13 @@ class LookStore:
     def put_if_absent(self, name: str, parts: Sequence[bytes | memoryview]) -> bool:
         """A judge writes nothing."""
         raise StorageError(f"put {name}: a judge writes nothing")
+
+    def get_range(self, name: str, start: int, size: int) -> bytes | None:
+        """As `Store.get_range`."""
+        data = self.get(name)
+        if data is None:
+            return None
+        return data[start:] if start < 0 else data[start : start + size]
 
     def exists(self, name: str) -> bool:
         """As `Store.exists`."""

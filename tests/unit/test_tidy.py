@@ -29,14 +29,17 @@ _ARROWS = {
     "imray.kernels": set(),
     "imray.core": {"imray.kernels"},
     "imray.log": {"imray.core", "imray.kernels"},
+    "imray.history": {"imray.log", "imray.core", "imray.kernels"},
     "imray.rpc": {"imray.core"},
     "imray.client": {"imray.core"},
-    "imray.shard": {"imray.rpc", "imray.log", "imray.core", "imray.kernels"},
+    "imray.shard": {"imray.rpc", "imray.history", "imray.log", "imray.core", "imray.kernels"},
     "imray.engine": {"imray.rpc", "imray.log", "imray.core"},
-    "analytics": {"imray.log", "imray.core"},
+    "analytics": {"imray.history", "imray.log", "imray.core"},
     "api": {"imray.engine", "analytics", "imray.log", "imray.core"},
-    "imray.deploy": {"api", "analytics", "imray.engine", "imray.shard", "imray.rpc", "imray.log", "imray.core"},
-    "imray.cli": {"imray.core", "imray.log", "imray.client", "imray.deploy", "analytics", "api"},
+    "imray.deploy": {
+        *("api", "analytics", "imray.engine", "imray.shard", "imray.history", "imray.rpc", "imray.log", "imray.core"),
+    },
+    "imray.cli": {"imray.core", "imray.log", "imray.history", "imray.client", "imray.deploy", "analytics", "api"},
 }
 """What each part may import of the others. Below `imray` itself lies `imray.core` (its errors) only."""
 
