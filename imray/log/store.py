@@ -41,7 +41,7 @@ class Store(Protocol):
         """The whole file; None where there is none."""
 
     def get_range(self, name: str, start: int, size: int) -> bytes | None:
-        """`size` bytes from `start` on, fewer at the file's end; with `start` below 0 the last `-start` bytes, or all of
+        """`size` bytes from `start` on, fewer at the end; with `start` below 0 the last `-start` bytes, or all of
         a smaller file. None where there is no file."""
 
     def exists(self, name: str) -> bool:
