@@ -25,7 +25,6 @@ from imray.core.state import ShardState
 from imray.core.status import LogFigures
 from imray.log.checkpoint_snapshot import Snapshot, snapshot
 from imray.log.confirm import Confirmer
-from imray.log.recovery import Readable, become_writer
 from imray.log.retire import Retired
 from imray.log.rows import Prepared, gather, read_back, senders_of
 from imray.log.schema import record_table, segment_table
@@ -35,6 +34,7 @@ from imray.log.writer import Writer
 from imray.settings import Settings
 from imray.shard.answers import Written, answers_of
 from imray.shard.jobs import Job, Records
+from imray.shard.recovery import Readable, become_writer
 
 log = logging.getLogger("imray.committer")
 

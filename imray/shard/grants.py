@@ -17,11 +17,11 @@ from imray.core.routing import log_of
 from imray.core.sequencer import locate
 from imray.core.state import HotGroup, ShardState
 from imray.log.reader import read_log
-from imray.log.recovery import fence_log
 from imray.log.schema import HotRecord, LogRecord, RecordKind, VoidRecord
 from imray.log.segment import segment_name
 from imray.shard.committer import Committer
 from imray.shard.jobs import Records
+from imray.shard.recovery import fence_log
 
 _CEILING_MIN = 1 << 10
 

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from imray.core.replies import Appended, Refusal
 from imray.core.routing import log_of
 from imray.core.status import PartitionStatus, ServingState
-from imray.log.recovery import become_partition_writer
 from imray.log.store import Store
 from imray.rpc.publications import SubscribeArgs, SubscribedMarks
 from imray.settings import Settings
 from imray.shard.partition_incarnation import HomeLink, PartitionIncarnation
 from imray.shard.publisher import Publisher, Subscriber
+from imray.shard.recovery import become_partition_writer
 from imray.shard.runtime import SYSTEM, Runtime
 from imray.shard.write_loop import WriteLoop
 

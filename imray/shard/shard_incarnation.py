@@ -13,7 +13,6 @@ from functools import partial
 
 from imray.core.errors import StorageError
 from imray.core.replies import Refusal
-from imray.log.recovery import Readable
 from imray.log.rows import Prepared
 from imray.log.store import Store
 from imray.rpc.publications import Mark, MembersTold
@@ -23,6 +22,7 @@ from imray.shard.grants import Grants
 from imray.shard.hot_groups import HotGroups, StartPartitions
 from imray.shard.jobs import Job, Records
 from imray.shard.publisher import Publisher, marks_of, names_in
+from imray.shard.recovery import Readable
 from imray.shard.runtime import Runtime, StateThread
 from imray.shard.upkeep import Upkeep, UpkeepWorkers
 

@@ -18,7 +18,6 @@ from imray.core.members import Roles
 from imray.core.replies import Appended, Located, Refusal, Refused
 from imray.core.state import ShardState
 from imray.core.status import ServingState, ShardStatus
-from imray.log.recovery import Readable
 from imray.log.store import Store
 from imray.rpc.publications import SubscribeArgs, SubscribedMarks
 from imray.settings import Settings
@@ -26,6 +25,7 @@ from imray.shard.committer import located
 from imray.shard.hot_groups import HotGroups, StartPartitions
 from imray.shard.members import ShardMembers, roles_of
 from imray.shard.publisher import Publisher, Subscriber, marks_of
+from imray.shard.recovery import Readable
 from imray.shard.runtime import SYSTEM, Runtime, StateThread
 from imray.shard.shard_incarnation import ShardIncarnation, Surroundings
 from imray.shard.upkeep import UpkeepWorkers

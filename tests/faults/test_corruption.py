@@ -12,10 +12,10 @@ from imray.core.log_progress import LogProgress
 from imray.core.replies import Appended, Refusal, Refused
 from imray.log import checkpoint, digest
 from imray.log.reader import read_log
-from imray.log.recovery import replay
 from imray.log.sealed import open_interval, read_postings
 from imray.log.segment import open_segment, segment_name
 from imray.log.store import LocalStore
+from imray.shard.recovery import replay
 from tests.support.batches import SEED, Msg, commit, flips, ipc_of, msg_id, open_committer
 from tests.support.owners import owner_of, until_async
 

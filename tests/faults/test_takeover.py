@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from imray.core.errors import CorruptError, FencedError
-from imray.log import recovery
-from imray.log.recovery import become_partition_writer
 from imray.log.segment import segment_name
 from imray.log.store import LocalStore
+from imray.shard import recovery
 from imray.shard.committer import Committer
 from imray.shard.grants import Grants
+from imray.shard.recovery import become_partition_writer
 from tests.support.batches import Msg, commit, msg_id, open_committer
 
 

@@ -12,10 +12,10 @@ from imray.core.errors import CorruptError
 from imray.core.replies import Refusal
 from imray.core.routing import log_of
 from imray.core.state import ShardState
-from imray.log.recovery import become_partition_writer, become_writer, replay
 from imray.log.schema import segment_table
 from imray.log.segment import GrantNote, segment_name
 from imray.log.store import LocalStore
+from imray.shard.recovery import become_partition_writer, become_writer, replay
 from tests.hot.test_group import _hot, _m, _rows, _stable
 from tests.support.batches import SEED, prepared
 from tests.support.groups import Group

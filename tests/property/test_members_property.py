@@ -16,8 +16,8 @@ from imray.core.membership import Change, Create
 from imray.core.replies import Appended
 from imray.core.state import ShardState
 from imray.log import checkpoint
-from imray.log.recovery import replay
 from imray.log.store import LocalStore
+from imray.shard.recovery import replay
 from tests.support.batches import SEED, Msg, collect, msg_id, open_committer, prepared, seal
 from tests.support.membership import change, known, mark_read
 

@@ -13,9 +13,9 @@ import pytest
 from imray.core import blocks, fold, postings, sequencer, state
 from imray.core.blocks import Block, Blocks
 from imray.core.grants import DeclineReason, Report
-from imray.log import recovery
 from imray.log.store import Store
 from imray.shard import committer as committers
+from imray.shard import recovery
 from imray.shard.grants import Grants
 from imray.shard.hot_groups import HotGroups
 from imray.shard.partition_incarnation import PartitionIncarnation

@@ -11,9 +11,9 @@ from imray.core import fold, state
 from imray.core.blocks import Block, Blocks
 from imray.core.dedup import SealedFilter
 from imray.core.errors import InvalidError
-from imray.log import recovery
 from imray.log.retire import Retired
 from imray.log.writer import Writer
+from imray.shard import recovery
 from imray.shard.commit_queue import Flight
 from imray.shard.committer import Committer
 from imray.shard.grants import Grants

@@ -9,9 +9,9 @@ from imray.core.sequencer import locate, plan
 from imray.core.state import ShardState
 from imray.log import checkpoint
 from imray.log.confirm import Confirmer
-from imray.log.recovery import replay
 from imray.log.rows import gather, prepare
 from imray.log.schema import from_ipc
+from imray.shard.recovery import replay
 from tests.checker.invariants import judge
 from tests.simulation.clients import Client
 from tests.simulation.deployment import HOME

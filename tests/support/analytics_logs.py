@@ -11,7 +11,6 @@ from imray.core.grants import Granted, Report
 from imray.core.routing import shard_of
 from imray.log import checkpoint
 from imray.log.manifest import create_or_open
-from imray.log.recovery import become_partition_writer, become_writer
 from imray.log.rows import gather
 from imray.log.schema import SEGMENT_SCHEMA, TEXT, RecordKind, segment_table, void_table
 from imray.log.segment import GrantNote
@@ -20,6 +19,7 @@ from imray.log.writer import Writer
 from imray.settings import Settings
 from imray.shard.committer import Committer, Records
 from imray.shard.grants import Grants
+from imray.shard.recovery import become_partition_writer, become_writer
 from tests.support.batches import SEED, Msg, commit, msg_id, prepared
 
 NOT_UTF8 = b"\xff\xfe\x00\x80"

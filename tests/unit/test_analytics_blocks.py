@@ -13,10 +13,10 @@ from analytics.sql import query
 from analytics.verified import Verifier
 from imray.core.log_progress import LogProgress
 from imray.core.routing import log_of
-from imray.log.recovery import become_partition_writer
 from imray.log.schema import RecordKind, record_table, void_table
 from imray.log.segment import GrantNote
 from imray.log.writer import Writer
+from imray.shard.recovery import become_partition_writer
 from tests.support.analytics_logs import FastStore, HotLog, craft, hot_log, name_in, writer_of
 from tests.support.batches import Msg, msg_id
 

@@ -11,8 +11,8 @@ from imray.core.errors import CorruptError, InvalidError
 from imray.core.fold import freeze
 from imray.core.postings import Postings
 from imray.log import checkpoint, sealed
-from imray.log.recovery import replay
 from imray.log.store import LocalStore
+from imray.shard.recovery import replay
 from tests.support.batches import SEED, Msg, collect, commit, merge_all, msg_id, open_committer, seal
 
 

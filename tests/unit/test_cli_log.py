@@ -11,8 +11,8 @@ import pytest
 from imray.cli import run
 from imray.log.manifest import create_or_open
 from imray.log.reader import read_segment
-from imray.log.recovery import become_writer
 from imray.log.store import LocalStore
+from imray.shard.recovery import become_writer
 from tests.support.batches import SEED, Msg, commit, msg_id, open_committer
 
 Cli = Callable[..., tuple[int, str, str]]

@@ -14,10 +14,10 @@ from imray.core.membership import Change
 from imray.core.state import ShardState
 from imray.log import checkpoint
 from imray.log.manifest import create_or_open
-from imray.log.recovery import replay
 from imray.log.schema import CursorsRecord, LogRecord, MembersRecord, RecordKind, record_table
 from imray.log.store import LocalStore
 from imray.settings import Settings
+from imray.shard.recovery import replay
 from tests.support.batches import SEED, Msg, commit, msg_id, open_committer, seal
 from tests.support.membership import change, create, known, mark_read
 
