@@ -192,10 +192,12 @@ class Settings:
     """What Ray reserves; small, so that a laptop holds a whole system. Set to 1 on a cluster."""
     duckdb_memory_limit: str = "512MB"
     duckdb_threads: int = 1
+    history_cache_bytes: int = 64 * 1024 * 1024
+    """Decoded rows that one reader of history keeps: groups of runs, and segments that are not merged yet."""
     history_readers: int = 2
     """Processes that read pages of history, of a whole deployment. One reads page after page on one core: a page of
     32 MB takes it a third of a second, and where many listeners catch up at once all others wait behind it. Each may
-    take `duckdb_memory_limit`. At least 1."""
+    take `history_cache_bytes`. At least 1."""
 
     # Callers
     jwks_timeout_s: float = 5.0
