@@ -30,6 +30,11 @@ class UnavailableError(ImrayError):
     """The outcome is unknown: the message may be durable or not. Retry with the same client_msg_id; it is safe."""
 
 
+class StaleError(UnavailableError):
+    """What this knows of a log is behind what was merged of it and deleted meanwhile: it slept. Nothing may be concluded
+    from what it read or wrote; it must begin anew, with the newest checkpoint or the history."""
+
+
 class FencedError(ImrayError):
     """Another writer owns the log. This incarnation must stop for good; callers retry with the same ids.
 

@@ -18,11 +18,13 @@ from imray.core.dedup import IdTable
 from imray.core.errors import CorruptError, DerivedError, InvalidError, StorageError
 from imray.core.intervals import Interval, sealed_prefix
 from imray.core.log_progress import LogProgress
+from imray.core.routing import log_of
 from imray.core.state import HotGroup, ShardState
 from imray.log import digest as digests
 from imray.log.checkpoint_members import member_columns, restored_members
 from imray.log.checkpoint_meta import CheckpointMeta, PartitionMeta
 from imray.log.checkpoint_snapshot import Snapshot, seal_frozen
+from imray.log.marks import marked, newest_mark
 from imray.log.reader import read_segment
 from imray.log.schema import body_parts
 from imray.log.sealed import SealedInterval, merge, merge_due, open_interval, why
@@ -124,6 +126,7 @@ def _restored(store: Store, shard: int, seed: int, name: str, notes: list[str], 
     if meta.shard != shard or _name(shard, meta.segment) != name:
         raise DerivedError(name, f"it is the checkpoint of segment {meta.segment} of shard {meta.shard}")
     _check_covered(store, shard, meta, name, notes)
+    _check_log_is_there(store, meta, name)
     if meta.conversations:
         _, offsets = parts = body_parts(table.column("conv_id").chunk(0))
         state.conversations.add(*parts, np.arange(len(offsets) - 1, dtype=np.int32))
@@ -157,17 +160,31 @@ def _check_covered(store: Store, shard: int, meta: CheckpointMeta, name: str, no
     older checkpoint, or none, shows which of the two was exchanged. CorruptError where there is no file.
 
     One that does not verify takes out its own messages only: the chain goes on with the digest that the checkpoint
-    has."""
+    has. Where it is merged and may be deleted, or is, there is nothing to compare."""
     covered = segment_name(shard, meta.segment)
-    if not store.exists(covered):
+    there_is = store.exists(covered)
+    if marked(store, shard) >= meta.segment:
+        return
+    if not there_is:
         raise CorruptError(covered, "the whole file", f"the checkpoint {name} covers it, but it is not there")
     try:
         there = read_segment(store, shard, meta.segment).digest.hex()
     except CorruptError as e:
+        if marked(store, shard) >= meta.segment:
+            return
         notes.append(f"the log is damaged, what stands there cannot be read: {e}")
         return
     if there != meta.digest:
         raise DerivedError(name, f"it covers another file than {covered}")
+
+
+def _check_log_is_there(store: Store, meta: CheckpointMeta, name: str) -> None:
+    """DerivedError where some of what stood in the log after a checkpoint was merged and may be deleted: a newer one
+    serves, or the history."""
+    covered = {meta.shard: meta.segment} | {log_of(meta.shard, p.slot): p.segment for p in meta.partitions}
+    for log, segment in covered.items():
+        if marked(store, log) > segment:
+            raise DerivedError(name, f"log {log} was merged after segment {segment}, to which it goes, and is deleted")
 
 
 def _opened(store: Store, interval: Interval, notes: list[str], listed: list[str]) -> SealedInterval:
@@ -204,14 +221,24 @@ def _jump(segment: int, following: int) -> int:
 
 def partition_progress(store: Store, home: int, slot: int) -> LogProgress:
     """From where a partition's log must be read: a checkpoint of its home shard covers the rest, the newest that
-    serves."""
+    serves, or what was merged. CorruptError where the newest mark does not verify."""
+    known = _covered_progress(store, home, slot)
+    log = log_of(home, slot)
+    if marked(store, log) <= known.segment:
+        return known
+    mark = newest_mark(store, log)
+    assert mark is not None, "marks never go all at once"
+    return mark.end.progress()
+
+
+def _covered_progress(store: Store, home: int, slot: int) -> LogProgress:
     for name in reversed(checkpoints(store, home)):
         try:
             meta = checkpoint_meta(store, name)
         except DerivedError:
             continue  # it was removed meanwhile, or is damaged: an older one covers less, and more is read
-        found = [t for t in meta.partitions if t.slot == slot]
-        return _progress(found[0]) if found else LogProgress()
+        found = [_progress(t) for t in meta.partitions if t.slot == slot]
+        return found[0] if found else LogProgress()
     return LogProgress()
 
 

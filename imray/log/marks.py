@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import msgspec
 
-from imray.core.errors import CorruptError, StorageError
+from imray.core.errors import CorruptError, StaleError, StorageError
 from imray.core.log_progress import LogProgress
 from imray.log import digest as digests
 from imray.log.store import Store
 
+_MARKS = "merged/"
 MARKS_KEPT = 2
 
 
@@ -67,7 +68,7 @@ class Mark(msgspec.Struct, frozen=True):
 
 def mark_prefix(log: int) -> str:
     """The folder of a log's marks."""
-    return f"merged/log={log:05d}/"
+    return f"{_MARKS}log={log:05d}/"
 
 
 def mark_name(log: int, segment: int) -> str:
@@ -93,6 +94,24 @@ def marked(store: Store, log: int) -> int:
     """The last segment of a log that may have been deleted, from the marks' names; 0: none."""
     names = store.list(mark_prefix(log))
     return int(names[-1].rsplit("/", 1)[-1].removesuffix(".json")) if names else 0
+
+
+def check_not_deleted(store: Store, log: int, segment: int) -> None:
+    """StaleError where a segment's name may have been deleted: what is, or is not, there says nothing of the log.
+
+    Asked after the name was looked at, or taken: a mark is durable before the first of its segments goes."""
+    last = marked(store, log)
+    if last >= segment:
+        raise StaleError(
+            f"log {log} is merged up to segment {last}, and may be deleted up to there: what was known of it before "
+            f"segment {segment} is old"
+        )
+
+
+def marked_logs(store: Store) -> list[int]:
+    """The numbers of the logs of which something may have been deleted, ascending."""
+    folders = {name.removeprefix(_MARKS).split("/")[0] for name in store.list(_MARKS)}
+    return sorted(int(folder.removeprefix("log=")) for folder in folders)
 
 
 def read_mark(data: bytes, name: str) -> Mark:

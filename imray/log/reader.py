@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from imray.core.errors import CorruptError
 from imray.core.log_progress import LogProgress
+from imray.log.marks import check_not_deleted
 from imray.log.segment import Segment, open_segment, segment_name, segment_number, segment_prefix
 from imray.log.store import Store
 
@@ -51,28 +52,26 @@ def read_log(
     The end is found by following names, so a busy writer is caught up with however large the folder is. Following
     cannot tell a lost segment from the end: `at_least` is a number that is known to be there (`last_segment`). What a
     fence says of how the log goes on is followed. CorruptError at the first segment that does not verify or does not
-    follow its predecessor."""
+    follow its predecessor. StaleError where that one may have been deleted since `progress` was true."""
     epoch = 0
     number = progress.following
     before = progress.segment
     digest = progress.digest
     window = progress.window
     while last is None or number <= last:
-        segment = _read(store, shard, number)
-        if segment is None:
+        try:
+            segment = _read(store, shard, number)
             # a writer puts no name before the one that is a window below it is acked, so that one must be there
-            if last is not None or number == at_least or number + window <= at_least:
+            if segment is None and (last is not None or number == at_least or number + window <= at_least):
                 raise _missing(shard, number)
+            if segment is not None:
+                _check_follows(segment, before, digest, epoch)
+        except CorruptError:
+            check_not_deleted(store, shard, number)
+            raise
+        if segment is None:
+            check_not_deleted(store, shard, number)
             return
-        if segment.meta.previous != digest.hex():
-            raise CorruptError(
-                segment.name,
-                "metadata",
-                f"it follows a segment with digest {segment.meta.previous}, but segment {before} has "
-                f"{digest.hex()}: one of the two was changed or put in another's place",
-            )
-        if segment.meta.epoch < epoch:
-            raise CorruptError(segment.name, "metadata", f"epoch {segment.meta.epoch} after epoch {epoch}")
         digest = segment.digest
         epoch = segment.meta.epoch
         before = number
@@ -81,3 +80,15 @@ def read_log(
             number = fence.following
             window = fence.window
         yield segment
+
+
+def _check_follows(segment: Segment, before: int, digest: bytes, epoch: int) -> None:
+    if segment.meta.previous != digest.hex():
+        raise CorruptError(
+            segment.name,
+            "metadata",
+            f"it follows a segment with digest {segment.meta.previous}, but segment {before} has "
+            f"{digest.hex()}: one of the two was changed or put in another's place",
+        )
+    if segment.meta.epoch < epoch:
+        raise CorruptError(segment.name, "metadata", f"epoch {segment.meta.epoch} after epoch {epoch}")

@@ -1,8 +1,8 @@
 """Derived files that nobody needs any more, and the only place that deletes them.
 
 The rule: a file is deleted only by who retired it, after a checkpoint without it is durable, and while it is still the
-writer. A successor looks for a newer checkpoint after its fence (`imray.shard.recovery`), so it either fences before the
-look here, and nothing is deleted, or it reads a checkpoint that does not name what is deleted.
+writer. A successor looks for a newer checkpoint after its fence (`imray.shard.recovery`), so it either fences before
+the look here, and nothing is deleted, or it reads a checkpoint that does not name what is deleted.
 """
 
 from __future__ import annotations

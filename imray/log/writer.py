@@ -14,6 +14,7 @@ import pyarrow as pa
 from imray.core.errors import CorruptError, FencedError, StorageError, UnavailableError
 from imray.core.log_progress import LogProgress
 from imray.log.digest import Parts
+from imray.log.marks import marked
 from imray.log.schema import SEGMENT_SCHEMA
 from imray.log.segment import GrantNote, SegmentMeta, encode, open_segment, segment_name
 from imray.log.store import Store
@@ -113,16 +114,19 @@ class Writer:
         FencedError: another writer owns the log. StorageError: unknown whether it landed. Both: stop for good."""
         self.check()
         try:
-            self._put(segment_name(self.shard, encoded.segment), encoded.parts, encoded.digest)
+            self._put(encoded.segment, encoded.parts, encoded.digest)
         except Exception as e:
             self._stopped = e
             raise
 
-    def _put(self, name: str, parts: Parts, digest: bytes) -> None:
+    def _put(self, segment: int, parts: Parts, digest: bytes) -> None:
+        name = segment_name(self.shard, segment)
         if self._store.put_if_absent(name, parts):
             return
         data = self._store.get(name)
         if data is None:
+            if marked(self._store, self.shard) >= segment:
+                raise FencedError(f"{name} was taken, and is merged and deleted by now")
             raise StorageError(f"put {name}: the name is taken, but there is no file")
         try:
             there = open_segment(data, name)
@@ -156,4 +160,7 @@ class Writer:
             if not meta.nonce.startswith(own):
                 return False
             number = meta.fence.following if meta.fence is not None else number + 1  # its own, on its way
-        return True
+        if self._look_from == self._following:
+            return True  # the only name that another may have taken is that of its fence, which is never deleted
+        # of what is on its way some may have landed, below a successor's fence, and be merged and deleted by now
+        return marked(self._store, self.shard) < number

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from imray.core.columns import Commit
 from imray.core.dedup import SealedIds
-from imray.core.errors import CorruptError, FencedError, InvalidError, StorageError, UnavailableError
+from imray.core.errors import CorruptError, FencedError, InvalidError, StaleError, StorageError, UnavailableError
 from imray.core.fold import apply, freeze, sealed, thaw
 from imray.core.log_progress import LogProgress
 from imray.core.routing import log_of
 from imray.core.state import ShardState
 from imray.log import checkpoint
 from imray.log.checkpoint_snapshot import seal_frozen, snapshot
+from imray.log.marks import check_not_deleted, marked
 from imray.log.reader import last_segment, read_log
 from imray.log.rows import read_commit
 from imray.log.sealed import SealedInterval, remove
@@ -43,26 +44,37 @@ class Readable:
     def is_current(self, store: Store, shard: int) -> bool:
         """Whether nobody has written since: else more may be stable by now than is known here."""
         slots = [0, *(self.state.partitions if self.partitions_read else ())]
-        ends = [segment_name(log_of(shard, slot), self.state.progress(slot).following) for slot in slots]
-        return not any(store.exists(name) for name in ends)
+        ends = [(log_of(shard, slot), self.state.progress(slot).following) for slot in slots]
+        # what was written there may be merged and deleted by now
+        return not any(store.exists(segment_name(*end)) or marked(store, end[0]) >= end[1] for end in ends)
 
 
 def replay(store: Store, shard: int, state: ShardState, slot: int = 0, at_least: int = 0, ids_max: int = 0) -> None:
     """Fold the rest of one of a shard's logs into the state. CorruptError at the first segment that does not verify.
-    FencedError: another writer of the shard has taken over since its own log was read.
+    FencedError: another writer of the shard has taken over since its own log was read. StaleError: what follows was
+    merged and deleted since the state was made.
 
     `ids_max` (0: no matter): past so many recent ids they are sealed on the way, so that memory stays bounded where
     every checkpoint is lost."""
     progress = state.progress(slot)
     seal_at = ids_max
-    for segment in read_log(store, log_of(shard, slot), progress, at_least=at_least):
-        commit: Commit = read_commit(state, segment)
+    number = log_of(shard, slot)
+    for segment in read_log(store, number, progress, at_least=at_least):
         try:
-            apply(state, commit, segment.digest)
-        except InvalidError as e:
-            raise CorruptError(segment.name, "numbers", str(e)) from e
+            _fold(state, segment)
+        except CorruptError:
+            check_not_deleted(store, number, segment.meta.segment)
+            raise
         if ids_max and state.recent.count >= seal_at:
             seal_at = ids_max if _seal_recent(store, shard, state) else state.recent.count + ids_max
+
+
+def _fold(state: ShardState, segment: Segment) -> None:
+    commit: Commit = read_commit(state, segment)
+    try:
+        apply(state, commit, segment.digest)
+    except InvalidError as e:
+        raise CorruptError(segment.name, "numbers", str(e)) from e
 
 
 def _seal_recent(store: Store, shard: int, state: ShardState) -> bool:
@@ -94,7 +106,9 @@ def become_writer(
 
     `notes` are told which derived files were passed over, `ids_max` is as for `replay`. `on_unwritable` gets what was
     recovered where the store takes no fence. CorruptError: the log does not verify, a person must look. StorageError:
-    the fence could not be written. FencedError, UnavailableError: others keep taking the next number."""
+    the fence could not be written. FencedError, UnavailableError: others keep taking the next number.
+
+    Whoever slept while what it reads was merged and deleted (`StaleError`) begins anew, here."""
     for _ in range(_RESTORES_MAX):
         told: list[str] = []
         before = checkpoint.checkpoints(store, shard)
@@ -105,6 +119,10 @@ def become_writer(
         except StorageError:
             _offer(store, shard, state, on_unwritable)
             raise
+        except StaleError as e:
+            log.warning("shard %d begins anew: %s", shard, e)
+            _forget(store, state, restored)
+            continue
         except BaseException:
             _forget(store, state, restored)
             raise
@@ -117,7 +135,9 @@ def become_writer(
             return state, writer
         writer.close()
         _forget(store, state, restored)
-    raise UnavailableError(f"shard {shard}: another writer keeps making checkpoints")
+    raise UnavailableError(
+        f"shard {shard}: another writer keeps making checkpoints, or its log is merged faster than read"
+    )
 
 
 def _forget(store: Store, state: ShardState, restored: list[SealedIds]) -> None:
@@ -152,9 +172,9 @@ def _offer(store: Store, shard: int, state: ShardState, on_unwritable: Callable[
             try:
                 replay(store, shard, state, slot)
                 store.sync(segment_prefix(log_of(shard, slot)))
-            except (CorruptError, FencedError):
+            except (CorruptError, FencedError, StaleError):
                 partitions_read = False  # a live predecessor's grants: without a fence they cannot be judged
-    except (StorageError, CorruptError) as e:
+    except (StorageError, CorruptError, StaleError) as e:
         log.warning("shard %d cannot be read either: %s", shard, e)
         return
     on_unwritable(Readable(state, partitions_read))
@@ -210,12 +230,16 @@ def fence_log(
     """Read a log to its end (`read_on` advances `progress`) and take the next number; repeat until the fence directly
     follows the last segment read.
 
+    StaleError: this slept between reading and fencing, while what follows was written, merged and deleted: the name
+    that its fence took had been another's, and nothing may be concluded from it.
+
     `sequencer`: what the fence names; None: what the log named last."""
     for _ in range(_FENCE_TRIES_MAX):
         read_on()
         named = progress.sequencer if sequencer is None else sequencer
         writer = Writer(store, log, progress, named, by_home)
         if writer.fence(now_ms()):
+            check_not_deleted(store, log, writer.segment)  # before anything is concluded from the fence
             read_on()  # the fence itself, by the one way that everything takes
             if progress.segment == writer.segment:
                 return writer  # else another one fenced this one off already
