@@ -52,9 +52,11 @@ def read_log(
     The end is found by following names, so a busy writer is caught up with however large the folder is. Following
     cannot tell a lost segment from the end: `at_least` is a number that is known to be there (`last_segment`). What a
     fence says of how the log goes on is followed. CorruptError at the first segment that does not verify or does not
-    follow its predecessor. StaleError where that one may have been deleted since `progress` was true."""
+    follow its predecessor. StaleError where some of what was read, or is not there, may have been deleted since
+    `progress` was true: a fence that was put there by somebody who slept is no part of the log, though it chains."""
     epoch = 0
-    number = progress.following
+    start = progress.following
+    number = start
     before = progress.segment
     digest = progress.digest
     window = progress.window
@@ -67,10 +69,10 @@ def read_log(
             if segment is not None:
                 _check_follows(segment, before, digest, epoch)
         except CorruptError:
-            check_not_deleted(store, shard, number)
+            check_not_deleted(store, shard, start)
             raise
         if segment is None:
-            check_not_deleted(store, shard, number)
+            check_not_deleted(store, shard, start)
             return
         digest = segment.digest
         epoch = segment.meta.epoch

@@ -59,11 +59,12 @@ def replay(store: Store, shard: int, state: ShardState, slot: int = 0, at_least:
     progress = state.progress(slot)
     seal_at = ids_max
     number = log_of(shard, slot)
+    start = progress.following
     for segment in read_log(store, number, progress, at_least=at_least):
         try:
             _fold(state, segment)
         except CorruptError:
-            check_not_deleted(store, number, segment.meta.segment)
+            check_not_deleted(store, number, start)
             raise
         if ids_max and state.recent.count >= seal_at:
             seal_at = ids_max if _seal_recent(store, shard, state) else state.recent.count + ids_max
