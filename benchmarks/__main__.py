@@ -31,6 +31,7 @@ NAMES = (
     "restart",
     "push",
     "members",
+    "history",
 )
 _COSTS = {
     "hot_group": (12.0, 3, 3),
@@ -44,9 +45,11 @@ _COSTS = {
     "restart": (20.0, 2, 2),
     "push": (20.0, 13, 14),
     "members": (30.0, 5, 5),
+    "history": (110.0, 2, 0),
 }
 """Seconds to start, and how many sides a turn has, in full and in the quick form."""
 _KNOW_QUOTA = ("hot_group_scaling",)
+_KNOW_ROWS = ("history",)
 _QUOTA_SIDES = (15, 12)
 """With a quota, in full and in the quick form."""
 _QUOTA_WINDOW = 1
@@ -81,6 +84,12 @@ def main(
             help="Cores for each writer (hot_group_scaling): two cores stand for many machines.",
         ),
     ] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1000, help="Messages of history: 1,000,000, with --quick 200,000.")
+    ] = None,
+    segments: Annotated[
+        int | None, typer.Option(min=1000, help="history over a folder of so many unmerged segments instead.")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Write the table into benchmarks/README.md.")] = False,
     results: Annotated[Path | None, typer.Option("--from", help="Show an earlier --json file instead.")] = None,
 ) -> None:
@@ -94,13 +103,15 @@ def main(
             raise typer.BadParameter(f"{unknown}: there are {', '.join(NAMES)}")
         if quota is not None and (others := [n for n in chosen if n not in _KNOW_QUOTA]):
             raise typer.BadParameter(f"{', '.join(others)} do not know --quota: {', '.join(_KNOW_QUOTA)} does")
+        if (rows or segments) and (others := [n for n in chosen if n not in _KNOW_ROWS]):
+            raise typer.BadParameter(f"{', '.join(others)} do not know --rows and --segments: history does")
         folder = folder.resolve()
         if machine.filesystem(folder)[0] in machine.NOT_DISKS:
             raise typer.BadParameter(f"{folder} is in memory: choose a folder on a disk with --dir")
         folder.mkdir(parents=True, exist_ok=True)
         if window is None:
             window = Options.window if quota is None else _QUOTA_WINDOW
-        options = Options(folder, repeat, seconds, producers, window, quota=quota)
+        options = Options(folder, repeat, seconds, producers, window, quota=quota, rows=rows, segments=segments)
         if quick:
             options = replace(options, repeat=1, seconds=_QUICK_S, quick=True)
         say(f"about {minutes(chosen, options):.0f} min for {', '.join(chosen)}; --quick is the short form")

@@ -51,6 +51,10 @@ class Options:
     """Leave out what takes long and answers a question of its own."""
     quota: float | None = None
     """Cores that each writer may use, for what knows it; None: all."""
+    rows: int | None = None
+    """Messages of `history`; None: its own default."""
+    segments: int | None = None
+    """Of `history`: unmerged segments of a folder that is made for it, instead of a load."""
 
     @contextlib.contextmanager
     def fresh_folder(self) -> Iterator[Path]:

@@ -38,14 +38,20 @@ class Server:
 @contextlib.contextmanager
 def imray(options: Options, shards: int | None = None) -> Iterator[Server]:
     """`imray up` over a fresh folder, on a free port; None: as many shards as by default."""
-    with options.fresh_folder() as data:
-        command = [sys.executable, "-m", "imray.cli", "up", "--data", str(data), "--port", "0", "--json"]
-        if shards is not None:
-            command += ["--shards", str(shards)]
-        with _process(command, subprocess.PIPE) as process:
-            assert process.stdout is not None
-            info = json.loads(_first_line(process.stdout))
-            yield Server(info["url"], info["token"], process.pid, info["namespace"], data)
+    with options.fresh_folder() as data, imray_over(data, shards) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def imray_over(data: Path, shards: int | None = None) -> Iterator[Server]:
+    """The same over a folder that is there, which stays."""
+    command = [sys.executable, "-m", "imray.cli", "up", "--data", str(data), "--port", "0", "--json"]
+    if shards is not None:
+        command += ["--shards", str(shards)]
+    with _process(command, subprocess.PIPE) as process:
+        assert process.stdout is not None
+        info = json.loads(_first_line(process.stdout))
+        yield Server(info["url"], info["token"], process.pid, info["namespace"], data)
 
 
 @contextlib.contextmanager
