@@ -33,7 +33,7 @@ up: venv ## start imray on this machine with a sample chat
 	$(BIN)/imray up --demo
 
 test: venv lint types ## lint, types, and every test that is not slow
-	$(BIN)/python -m pytest tests -m "not slow"
+	$(BIN)/python -m pytest tests -m "not slow" -n 2 --dist loadgroup
 
 test-long: venv ## the slow tests
 	$(BIN)/python -m pytest tests -m slow

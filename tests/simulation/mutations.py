@@ -74,7 +74,7 @@ def void_by_time_out(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Grants, "fence", fence)
 
 
-@rule("FAIL I6")
+@rule("FAIL I6", rare=True)
 def leased_ahead(patch: pytest.MonkeyPatch) -> None:
     """Numbers are leased to a partition before its messages arrive."""
     leases: dict[tuple[int, int, int], list[int]] = {}
