@@ -50,14 +50,13 @@ def test_data() -> Path:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Two processes share the tests: those of one file stay together, as they share a system; those of the simulation
-    share nothing, and take long, so they begin first and go wherever there is room."""
+    share nothing, and take long, so each goes where there is room."""
     if not config.pluginmanager.has_plugin("xdist"):
         return
     simulation = _TESTS / "simulation"
     for item in items:
         if simulation not in item.path.parents:
             item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(_TESTS))))
-    items.sort(key=lambda item: simulation not in item.path.parents)
 
 
 @pytest.hookimpl(wrapper=True)
