@@ -57,6 +57,8 @@ _SIDE_S = 6.0
 """What a side takes beside its measurement: warming up, a fresh folder, processes."""
 _QUICK_S = 1.0
 _STOP_TIMEOUT_S = 90.0
+_ROWS_PER_S = 40_000
+"""With --rows, all questions together."""
 _README = Path(__file__).with_name("README.md")
 
 
@@ -99,12 +101,7 @@ def main(
         figures, where = report.from_json(results.read_text())
     else:
         chosen = list(dict.fromkeys(names or NAMES))
-        if unknown := [n for n in chosen if n not in NAMES]:
-            raise typer.BadParameter(f"{unknown}: there are {', '.join(NAMES)}")
-        if quota is not None and (others := [n for n in chosen if n not in _KNOW_QUOTA]):
-            raise typer.BadParameter(f"{', '.join(others)} do not know --quota: {', '.join(_KNOW_QUOTA)} does")
-        if (rows or segments) and (others := [n for n in chosen if n not in _KNOW_ROWS]):
-            raise typer.BadParameter(f"{', '.join(others)} do not know --rows and --segments: history does")
+        check_names(chosen, quota, rows or segments)
         folder = folder.resolve()
         if machine.filesystem(folder)[0] in machine.NOT_DISKS:
             raise typer.BadParameter(f"{folder} is in memory: choose a folder on a disk with --dir")
@@ -128,6 +125,16 @@ def main(
         raise typer.Exit(1)
 
 
+def check_names(names: list[str], quota: float | None, size: int | None) -> None:
+    """BadParameter for a benchmark that there is not, or that does not know what is asked of it."""
+    if unknown := [n for n in names if n not in NAMES]:
+        raise typer.BadParameter(f"{unknown}: there are {', '.join(NAMES)}")
+    if quota is not None and (others := [n for n in names if n not in _KNOW_QUOTA]):
+        raise typer.BadParameter(f"{', '.join(others)} do not know --quota: {', '.join(_KNOW_QUOTA)} does")
+    if size is not None and (others := [n for n in names if n not in _KNOW_ROWS]):
+        raise typer.BadParameter(f"{', '.join(others)} do not know --rows and --segments: {', '.join(_KNOW_ROWS)} does")
+
+
 def minutes(names: list[str], options: Options) -> float:
     """How long some benchmarks take, about, as was measured on two cores."""
     total_s = 0.0
@@ -137,6 +144,7 @@ def minutes(names: list[str], options: Options) -> float:
             full_sides, quick_sides = _QUOTA_SIDES
         sides = quick_sides if options.quick else full_sides
         total_s += fixed_s + options.repeat * sides * (_SIDE_S + options.seconds)
+    total_s += (options.rows or 0) / _ROWS_PER_S
     return max(1.0, total_s / 60)
 
 

@@ -138,3 +138,5 @@ def say_shards(running_system: RunningSystem) -> None:
             f"shard {status.shard}: {log.segment:,} segments, checkpoint at {log.checkpoint_segment:,}, "
             f"{log.conversations:,} conversations, {log.recent_ids + log.sealed_ids:,} ids"
         )
+        for note in [*status.notes, *(status.merge.detail if status.merge else ())]:
+            say(f"shard {status.shard}: {note}")
