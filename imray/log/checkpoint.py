@@ -31,6 +31,8 @@ from imray.log.sealed import SealedInterval, merge, merge_due, open_interval, wh
 from imray.log.segment import META_KEY, encode_parquet, read_meta, segment_name
 from imray.log.store import Store
 
+_SUFFIX = ".parquet"
+_TWIN = "-twin"
 _LISTINGS_MAX = 10
 """Every new listing means that a live predecessor made a checkpoint meanwhile: seconds apart."""
 
@@ -79,12 +81,42 @@ def _put(store: Store, name: str, parts: digests.Parts) -> None:
         return
     # an earlier try of this one, whose outcome was unknown: the number is the writer's own. Its intervals were durable
     # before it, so it serves as it is; one that does not verify is put anew
+    if not _serves(store, name):
+        store.delete(name)
+        if not store.put_if_absent(name, parts):
+            raise StorageError(f"put {name}: it was taken again")
+
+
+def write_twin(store: Store, shard: int) -> bool:
+    """Make a second file of the newest checkpoint that serves, which counts as one of the two newest: what the log has
+    up to there may be deleted when two cover it. False: there is none, or it has its twin.
+
+    StorageError where the store refuses."""
+    for name in reversed(checkpoints(store, shard)):
+        try:
+            _, data = _verified(store, name)
+        except DerivedError:
+            continue
+        other = _other_name(name)
+        if store.exists(other) and _serves(store, other):
+            return False
+        _put(store, other, [data])
+        return True
+    return False
+
+
+def _serves(store: Store, name: str) -> bool:
     try:
         checkpoint_meta(store, name)
     except DerivedError:
-        store.delete(name)
-        if not store.put_if_absent(name, parts):
-            raise StorageError(f"put {name}: it was taken again") from None
+        return False
+    return True
+
+
+def _other_name(name: str) -> str:
+    """The name of a checkpoint's twin, or of that whose twin it is. A twin sorts right before the other."""
+    stem = name.removesuffix(_SUFFIX)
+    return (stem.removesuffix(_TWIN) if stem.endswith(_TWIN) else stem + _TWIN) + _SUFFIX
 
 
 def merge_step(store: Store, intervals: Sequence[SealedInterval]) -> tuple[list[SealedInterval], SealedInterval] | None:
@@ -123,7 +155,7 @@ def restore(store: Store, shard: int, seed: int, notes: list[str] | None = None)
 def _restored(store: Store, shard: int, seed: int, name: str, notes: list[str], listed: list[str]) -> ShardState:
     state = ShardState(seed)
     meta, table = _read(store, name)
-    if meta.shard != shard or _name(shard, meta.segment) != name:
+    if meta.shard != shard or name not in (own := _name(shard, meta.segment), _other_name(own)):
         raise DerivedError(name, f"it is the checkpoint of segment {meta.segment} of shard {meta.shard}")
     _check_covered(store, shard, meta, name, notes)
     _check_log_is_there(store, meta, name)
@@ -276,4 +308,4 @@ def checkpoint_prefix(shard: int) -> str:
 
 
 def _name(shard: int, segment: int) -> str:
-    return f"{checkpoint_prefix(shard)}{segment:020d}.parquet"
+    return f"{checkpoint_prefix(shard)}{segment:020d}{_SUFFIX}"

@@ -18,6 +18,7 @@ from imray.log.remake import remake
 from imray.log.sealed import SealedInterval, remove
 from imray.log.sealed_filter import grown
 from imray.settings import Settings
+from imray.shard.checkpoint_timing import CheckpointTiming
 from imray.shard.committer import Committer
 from imray.shard.runtime import Runtime, StateThread, Worker
 
@@ -74,12 +75,26 @@ class Upkeep:
         self._retry_at = 0.0
         self._advance_at = 0.0
         self._again: asyncio.TimerHandle | None = None
+        self._timing = CheckpointTiming(committer, settings, runtime.monotonic_s)
+        self._look: asyncio.TimerHandle | None = None
         self._ended = False
 
     def start(self) -> None:
         """Read what look-ups of old ids need, before a commit has to wait for it."""
         self._merge_task = self._spawn(self._load())
+        self._look_later()
         self.start_checkpoint()
+
+    def _look_later(self) -> None:
+        self._look = asyncio.get_running_loop().call_later(self._timing.look_s, self._look_now)
+
+    def _look_now(self) -> None:
+        """What is due by time alone: nothing else may come that would start it."""
+        self._look_later()
+        self._timing.look()
+        self.start_checkpoint()
+        if self._checkpoint_task is None and self._timing.twin_due and self._now_s() >= self._retry_at:
+            self._checkpoint_task = self._spawn(self._twin())
 
     def start_checkpoint(self) -> None:
         """Begin one, if it is due and none is under way; and make anew what look-ups found damaged."""
@@ -88,7 +103,7 @@ class Upkeep:
             return
         for sealed in list(committer.confirmer.damaged):
             self._start_mend(sealed)
-        if self._checkpoint_task is not None or not committer.checkpoint_due:
+        if self._checkpoint_task is not None or not (committer.checkpoint_due or self._timing.due):
             return
         if self._now_s() < self._retry_at:
             self._start_again_in(self._retry_at - self._now_s())
@@ -133,8 +148,9 @@ class Upkeep:
     async def end(self) -> None:
         """Begin nothing more. What a thread is making is of no use to anybody then, and nobody waits for it."""
         self._ended = True
-        if self._again is not None:
-            self._again.cancel()
+        for timer in (self._again, self._look):
+            if timer is not None:
+                timer.cancel()
         tasks = [t for t in (self._checkpoint_task, self._merge_task, *self._mends.values()) if t is not None]
         for task in tasks:
             task.cancel()
@@ -160,9 +176,8 @@ class Upkeep:
             files = await self._in(sealing, checkpoint.write, committer.store, snap, committer.intervals)
             sealed_filter = await self._in(sealing, grown, committer.state.sealed_filter, files)
             await self._on_state(committer.sealed, files, sealed_filter)
-            # in this thread, after this checkpoint and before the next: what a checkpoint is about to name stays
-            replaced, in_use = await self._on_state(committer.take_replaced)
-            await self._in(sealing, committer.collect, replaced, in_use)
+            self._timing.made()
+            await self._collect()
             if self._merge_task is None or self._merge_task.done():
                 self._merge_task = self._spawn(self._merge())
         except (StorageError, DerivedError) as e:
@@ -172,6 +187,28 @@ class Upkeep:
         finally:
             self._checkpoint_task = None
         self.start_checkpoint()  # what came meanwhile may be enough for another, and nothing may come after it
+
+    async def _collect(self) -> None:
+        # in this thread, after a checkpoint and before the next: what a checkpoint is about to name stays
+        replaced, in_use = await self._on_state(self._committer.take_replaced)
+        await self._in(self._workers.sealing, self._committer.collect, replaced, in_use)
+
+    async def _twin(self) -> None:
+        committer = self._committer
+        try:
+            if await self._in(self._workers.sealing, self._write_twin):
+                await self._collect()
+            self._timing.twin_made()
+        except (StorageError, DerivedError) as e:
+            log.warning("shard %d: the newest checkpoint stays the only one: %s", committer.shard, e)
+            self._retry_at = self._now_s() + self._settings.reopen_delay_s_max
+        finally:
+            self._checkpoint_task = None
+        self.start_checkpoint()
+
+    def _write_twin(self) -> bool:
+        committer = self._committer
+        return committer.writer.is_last() and checkpoint.write_twin(committer.store, committer.shard)
 
     async def _load(self) -> None:
         committer = self._committer
