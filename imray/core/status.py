@@ -75,6 +75,34 @@ class HotFigures(msgspec.Struct, frozen=True):
     """CPU that answering them took."""
 
 
+class LogLag(msgspec.Struct, frozen=True):
+    """How far the history is behind one log."""
+
+    log: int
+    segments: int
+    """Files that are not deleted yet, fences aside where they are known."""
+    unmerged: int
+    """Of them, those that the history does not have yet."""
+
+
+class MergeStatus(msgspec.Struct, frozen=True):
+    """How far the history is behind the logs of one shard, and what is in the way."""
+
+    shard: int
+    version: int
+    """Of the history's table; -1: there is none yet."""
+    logs: list[LogLag]
+    detail: list[str]
+    """Why something is not merged or not deleted; empty where nothing is in the way."""
+
+
+class MergerStatus(msgspec.Struct, frozen=True):
+    """What the merger of a deployment says of itself."""
+
+    pid: int
+    shards: list[MergeStatus]
+
+
 class PartitionStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     """One partition of a home shard."""
 
@@ -108,6 +136,9 @@ class ShardStatus(msgspec.Struct, frozen=True):
     """Of its hot groups, as who asked found them; the shard itself leaves it empty."""
     pid: int | None = None
     """Its process. None: not known, since it gave no answer."""
+    merge: MergeStatus | None = None
+    """As the merger says it; the shard itself leaves it empty. None: nothing is merged, or the merger gave no
+    answer."""
 
     def to_json(self) -> dict[str, object]:
         """As operators see it: one flat object; what is not known is left out."""
@@ -128,6 +159,8 @@ class ShardStatus(msgspec.Struct, frozen=True):
             shown["topics"] = msgspec.to_builtins(self.partitions)
         if self.pid is not None:
             shown["pid"] = self.pid
+        if self.merge is not None:
+            shown["merge"] = msgspec.to_builtins(self.merge)
         return shown
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from imray.core.routing import home_of
-from imray.rpc.directory import reader_of_log
+from imray.rpc.directory import MERGER, reader_of_log
+
+MERGER_NAME = "merger"
+"""There is one in a deployment."""
 
 
 def shard(number: int) -> str:
@@ -22,7 +25,10 @@ def history(number: int) -> str:
 
 
 def of_log(log: int) -> str:
-    """Who serves a log: a shard, a partition, or a history reader for a number of `imray.rpc.directory.HISTORY`."""
+    """Who serves a log: a shard, a partition, or for the numbers of `imray.rpc.directory` a history reader or the
+    merger."""
+    if log == MERGER:
+        return MERGER_NAME
     reader = reader_of_log(log)
     if reader is not None:
         return history(reader)

@@ -22,7 +22,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from api.server import GatewayConfig
 from imray.core.errors import UnavailableError
 from imray.core.status import ServingState, ShardStatus
-from imray.deploy import actors, history, local_ray
+from imray.deploy import actors, history, local_ray, merger
 from imray.deploy import gateway as gateways
 from imray.deploy.gateway import Listening
 from imray.log.manifest import Manifest, create_or_open
@@ -115,6 +115,9 @@ def up(data: Path, shards: int | None, settings: Settings, config: GatewayConfig
     for i, actor in enumerate(started):
         yield f"recovering shard {i}"
         _await_serving(actor, deadline)
+    if settings.merge:
+        yield "starting the merger"
+        _start_merger(merger.create(namespace, str(data), manifest.shards, settings), deadline)
     return Deployment(namespace, manifest, names, listening[0].port)
 
 
@@ -130,6 +133,15 @@ def _await_serving(actor: Any, deadline: float) -> None:
             raise UnavailableError(shard.detail)
 
 
+def _start_merger(actor: Any, deadline: float) -> None:
+    try:
+        ray.get(actor.alive.remote(), timeout=max(1.0, deadline - time.monotonic()))
+    except GetTimeoutError:
+        return  # senders need no merger: Ray goes on looking for room, and `status` says that there is none
+    except RayError as e:
+        raise UnavailableError(f"the merger did not start: {_reason(e)}") from e
+
+
 def _reason(error: RayError) -> str:
     """The last line of what Ray says: the cause; the rest is a traceback."""
     return str(error).strip().splitlines()[-1]
@@ -141,7 +153,7 @@ def down(manifest: Manifest) -> int:
     found = [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == namespace]
     ended = 0
     # senders lose their door before the shards go, and partitions outlive their homes; those of a kind stop together
-    for kind in ("gateway", "history", "shard", "partition"):
+    for kind in ("gateway", "history", "merger", "shard", "partition"):
         names = [name for name in found if name.startswith(kind)]
         actors = {name: actor for name in names if (actor := _actor(name, namespace)) is not None}
         if kind != "history" and actors:

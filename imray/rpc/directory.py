@@ -10,6 +10,10 @@ HISTORY = -1
 """The log number under which the first reader of history is found, the others below it: no log has a number below 0."""
 
 
+MERGER = -1_000_000
+"""The log number under which the merger is found: below those of all readers."""
+
+
 def log_of_reader(number: int) -> int:
     """The log number under which a reader of history (0, 1, ...) is found."""
     return HISTORY - number
@@ -17,7 +21,7 @@ def log_of_reader(number: int) -> int:
 
 def reader_of_log(log: int) -> int | None:
     """Which reader of history is found under a log number; None: it is a log's own."""
-    return HISTORY - log if log <= HISTORY else None
+    return HISTORY - log if MERGER < log <= HISTORY else None
 
 
 class Directory(Protocol):
