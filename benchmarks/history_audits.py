@@ -132,9 +132,10 @@ def merge_all(data: Path) -> None:
     table = Table(store)
     last = read_segment(store, 0, _PLANTED_SEGMENTS)
     end = LogEnd(0, last.meta.segment, last.meta.epoch, last.digest.hex(), [(last.meta.epoch, 1)])
+    base = table.snapshot()  # before the first file of the run
     files, ends = merge_segments(store, 0, {0: None}, {0: end}, Settings())
     moves = {0: (0, ends[0].segment)}
-    made = table.commit(table.snapshot(), files, (), moves, "merge", time.time_ns() // 10**6)
+    made = table.commit(base, files, (), moves, "merge", time.time_ns() // 10**6)
     if ends[0].segment != last.meta.segment:
         raise RuntimeError(f"only segments up to {ends[0].segment} were merged")
     put_mark(store, Mark(ends[0], made.version))
