@@ -7,15 +7,15 @@ names the files they are nothing.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
 from imray.core.errors import CorruptError, InvalidError
 from imray.core.log_progress import LogProgress
 from imray.history.run_file import write_run
-from imray.history.run_reader import RunReader
-from imray.history.segment_rows import CODED_SCHEMA, note_table, rows_of_segments
+from imray.history.run_streams import merged_tables
+from imray.history.segment_rows import note_table, rows_of_segments
 from imray.history.snapshot import Covered, Run, RunFile
 from imray.history.sorting import sorted_tables
 from imray.log.marks import LogEnd
@@ -26,6 +26,11 @@ from imray.settings import Settings
 
 MERGE_FANOUT = 8
 """Runs of one tier that become one of the next."""
+_DECODE_BYTES = 2 * 1024 * 1024
+"""Segments that are decoded at once."""
+_STEPS_IN_MEMORY = 8
+"""Of `merge_step_bytes_max`, this part is sorted at once where runs are merged: what was sorted and what will be are in
+memory beside it, and the file that is being made."""
 
 
 def merge_segments(
@@ -41,19 +46,14 @@ def merge_segments(
     CorruptError where a segment does not verify, or the log is another one at the cut."""
     logs = [_LogInput(store, log, begin.get(log), cut[log]) for log in sorted(cut)]
     _read_step(logs, settings.merge_step_bytes_max)
-    moved = [log for log in logs if log.segments]
+    moved = [log for log in logs if log.bytes]
     if not moved:
         return [], {}
     ends = {log.log: LogEnd.of(log.log, log.progress) for log in moved}
     covers = [Covered(log.log, log.first, log.progress.segment) for log in moved]
-    segments = [segment for log in moved for segment in log.segments]
-    files = write_run(store, shard, 0, _tables(segments), covers, list(ends.values()), settings)
+    rows = pa.concat_tables([table for log in moved for table in log.take_tables()])
+    files = write_run(store, shard, 0, sorted_tables(rows), covers, list(ends.values()), settings)
     return files, ends
-
-
-def _tables(segments: Sequence[Segment]) -> Iterator[pa.Table]:
-    yield note_table(segments)
-    yield from sorted_tables(rows_of_segments(segments))
 
 
 class _LogInput:
@@ -63,10 +63,15 @@ class _LogInput:
         self.log = log
         self.progress = begin.progress() if begin is not None else LogProgress()
         self.first = self.progress.segment + 1
-        self.segments: list[Segment] = []
         self.bytes = 0
+        """Of the segments that were read."""
+        self._tables: list[pa.Table] = []
+        self._segments: list[Segment] = []
+        """Not decoded yet."""
+        self._waiting_bytes = 0
         self._cut = cut
         self._rest = read_log(store, log, self.progress.copy(), last=cut.segment)
+        self._check_cut(self.progress.segment, self.progress.digest)
 
     def read(self) -> bool:
         """One more segment; False: the cut is reached."""
@@ -75,11 +80,29 @@ class _LogInput:
         segment = next(self._rest, None)
         if segment is None:
             name = segment_name(self.log, self._cut.segment)
-            raise CorruptError(name, "the whole file", f"the log goes on at {self.progress.following}, past the cut")
+            what = f"it is the cut, but after segment {self.progress.segment} comes {self.progress.following}"
+            raise CorruptError(name, "the whole file", what)
         self._follow(segment)
-        self.segments.append(segment)
+        self._segments.append(segment)
+        self._waiting_bytes += len(segment.data)
+        if self._waiting_bytes >= _DECODE_BYTES:
+            self._decode()
         self.bytes += len(segment.data)
         return True
+
+    def take_tables(self) -> list[pa.Table]:
+        """All rows that were read, those that stand for segments among them; they are not kept here."""
+        self._decode()
+        tables = self._tables
+        self._tables = []
+        return tables
+
+    def _decode(self) -> None:
+        # segments are let go of as early as can be: memory that is used again costs much less than new memory
+        if self._segments:
+            self._tables += [note_table(self._segments), rows_of_segments(self._segments)]
+            self._segments = []
+            self._waiting_bytes = 0
 
     def _follow(self, segment: Segment) -> None:
         meta = segment.meta
@@ -88,9 +111,13 @@ class _LogInput:
         except InvalidError as e:
             raise CorruptError(segment.name, "metadata", str(e)) from e
         self.progress.sequencer = max(self.progress.sequencer, meta.sequencer)
-        if meta.segment == self._cut.segment and segment.digest.hex() != self._cut.digest:
-            what = f"digest is {segment.digest.hex()}, the checkpoint that names the cut says {self._cut.digest}"
-            raise CorruptError(segment.name, "the whole file", what)
+        self._check_cut(meta.segment, segment.digest)
+
+    def _check_cut(self, segment: int, digest: bytes) -> None:
+        """CorruptError where this is the cut's segment, and another one than it names."""
+        if segment == self._cut.segment and digest.hex() != self._cut.digest:
+            what = f"digest is {digest.hex()}, the checkpoint that names the cut says {self._cut.digest}"
+            raise CorruptError(segment_name(self.log, segment), "the whole file", what)
 
 
 def _read_step(logs: Sequence[_LogInput], bytes_max: int) -> None:
@@ -134,7 +161,7 @@ def merge_runs(store: Store, shard: int, runs: Sequence[Run], settings: Settings
             if end.log not in newest or end.segment > newest[end.log].segment:
                 newest[end.log] = end
     ends = [newest[log] for log in sorted(newest)]
-    return write_run(store, shard, tier, _merged(store, runs, settings), covers, ends, settings)
+    return write_run(store, shard, tier, merged_tables(store, runs, settings.merge_step_bytes_max // _STEPS_IN_MEMORY), covers, ends, settings)
 
 
 def joined_covers(runs: Sequence[Run]) -> list[Covered]:
@@ -146,14 +173,3 @@ def joined_covers(runs: Sequence[Run]) -> list[Covered]:
         else:
             joined.append(cover)
     return joined
-
-
-def _merged(store: Store, runs: Sequence[Run], settings: Settings) -> Iterator[pa.Table]:
-    reader = RunReader(store, 0)
-    tables = [t for run in runs for file in run.files for t in reader.tables(file)]
-    coded = [_coded(t) for t in tables]
-    yield from sorted_tables(pa.concat_tables(coded))
-
-
-def _coded(table: pa.Table) -> pa.Table:
-    return table.cast(CODED_SCHEMA)

@@ -7,7 +7,7 @@ that count (`imray.history.table`): a file that no commit names is nothing.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -42,8 +42,8 @@ _ENCODING = {
     "row": "DELTA_BINARY_PACKED",
     "epoch": "DELTA_BINARY_PACKED",
 }
-_COMPRESSION = {name: "zstd" for name in HISTORY_SCHEMA.names}
-_COMPRESSION_LEVEL = 1
+_COMPRESSION = dict.fromkeys(HISTORY_SCHEMA.names, "zstd")
+_ZSTD_LEVEL = 1
 _STATISTICS = ["conv_id", "conv_seq"]
 _WRITE_BATCH_ROWS = 64 * 1024
 _ROW_BYTES = 120
@@ -163,7 +163,7 @@ class _FileMaker:
             use_dictionary=_DICTIONARY,
             column_encoding=_ENCODING,
             compression=_COMPRESSION,
-            compression_level=_COMPRESSION_LEVEL,
+            compression_level={name: _ZSTD_LEVEL for name, way in _COMPRESSION.items() if way == "zstd"},
             write_statistics=_STATISTICS,
             write_batch_size=_WRITE_BATCH_ROWS,
             store_schema=False,

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from imray.core.errors import CorruptError
 from imray.history.layout import HISTORY_SCHEMA, SEGMENT_KIND, US
-from imray.log.schema import FEW_ROWS_MAX, SEGMENT_SCHEMA, TEXT
+from imray.log.schema import FEW_ROWS_MAX, SEGMENT_SCHEMA, TEXT, constant_text
 from imray.log.segment import GrantNote, Segment
 
 TEXT_COLUMNS = ("conv_id", "sender", "topic", "content_type")
@@ -55,19 +55,18 @@ def note_of(segment: Segment) -> SegmentNote:
 
 
 def note_table(segments: Sequence[Segment]) -> pa.Table:
-    """The rows that stand for segments, one each, as HISTORY_SCHEMA. Sorted where the segments are by log and number."""
+    """The rows that stand for segments, one each, as CODED_SCHEMA."""
     count = len(segments)
     metas = [s.meta for s in segments]
     encoder = msgspec.json.Encoder()
-    no_text = pa.nulls(count, pa.string())
     columns = {
-        "conv_id": pa.array([""] * count, pa.string()),
+        "conv_id": constant_text("", count),
         "conv_seq": pa.array(np.zeros(count, np.int64)),
         "kind": pa.array(np.full(count, SEGMENT_KIND, np.int8)),
         "client_msg_id": pa.nulls(count, pa.binary()),
-        "sender": no_text,
-        "topic": no_text,
-        "content_type": no_text,
+        "sender": constant_text(None, count),
+        "topic": constant_text(None, count),
+        "content_type": constant_text(None, count),
         "client_ts": pa.nulls(count, US),
         "server_ts": _micros(pa.array([m.server_ts for m in metas], pa.int64())),
         "body": pa.array([encoder.encode(note_of(s)) for s in segments], pa.binary()),
@@ -76,7 +75,7 @@ def note_table(segments: Sequence[Segment]) -> pa.Table:
         "row": pa.array(np.full(count, -1, np.int32)),
         "epoch": pa.array([m.epoch for m in metas], pa.int64()),
     }
-    return pa.table(columns, schema=HISTORY_SCHEMA)
+    return pa.table(columns, schema=CODED_SCHEMA)
 
 
 def _micros(millis: pa.Array) -> pa.Array:

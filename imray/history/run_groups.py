@@ -1,0 +1,164 @@
+"""Reading a run's file from the store: its index, and row groups that are verified before they are decoded.
+
+Owns the way of bytes from the store to Arrow. Owns no cache (`imray.history.run_reader`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imray.core.errors import CorruptError
+from imray.history.run_index import TAIL_BYTES, RunIndex, footer_start, read_index
+from imray.history.segment_rows import TEXT_COLUMNS
+from imray.history.snapshot import RunFile
+from imray.log.store import Store
+
+_AHEAD_BYTES = 1024 * 1024
+"""Groups that follow one another are read together up to so many bytes, where all of them are wanted."""
+_FOOTER_SHARE = 64
+_FOOTER_BYTES_MIN = 16 * 1024
+"""The footer is looked for in the last 64th of a file, and in so many bytes at least: nearly always in one read."""
+
+
+class GroupReader:
+    """Reads files of runs from a store, safe for threads."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._bytes_read = 0
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that the store gave so far."""
+        return self._bytes_read
+
+    def index(self, file: RunFile) -> RunIndex:
+        """The verified index of a file. CorruptError; InvalidError where a newer imray wrote it."""
+        guess = min(file.bytes, file.bytes // _FOOTER_SHARE + _FOOTER_BYTES_MIN)
+        tail = self._read(file.name, -guess, guess)
+        start = footer_start(tail, file.bytes)
+        if not 0 <= start <= file.bytes - TAIL_BYTES:
+            where = f"bytes {max(0, file.bytes - TAIL_BYTES)} to {file.bytes}"
+            raise CorruptError(file.name, where, "no end of a Parquet file: it is cut off, or changed")
+        size = file.bytes - start
+        if size > len(tail):
+            tail = self._read(file.name, -size, size)
+        return read_index(tail[len(tail) - size :], start, file)
+
+    def group(self, index: RunIndex, group: int) -> memoryview:
+        """The verified bytes of one row group."""
+        start, end = index.span(group)
+        data = memoryview(self._read(index.name, start, end - start))
+        index.check(group, data)
+        return data
+
+    def groups(self, index: RunIndex) -> Iterator[memoryview]:
+        """The verified bytes of all row groups, in order."""
+        for first, last in _together(index):
+            start, _ = index.span(first)
+            _, end = index.span(last)
+            data = memoryview(self._read(index.name, start, end - start))
+            for group in range(first, last + 1):
+                a, b = index.span(group)
+                part = data[a - start : b - start]
+                index.check(group, part)
+                yield part
+
+    def _read(self, name: str, start: int, size: int) -> bytes:
+        data = self._store.get_range(name, start, size)
+        if data is None:
+            raise CorruptError(name, "the whole file", "the history's table names it, but it is not there")
+        with self._lock:
+            self._bytes_read += len(data)
+        return data
+
+
+def _together(index: RunIndex) -> Iterator[tuple[int, int]]:
+    """First and last of the groups that are read at once."""
+    first = 0
+    for group in itertools.count():
+        if group == len(index.note.groups):
+            return
+        is_last = group + 1 == len(index.note.groups)
+        if is_last or index.span(group + 1)[1] - index.span(first)[0] > _AHEAD_BYTES:
+            yield first, group
+            first = group + 1
+
+
+def decode(
+    index: RunIndex, group: int, data: memoryview, columns: Sequence[str] | None = None, coded: bool = False
+) -> pa.Table:
+    """The rows of a verified row group; `coded`: texts as dictionaries. CorruptError where they are not as many as the
+    index says."""
+    start, _ = index.span(group)
+    file = pq.ParquetFile(
+        pa.PythonFile(_Window(data, start), mode="r"),
+        metadata=index.metadata,
+        read_dictionary=list(TEXT_COLUMNS) if coded else None,
+        pre_buffer=False,
+    )
+    table = file.read_row_group(group, columns=None if columns is None else list(columns), use_threads=False)
+    rows = index.note.groups[group].rows
+    if table.num_rows != rows:
+        what = f"{table.num_rows} rows are there, the footer says {rows}"
+        raise CorruptError(index.name, f"row group {group}", what)
+    return table
+
+
+def decode_all(
+    index: RunIndex, groups: Iterable[memoryview], columns: Sequence[str] | None = None, coded: bool = False
+) -> Iterator[pa.Table]:
+    """`decode` of all groups of a file, in order."""
+    for group, data in enumerate(groups):
+        yield decode(index, group, data, columns, coded)
+
+
+class _Window:
+    """The bytes of one row group, as a file that has them at their place: what pyarrow asks of a file."""
+
+    closed = False
+
+    def __init__(self, data: memoryview, start: int) -> None:
+        self._file = BytesIO(data)
+        self._start = start
+        self._end = start + len(data)
+
+    def size(self) -> int:
+        """Of a file that ends with the group."""
+        return self._end
+
+    def tell(self) -> int:
+        """The place in the whole file."""
+        return self._file.tell() + self._start
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place in the whole file (`whence` 2: from its end on)."""
+        at = offset + self._end if whence else offset
+        self._file.seek(at - self._start)
+        return at
+
+    def read(self, size: int = -1) -> bytes:
+        """Bytes of the group."""
+        return self._file.read(size)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def writable(self) -> bool:
+        """False."""
+        return False
