@@ -82,6 +82,13 @@ class TableSnapshot:
     """By shard, in the order in which their segments were written."""
     merged: Mapping[int, int] = field(default_factory=dict)
     """By log: its last segment that is in a run (the table's application transactions)."""
+    fences: Mapping[int, int] = field(default_factory=dict)
+    """By shard: how often runs that were being written were shut out (`imray.history.table.Table.fence_runs`)."""
+    committed_ms: Mapping[str, int] = field(default_factory=dict)
+    """By name of a live file: when it was committed, ms since 1970 UTC by its writer's clock. Says, orders nothing."""
+    table_id: str = ""
+    """The table's own, a UUID as text."""
+    created_ms: int = 0
 
     def end(self, log: int) -> LogEnd | None:
         """Where a log stands after what is merged of it; None: nothing is."""
