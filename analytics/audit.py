@@ -1,151 +1,109 @@
 """The audits: every question of `analytics.queries`, asked of a data folder, whether the system runs or is down.
 
-Owns the asking and the report. Does not own what is asked: one SQL file a question.
+Owns what is asked together: verified files, shard by shard where they are many. Does not own what is asked: one SQL
+file a question.
 """
 
 from __future__ import annotations
 
-import importlib.resources
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import duckdb
-
+from analytics.findings import ROWS_SHOWN_MAX, AuditReport, Finding, questions
+from analytics.parts import AuditPart, PartAnswers, ask_part, combined
+from analytics.snapshots import Opened, on_snapshot, sources_of
 from analytics.verified import VerifiedSegment, Verifier
-from analytics.views import audit_views
-from imray.core.errors import CorruptError, InvalidError
+from analytics.views import connect, open_files
+from imray.core.errors import CorruptError
 from imray.core.routing import home_of
+from imray.history.layout import run_prefix
 from imray.log.segment import segment_prefix
 from imray.settings import Settings
 
-_ROWS_SHOWN_MAX = 20
-_KINDS = ("violation", "report")
-_HEAD = ("title", "kind", "row")
+__all__ = ["AuditReport", "Finding", "questions", "run"]
+
 _CORRUPT_TITLE = "files that are missing, changed, or not in their place"
+ROWS_TOGETHER_MAX = 2_000_000
+"""More rows are asked shard by shard, at once where there are processes for it."""
+
+AskPart = Callable[[AuditPart, Settings, bool], PartAnswers]
+Spread = Callable[[AskPart, Sequence[AuditPart], Settings, bool], Iterable[PartAnswers]]
+"""Asks parts: in this process, or in others."""
 
 
-@dataclass(frozen=True)
-class Question:
-    """One SQL file."""
-
-    name: str
-    title: str
-    kind: str
-    row: str
-    sql: str
+def in_sequence(ask: AskPart, parts: Sequence[AuditPart], settings: Settings, reports: bool) -> Iterable[PartAnswers]:
+    """One part after the other, here."""
+    return [ask(part, settings, reports) for part in parts]
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What one audit found. A violation's rows show it; a report's rows are its answer. `total` counts all rows,
-    at most 20 are kept."""
+def run(
+    data: Path | str, settings: Settings | None = None, reports: bool = True, spread: Spread = in_sequence
+) -> AuditReport:
+    """Ask every question of a data folder; without `reports` for violations only, which is far cheaper where there are
+    many messages. InvalidError where it is none.
 
-    name: str
-    title: str
-    kind: str
-    total: int
-    columns: list[str] = field(default_factory=list)
-    rows: list[list[object]] = field(default_factory=list)
-
-    @property
-    def violated(self) -> bool:
-        """Whether a promise is broken."""
-        return self.kind == "violation" and self.total > 0
-
-    def to_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return {
-            "name": self.name,
-            "title": self.title,
-            "kind": self.kind,
-            "violated": self.violated,
-            "total": self.total,
-            "rows": [dict(zip(self.columns, map(_jsonable, row), strict=True)) for row in self.rows],
-        }
-
-    def to_table(self) -> str:
-        """Its rows as aligned text."""
-        lines = [self.columns, *([_printable(_jsonable(v)) for v in row] for row in self.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-        if self.total > len(self.rows):
-            text.append(f"... {self.total} in all")
-        return "\n".join(text)
+    A log or a history that does not verify is itself a violation, `corrupt`; the other audits then cover each log up to
+    its first fault, and no shard that a damaged run belongs to."""
+    settings = settings or Settings.from_env()
+    return on_snapshot(data, settings, lambda opened: _audit(opened, settings, reports, spread))
 
 
-@dataclass(frozen=True)
-class AuditReport:
-    """All findings over one snapshot of a log."""
-
-    segments: int
-    findings: list[Finding]
-
-    @property
-    def ok(self) -> bool:
-        """No violation."""
-        return not any(f.violated for f in self.findings)
-
-    def __getitem__(self, name: str) -> Finding:
-        return next(f for f in self.findings if f.name == name)
-
-    def to_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return {"ok": self.ok, "segments": self.segments, "findings": [f.to_dict() for f in self.findings]}
-
-    def to_text(self, reports: bool = False) -> str:
-        """The violations looked for, with the rows that show one; `reports` adds the figures."""
-        lines = [f"audit of {self.segments} segments: {'clean' if self.ok else 'VIOLATIONS FOUND'}"]
-        for f in self.findings:
-            if f.kind == "violation":
-                lines.append(f"  {'FAIL' if f.violated else 'ok  '}  {f.name:<22} {f.title}")
-            elif reports:
-                lines.append(f"  {f.name}: {f.title}")
-            if f.violated or (reports and f.kind == "report"):
-                lines += [f"        {line}" for line in f.to_table().split("\n")]
-        return "\n".join(lines)
-
-
-def questions() -> list[Question]:
-    """Every audit, violations first."""
-    found = []
-    for file in importlib.resources.files("analytics.queries").iterdir():
-        if file.name.endswith(".sql"):
-            found.append(_read_question(file.name.removesuffix(".sql"), file.read_text(encoding="utf-8")))
-    return sorted(found, key=lambda q: (_KINDS.index(q.kind), q.name))
-
-
-def _read_question(name: str, sql: str) -> Question:
-    lines = sql.splitlines()[: len(_HEAD)]
-    head = dict(line[3:].split(": ", 1) for line in lines if line.startswith("-- ") and ": " in line)
-    if tuple(head) != _HEAD or head["kind"] not in _KINDS:
-        raise InvalidError(f"audit {name}: its first lines must be title, kind (violation or report) and row")
-    return Question(name, head["title"], head["kind"], head["row"], sql)
-
-
-def run(data: Path | str, settings: Settings | None = None) -> AuditReport:
-    """Ask every question of a data folder. InvalidError where it is none.
-
-    A log that does not verify is itself a violation, `corrupt`; the other audits then cover each log up to its first
-    fault."""
-    verifier = Verifier(data)
-    shards = verifier.manifest().shards
+def _audit(opened: Opened, settings: Settings, reports: bool, spread: Spread) -> AuditReport:
+    verifier = opened.verifier
     found, faults, unsure = _survey(verifier)
-    with audit_views(found, shards, settings or Settings.from_env(), unsure) as connection:
-        findings = [_ask(connection, q) for q in questions()]
+    damaged = opened.runs.faults(opened.files)
+    faults += damaged
+    for fault in faults:
+        opened.raise_if_replaced(fault)
+    shards = verifier.manifest().shards
+    hit = {home for home in range(shards) for fault in damaged if fault.file.startswith(run_prefix(home))}
+    homes = [home for home in range(shards) if home not in hit]
+    parts = _parts(opened, found, unsure, homes, settings)
+    answers = list(spread(ask_part, parts, settings, reports))
     try:
         verifier.unchanged(found)
+        opened.runs.unchanged([f for part in parts for f in part.files])
     except CorruptError as e:
+        opened.raise_if_replaced(e)
         faults.append(e)
-    rows: list[list[object]] = [[e.file, e.where, e.check] for e in faults[:_ROWS_SHOWN_MAX]]
-    corrupt = Finding(
-        name="corrupt",
-        title=_CORRUPT_TITLE,
-        kind="violation",
-        total=len(faults),
-        columns=["file", "place", "check"],
-        rows=rows,
-    )
-    return AuditReport(len(found), [corrupt, *findings])
+    rows: list[list[object]] = [[e.file, e.where, e.check] for e in faults[:ROWS_SHOWN_MAX]]
+    columns = ["file", "place", "check"]
+    corrupt = Finding("corrupt", _CORRUPT_TITLE, "violation", len(faults), columns, rows)
+    return AuditReport(sum(a.segments for a in answers), [corrupt, *combined(answers, settings)])
+
+
+def _parts(
+    opened: Opened,
+    found: Sequence[VerifiedSegment],
+    unsure: set[tuple[int, int]],
+    homes: Sequence[int],
+    settings: Settings,
+) -> list[AuditPart]:
+    """All shards as one part, or each as one where they are large."""
+    total = sum(s.meta.rows for s in found) + sum(f.rows for f in opened.files)
+    groups = [tuple(homes)] if total <= ROWS_TOGETHER_MAX else [(home,) for home in homes]
+    newest = _newest_us(opened, found, settings) if len(groups) > 1 else None
+    data, shards = str(opened.verifier.data), opened.verifier.manifest().shards
+    return [
+        AuditPart(
+            data=data,
+            shards=shards,
+            homes=group,
+            segments=[s for s in found if home_of(s.meta.shard)[0] in group],
+            files=[f for f in opened.files if f.shard in group],
+            unsure=sorted(place for place in unsure if home_of(place[0])[0] in group),
+            newest_us=newest,
+        )
+        for group in groups
+    ]
+
+
+def _newest_us(opened: Opened, found: Sequence[VerifiedSegment], settings: Settings) -> int:
+    """When the newest record of the folder was committed."""
+    with connect(settings) as connection:
+        open_files(connection, sources_of(opened, found), "VIEW")
+        newest = connection.sql("SELECT epoch_us(max(server_ts)) FROM segments WHERE rows > 0").fetchall()[0][0]
+    return int(newest or 0)
 
 
 def _survey(verifier: Verifier) -> tuple[list[VerifiedSegment], list[CorruptError], set[tuple[int, int]]]:
@@ -175,25 +133,3 @@ def _survey(verifier: Verifier) -> tuple[list[VerifiedSegment], list[CorruptErro
         if late or home in torn & several:
             unsure.add((s.meta.shard, s.meta.segment))
     return found, faults, unsure
-
-
-def _ask(connection: duckdb.DuckDBPyConnection, question: Question) -> Finding:
-    found = connection.sql(f"FROM ({question.sql}) LIMIT {_ROWS_SHOWN_MAX}").to_arrow_table()
-    total = found.num_rows
-    if total == _ROWS_SHOWN_MAX:
-        total = connection.sql(f"SELECT count(*) AS n FROM ({question.sql})").to_arrow_table()["n"][0].as_py()
-    rows = [list(row.values()) for row in found.to_pylist()]
-    return Finding(
-        name=question.name, title=question.title, kind=question.kind, total=total, columns=found.column_names, rows=rows
-    )
-
-
-def _jsonable(value: object) -> object:
-    if isinstance(value, list):
-        return [_jsonable(v) for v in value]
-    return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
-
-
-def _printable(value: object) -> str:
-    """Text that cannot steer a terminal: names are users' text."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))

@@ -9,6 +9,7 @@ from imray.core.errors import CorruptError
 from imray.core.intervals import Interval
 from imray.log import digest as digests
 from imray.log.checkpoint_meta import CheckpointMeta
+from imray.log.marks import LogEnd
 from imray.log.segment import FIRST_PREVIOUS, META_KEY, SegmentMeta, open_segment, read_meta, segment_name
 
 
@@ -45,15 +46,24 @@ def check_digest(data: memoryview, name: str) -> tuple[bytes, None]:
 def check_chain(before: SegmentMeta | None, digest: bytes, meta: SegmentMeta) -> CorruptError | None:
     """What is wrong between a segment and the one before it, whose digest is given (None: there is none, or it is not
     the one just before)."""
-    name = segment_name(meta.shard, meta.segment)
     if meta.segment == 1:
         previous = FIRST_PREVIOUS
     elif before is None or before.segment != meta.segment - 1:
         return None
     else:
-        previous = digest.hex()
-        if meta.epoch < before.epoch:
-            return CorruptError(name, "metadata", f"epoch {meta.epoch} after epoch {before.epoch}")
+        return _check_follows(meta, digest.hex(), before.epoch)
+    return _check_follows(meta, previous, 0)
+
+
+def check_chain_after(end: LogEnd, meta: SegmentMeta) -> CorruptError | None:
+    """What is wrong between the first segment that is not merged and the last one that is."""
+    return _check_follows(meta, end.digest, end.epoch)
+
+
+def _check_follows(meta: SegmentMeta, previous: str, epoch: int) -> CorruptError | None:
+    name = segment_name(meta.shard, meta.segment)
+    if meta.epoch < epoch:
+        return CorruptError(name, "metadata", f"epoch {meta.epoch} after epoch {epoch}")
     if meta.previous != previous:
         text = f"it follows a segment with digest {meta.previous}, but the one before it has {previous}"
         return CorruptError(name, "metadata", f"{text}: one of the two was changed or put in another's place")

@@ -46,9 +46,6 @@ WITH heads AS (
 ), above AS (
     SELECT conv_id, conv_seq, min(server_ts) OVER (PARTITION BY conv_id ORDER BY conv_seq DESC) AS oldest
     FROM messages SEMI JOIN raw_gaps USING (conv_id)
-), newest AS (
-    -- of records, not of fences: after a pause of the whole system fences come before the voids
-    SELECT max(server_ts) AS ts FROM segments WHERE rows > 0
 )
 SELECT gap.conv_id, gap.from_seq, gap.to_seq,
        CASE
@@ -56,10 +53,10 @@ SELECT gap.conv_id, gap.from_seq, gap.to_seq,
            WHEN gap.from_seq <= groups.settled_to THEN 'all up to ' || groups.settled_to || ' had been settled'
            WHEN homes.epoch > groups.epoch THEN 'its home shard went on in epoch ' || homes.epoch || ' without it'
            -- Clocks are used for this line only, and only to notice what was forgotten: never for an order.
-           WHEN above.oldest < newest.ts - INTERVAL 60 SECOND THEN 'messages above it are older than a minute'
+           WHEN above.oldest < newest_record.ts - INTERVAL 60 SECOND THEN 'messages above it are older than a minute'
        END AS overdue,
        above.oldest AS above_since
 FROM raw_gaps gap JOIN heads USING (conv_id) LEFT JOIN groups USING (conv_id) LEFT JOIN homes USING (home)
-    CROSS JOIN newest ASOF LEFT JOIN above ON above.conv_id = gap.conv_id AND gap.to_seq < above.conv_seq
+    CROSS JOIN newest_record ASOF LEFT JOIN above ON above.conv_id = gap.conv_id AND gap.to_seq < above.conv_seq
 WHERE gap.to_seq < heads.head;
 """

@@ -52,6 +52,12 @@ def covered(spans: Sequence[Span], low: int, high: int) -> bool:
     return at > high
 
 
+def nearest(spans: Sequence[Span], descending: bool) -> list[Span]:
+    """From the asked end on, each once, and one more than may be read at once."""
+    key = (lambda span: (-span[2], -span[0])) if descending else (lambda span: (span[1], span[0]))
+    return sorted(set(spans), key=key)[: FILES_MAX + 1]
+
+
 def choose(
     spans: Sequence[Span], asked: tuple[int, int], numbers: int, horizon: int | None, descending: bool
 ) -> Window:

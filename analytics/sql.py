@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from analytics.verified import Verifier
+from analytics.snapshots import Opened, on_snapshot, sources_of
 from analytics.views import views_over
 from imray.core.errors import InvalidError
 from imray.settings import Settings
@@ -16,16 +16,25 @@ from imray.settings import Settings
 def query(data: Path | str, sql: str, settings: Settings | None = None) -> pa.Table:
     """The result of one SELECT (or DESCRIBE, SUMMARIZE, SHOW) over the views of `analytics.views`.
 
-    InvalidError (one line) where DuckDB refuses it; CorruptError where the log does not verify."""
-    verifier = Verifier(data)
-    found = verifier.log()
-    with views_over(found, settings or Settings.from_env()) as connection:
+    InvalidError (one line) where DuckDB refuses it; CorruptError where the log or the history does not verify."""
+    settings = settings or Settings.from_env()
+    return on_snapshot(data, settings, lambda opened: _answer(opened, sql, settings))
+
+
+def _answer(opened: Opened, sql: str, settings: Settings) -> pa.Table:
+    opened.runs.check(opened.files)
+    found = opened.verifier.log()
+    with views_over(sources_of(opened, found), settings) as connection:
         try:
             _check_question(connection, sql)
             result = connection.sql(sql).to_arrow_table()
         except duckdb.Error as e:
+            # where a file is gone DuckDB says so in words of its own
+            opened.verifier.unchanged(found)
+            opened.runs.unchanged(opened.files)
             raise InvalidError(f"SQL: {_one_line(e)}") from e
-    verifier.unchanged(found)
+    opened.verifier.unchanged(found)
+    opened.runs.unchanged(opened.files)
     return result
 
 

@@ -16,12 +16,21 @@ from pathlib import Path
 from threading import Lock
 from typing import Generic, TypeVar, cast
 
-from analytics.checks import check_chain, check_checkpoint, check_digest, check_postings, check_segment
+from analytics.checks import (
+    check_chain,
+    check_chain_after,
+    check_checkpoint,
+    check_digest,
+    check_postings,
+    check_segment,
+)
 from imray.core.errors import CorruptError, DerivedError, InvalidError
 from imray.core.intervals import Interval
 from imray.core.routing import PARTITION_LOGS_FROM, home_of, log_of
+from imray.history.snapshot import TableSnapshot
 from imray.log.checkpoint_meta import CheckpointMeta
 from imray.log.manifest import Manifest, read
+from imray.log.marks import LogEnd
 from imray.log.segment import SegmentMeta, segment_name, segment_number, segment_prefix
 from imray.log.store import LocalStore
 
@@ -71,6 +80,12 @@ class Verifier:
         self._remembered_max = remembered_max
         self._known: OrderedDict[str, Verified[object]] = OrderedDict()
         self._lock = Lock()
+        self._merged: dict[int, LogEnd] = {}
+
+    def begin_after(self, table: TableSnapshot) -> None:
+        """Each log begins where this snapshot of the table has it: what lies below is no matter of the log any more,
+        whether it is there still or not."""
+        self._merged = {log: end for log in table.merged if (end := table.end(log)) is not None}
 
     def manifest(self) -> Manifest:
         """The folder's manifest; InvalidError where it is no data folder."""
@@ -122,7 +137,7 @@ class Verifier:
             except CorruptError:
                 continue  # the survey of the home shard's log says it
             found.update(log_of(home, topic.slot) for topic in (covered.partitions if covered else ()))
-        return sorted(found)
+        return sorted(found.union(log for log in self._merged if home_of(log)[1]))
 
     def log(self) -> list[VerifiedSegment]:
         """Every segment that is there now, of every log. CorruptError at the first fault of a log; derived files are no
@@ -138,7 +153,7 @@ class Verifier:
     def survey(self, log: int) -> tuple[list[VerifiedSegment], list[CorruptError]]:
         """The segments of one log up to its first fault, and all its faults, those of derived files among them."""
         sound, found, faults = self._survey_log(log)
-        last = max((s.meta.segment for s in found), default=0)
+        last = max((s.meta.segment for s in found), default=self._merged_up_to(log))
         return sound, [*faults, *self._survey_derived(log, found, last)]
 
     def _survey_log(self, log: int) -> tuple[list[VerifiedSegment], list[VerifiedSegment], list[CorruptError]]:
@@ -147,16 +162,22 @@ class Verifier:
         found, more = self._survey_segments(log, numbers)
         faults += more
         wrong = {fault.file for fault in faults}
-        at_fault = (i for i, s in enumerate(found) if s.meta.segment != i + 1 or s.name in wrong)
+        first = self._merged_up_to(log) + 1
+        at_fault = (i for i, s in enumerate(found) if s.meta.segment != first + i or s.name in wrong)
         return found[: next(at_fault, len(found))], found, faults
 
     def last(self, log: int) -> int:
         """The number of the last segment that a log has now, verified or not."""
         numbers, _ = self._numbers(log)
-        return numbers[-1] if numbers else 0
+        return numbers[-1] if numbers else self._merged_up_to(log)
+
+    def _merged_up_to(self, log: int) -> int:
+        """The last segment of a log that is in the table."""
+        end = self._merged.get(log)
+        return end.following - 1 if end and end.following else end.segment if end else 0
 
     def _numbers(self, log: int) -> tuple[list[int], list[CorruptError]]:
-        """The numbers of the segments that are there, ascending, and what is wrong with the listing."""
+        """The numbers of the unmerged segments that are there, ascending, and what is wrong with the listing."""
         numbers: list[int] = []
         faults: list[CorruptError] = []
         for name in self.store.list(segment_prefix(log)):
@@ -164,8 +185,10 @@ class Verifier:
                 numbers.append(segment_number(name))
             except CorruptError as e:
                 faults.append(e)
+        merged = self._merged_up_to(log)
+        numbers = [n for n in numbers if n > merged]
         late: list[int] = []
-        for before, after in pairwise([0, *numbers]):
+        for before, after in pairwise([merged, *numbers]):
             # a folder that grows while it is listed may show a later file without an earlier one
             gap = range(before + 1, min(after, before + 1 + _LISTING_RACE_MAX))
             there = {n for n in gap if self._identity(segment_name(log, n)) is not None}
@@ -186,7 +209,11 @@ class Verifier:
                 faults.append(result)
                 continue
             before = found[-1] if found else None
-            fault = check_chain(before.meta if before else None, before.digest if before else b"", result.meta)
+            end = self._merged.get(log)
+            if end is not None and result.meta.segment == self._merged_up_to(log) + 1:
+                fault = check_chain_after(end, result.meta)
+            else:
+                fault = check_chain(before.meta if before else None, before.digest if before else b"", result.meta)
             if fault is not None:
                 faults.append(fault)
             found.append(result)
@@ -234,7 +261,9 @@ class Verifier:
         if covered > last and self._identity(name) is None:
             text = f"a checkpoint covers it, but the log ends with segment {last}"
             return [CorruptError(name, "the whole file", text)]
-        if any(s.meta.segment == covered and s.digest.hex() != digest for s in found):
+        end = self._merged.get(log)
+        other = end is not None and end.segment == covered and end.digest != digest
+        if other or any(s.meta.segment == covered and s.digest.hex() != digest for s in found):
             return [CorruptError(name, "the whole file", "a checkpoint covers another file there")]
         return []
 
@@ -268,7 +297,7 @@ class Verifier:
         try:
             with path.open("rb") as file:
                 # first, so that a change during or after the read is seen as one
-                identity = _identity_of(os.fstat(file.fileno()))
+                identity = identity_of(os.fstat(file.fileno()))
                 data = file.read()
         except FileNotFoundError as e:
             raise CorruptError(name, "the whole file", "it must be there, but is not") from e
@@ -284,12 +313,13 @@ class Verifier:
 
     def _identity(self, name: str) -> Identity | None:
         try:
-            return _identity_of(os.stat(self.data / name))
+            return identity_of(os.stat(self.data / name))
         except OSError:
             return None
 
 
-def _identity_of(stat: os.stat_result) -> Identity:
+def identity_of(stat: os.stat_result) -> Identity:
+    """What tells a file from each other one, and from itself before it was written to."""
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 

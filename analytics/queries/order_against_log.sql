@@ -11,4 +11,4 @@ WITH firsts AS (
 )
 SELECT conv_id, highest_before, conv_seq, shard, place.segment AS segment, place."row" AS "row"
 FROM placed WHERE conv_seq < highest_before
-ORDER BY conv_id, shard, place
+ORDER BY conv_id, shard, segment, "row"

@@ -28,4 +28,4 @@ FROM blocks b ANTI JOIN unsure_segments u ON u.shard = b.shard AND u.segment = b
     ASOF LEFT JOIN known k
         ON k.home = b.home AND k.conv_id = b.conv_id AND k.sequencer = b.sequencer AND k.at_seq < b.first_seq
 WHERE why IS NOT NULL
-ORDER BY b.conv_id, b.first_seq
+ORDER BY conv_id, first_seq

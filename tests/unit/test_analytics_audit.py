@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from analytics import audit
+from analytics.findings import read_question
 from imray.core.errors import InvalidError
 from imray.core.log_progress import LogProgress
 from imray.log.manifest import create_or_open
@@ -74,7 +75,7 @@ def test_every_question_is_complete() -> None:
     assert len({q.name for q in questions}) == len(questions) > 12
     assert [q.kind for q in questions] == sorted((q.kind for q in questions), reverse=True)
     with pytest.raises(InvalidError, match="first lines"):
-        audit._read_question("x", "-- title: y\nSELECT 1")
+        read_question("x", "-- title: y\nSELECT 1")
 
 
 CRAFTED: dict[str, tuple[Callable[[Path], object], str, list[dict[str, Any]]]] = {

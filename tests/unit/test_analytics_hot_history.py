@@ -236,7 +236,7 @@ def test_a_missing_partitions_segment_is_never_left_out_silently(tmp_path: Path)
 def test_a_rare_topic_is_followed_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page looks through so many numbers and files at most; `next` leads on over pages without messages."""
     monkeypatch.setattr(history, "TOPIC_NUMBERS_MAX", 20)
-    monkeypatch.setattr(history, "_TOPIC_NUMBERS_MIN", 4)
+    monkeypatch.setattr(history, "_STEP_NUMBERS_MAX", 4)
     room = Room(tmp_path)
     room.log.make_hot(ROOM, 2)
     for i in range(30):
@@ -256,6 +256,7 @@ def test_a_rare_topic_is_followed_in_steps(tmp_path: Path, monkeypatch: pytest.M
         assert pages >= 3
     for module in (history, spans):
         monkeypatch.setattr(module, "FILES_MAX", 3)
+    monkeypatch.setattr(history, "_STEP_NUMBERS_MAX", 512)
     page = room.page(topic="rare")
     assert (page.messages.num_rows, page.low, page.high, page.next) == (0, 1, 6, 6)
 

@@ -1,0 +1,286 @@
+"""Which conversations are plainly in order, found by array arithmetic over sorted rows: the rest is asked in SQL.
+
+A conversation is plainly in order if it has messages only (and records of members and cursors), numbered 1, 2, 3 …
+without a hole, in the order of its home shard's log, each with an id of its own, a sender and a body. No question of
+`analytics.queries` about conversations has a row for such a one; all others' rows are handed on. Ranges of
+conversations are read one after the other, so memory does not grow with the history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from imray.core.routing import shard_of
+from imray.history.layout import SEGMENT_KIND, US
+from imray.history.run_groups import GroupReader
+from imray.history.snapshot import RunFile
+from imray.log.schema import RecordKind
+from imray.log.store import LocalStore
+
+I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+RANGE_ROWS = 1_000_000
+"""Rows that are in memory at once, about: some 300 bytes each."""
+_COLUMNS = [
+    "conv_id",
+    "conv_seq",
+    "kind",
+    "client_msg_id",
+    "sender",
+    "server_ts",
+    "body",
+    "log",
+    "segment",
+    "row",
+    "epoch",
+]
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+_SCHEMA = pa.schema(
+    [
+        ("conv_id", _TEXT), ("conv_seq", pa.int64()), ("kind", pa.int8()), ("client_msg_id", pa.binary()),
+        ("sender", _TEXT), ("server_ts", US), ("body", pa.binary()), ("log", pa.int32()), ("segment", pa.int64()),
+        ("row", pa.int32()), ("epoch", pa.int64()),
+    ]
+)  # fmt: skip
+_COLUMNS = _SCHEMA.names
+_ID_BYTES = 16
+_MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9))
+
+
+@dataclass
+class ScreenSums:
+    """Of each segment: how many rows there are, and when the first and the last were committed."""
+
+    _logs: dict[int, tuple[int, I64, I64, I64]] = field(default_factory=dict)
+    """By log: the first segment, and by segment from there: rows, lowest and highest time."""
+
+    def add(self, log: I64, segment: I64, times: I64) -> None:
+        """Rows, as columns."""
+        for number in np.unique(log).tolist():
+            of = log == number
+            self._add(number, segment[of], times[of])
+
+    def _add(self, log: int, segment: I64, times: I64) -> None:
+        low, high = int(segment.min()), int(segment.max())
+        if log in self._logs:
+            first, rows, *_ = self._logs[log]
+            low, high = min(low, first), max(high, first + len(rows) - 1)
+        first, rows, lowest, highest = self._grown(log, low, high)
+        at = segment - first
+        rows += np.bincount(at, minlength=len(rows))
+        np.minimum.at(lowest, at, times)
+        np.maximum.at(highest, at, times)
+
+    def _grown(self, log: int, low: int, high: int) -> tuple[int, I64, I64, I64]:
+        known = self._logs.get(log)
+        size = high - low + 1
+        if known is not None and known[0] == low and len(known[1]) == size:
+            return known
+        limits = np.iinfo(np.int64)
+        grown = (np.zeros(size, np.int64), np.full(size, limits.max), np.full(size, limits.min))
+        if known is not None:
+            first, *columns = known
+            for new, old in zip(grown, columns, strict=True):
+                new[first - low : first - low + len(old)] = old
+        self._logs[log] = (low, *grown)
+        return self._logs[log]
+
+    def table(self) -> pa.Table:
+        """Columns shard, segment, rows_there, first_ts, last_ts, of segments with rows."""
+        parts = []
+        for log, (first, rows, lowest, highest) in self._logs.items():
+            at = np.flatnonzero(rows)
+            columns = (np.full(len(at), log), at + first, rows[at], lowest[at], highest[at])
+            parts.append(pa.table([pa.array(c.astype(np.int64)) for c in columns], names=_SUMS.names).cast(_SUMS))
+        return pa.concat_tables([_SUMS.empty_table(), *parts])
+
+
+_SUMS = pa.schema(
+    [*((name, pa.int64()) for name in ("shard", "segment", "rows_there")), ("first_ts", US), ("last_ts", US)]
+)
+
+
+def screen_shard(
+    data: str,
+    shards: int,
+    home: int,
+    files: Sequence[RunFile],
+    tail: pa.Table,
+    named: Collection[str],
+    sums: ScreenSums,
+) -> Iterator[pa.Table]:
+    """The rows (columns as `log_rows`, some left out) of a shard's conversations that are not plainly in order, and of
+    those `named`. `tail`: rows of `log_rows` that are not merged, sorted by conv_id. All rows are added to `sums`."""
+    own = [_RunGroups.open(data, f) for f in files if f.shard == home]
+    tail = _like_runs(tail)
+    edges = _edges([group for run in own for group in run.groups], tail)
+    for low, high in zip([None, *edges], [*edges, None], strict=True):
+        parts = [run.read(low, high) for run in own]
+        rows = pa.concat_tables([*parts, _between(tail, low, high)])
+        if rows.num_rows:
+            suspects = _screen(rows, shards, home, named, sums)
+            if suspects.num_rows:
+                yield suspects
+
+
+@dataclass(frozen=True)
+class _RunGroups:
+    """A verified file of a run, and its row groups: first and last conversation, and rows."""
+
+    path: str
+    groups: list[tuple[str, str, int]]
+
+    @classmethod
+    def open(cls, data: str, file: RunFile) -> _RunGroups:
+        index = GroupReader(LocalStore(data)).index(file)
+        groups = [(g.first[0], g.last[0], g.rows) for g in index.note.groups]
+        return cls(f"{data}/{file.name}", groups)
+
+    def read(self, low: str | None, high: str | None) -> pa.Table:
+        """The rows of low <= conv_id < high."""
+        which = [
+            i
+            for i, (first, last, _) in enumerate(self.groups)
+            if (low is None or last >= low) and (high is None or first < high)
+        ]
+        if not which:
+            return _SCHEMA.empty_table()
+        file = pq.ParquetFile(self.path, read_dictionary=["conv_id", "sender"])
+        table = file.read_row_groups(which, columns=_COLUMNS, use_threads=False).select(_COLUMNS)
+        return _between(table.cast(_SCHEMA), low, high)
+
+
+def _edges(groups: Sequence[tuple[str, str, int]], tail: pa.Table) -> list[str]:
+    """Names of conversations, ascending: so many rows stand between two of them."""
+    step = max(1, RANGE_ROWS // 16)
+    inner = [(tail["conv_id"][at].as_py(), min(step, tail.num_rows - at)) for at in range(0, tail.num_rows, step)]
+    edges: list[str] = []
+    rows = 0
+    for first, count in sorted([*((first, rows) for first, _, rows in groups), *inner]):
+        if rows >= RANGE_ROWS and first and (not edges or edges[-1] < first):
+            edges.append(first)
+            rows = 0
+        rows += count
+    return edges
+
+
+def _between(table: pa.Table, low: str | None, high: str | None) -> pa.Table:
+    if not table.num_rows or (low is None and high is None):
+        return table
+    kept = pa.scalar(True)
+    if low is not None:
+        kept = pc.and_(kept, pc.greater_equal(table["conv_id"].cast(pa.string()), low))
+    if high is not None:
+        kept = pc.and_(kept, pc.less(table["conv_id"].cast(pa.string()), high))
+    return table.filter(kept)
+
+
+def _like_runs(tail: pa.Table) -> pa.Table:
+    columns = {name: tail["shard" if name == "log" else name] for name in _COLUMNS}
+    for name in ("conv_id", "sender"):
+        columns[name] = columns[name].dictionary_encode()
+    return pa.table(columns).cast(_SCHEMA)
+
+
+def _screen(rows: pa.Table, shards: int, home: int, named: Collection[str], sums: ScreenSums) -> pa.Table:
+    """The rows of what is not plainly in order."""
+    rows = rows.unify_dictionaries().combine_chunks()
+    kind = rows["kind"].to_numpy()
+    if (kind == SEGMENT_KIND).any():
+        rows = rows.filter(pa.array(kind != SEGMENT_KIND)).combine_chunks()
+        kind = rows["kind"].to_numpy()
+    if not rows.num_rows:
+        return rows
+    conv = rows["conv_id"].chunk(0)
+    names = conv.dictionary.to_pylist()
+    code = conv.indices.to_numpy().astype(np.int64)
+    log, segment = rows["log"].to_numpy(), rows["segment"].to_numpy()
+    sums.add(log, segment, rows["server_ts"].cast(pa.int64()).to_numpy())
+    flagged = np.array([name in named or shard_of(name, shards) != home for name in names], np.bool_)
+    seq, row = rows["conv_seq"].to_numpy(), rows["row"].to_numpy()
+    flagged[code[_odd_records(kind, seq, log != home)]] = True
+    messages = np.flatnonzero(kind == RecordKind.MESSAGE)
+    whole = np.ones(rows.num_rows, np.bool_)
+    for name in ("client_msg_id", "sender", "body"):
+        if rows[name].null_count:
+            whole &= rows[name].is_valid().to_numpy()
+    flagged[code[messages[~whole[messages]]]] = True
+    flagged[code[messages[_out_of_order(code[messages], seq[messages], segment[messages], row[messages])]]] = True
+    flagged[_with_repeated_ids(rows["client_msg_id"].chunk(0), code, messages)] = True
+    return _as_log_rows(rows.filter(pa.array(flagged[code])))
+
+
+def _odd_records(kind: npt.NDArray[np.int8], seq: I64, elsewhere: Bools) -> Bools:
+    """All but messages, records of members and records of cursors, in the home shard's log, with possible numbers."""
+    plain = (kind == RecordKind.MESSAGE) | (kind == RecordKind.MEMBERS) | (kind == RecordKind.CURSORS)
+    odd: Bools = ~plain | elsewhere | (seq < (kind == RecordKind.MESSAGE))
+    return odd
+
+
+def _out_of_order(code: I64, seq: I64, segment: I64, row: npt.NDArray[np.int32]) -> I64:
+    """The messages that are not the next of their conversation, or stand before the one before them."""
+    if not len(code):
+        return np.empty(0, np.int64)
+    order = np.lexsort((seq, code))
+    code, seq, segment, row = code[order], seq[order], segment[order], row[order]
+    same = code[1:] == code[:-1]
+    wrong = np.empty(len(code), np.bool_)
+    wrong[0] = seq[0] != 1
+    wrong[1:] = seq[1:] != np.where(same, seq[:-1] + 1, 1)
+    wrong[1:] |= same & ((segment[1:] < segment[:-1]) | ((segment[1:] == segment[:-1]) & (row[1:] <= row[:-1])))
+    found: I64 = order[wrong]
+    return found
+
+
+def _with_repeated_ids(ids: pa.Array, code: I64, messages: I64) -> I64:
+    """The conversations (their codes) of messages that have an id twice, or one that is no id. Of 64 bits of a hash: an
+    accident hands on a conversation that is in order."""
+    offsets = np.frombuffer(ids.buffers()[1], np.int32)[ids.offset : ids.offset + len(ids) + 1]
+    is_id = np.diff(offsets)[messages] == _ID_BYTES
+    odd = np.unique(code[messages[~is_id]])
+    messages = messages[is_id]
+    if not len(messages):
+        return odd
+    begins = offsets[messages]
+    data = np.frombuffer(ids.buffers()[2], np.uint8)
+    if (np.diff(begins) == _ID_BYTES).all():
+        words = data[begins[0] : begins[-1] + _ID_BYTES].reshape(-1, _ID_BYTES).view(np.uint64)
+    else:
+        words = data[begins[:, None] + np.arange(_ID_BYTES)].view(np.uint64)
+    of = code[messages]
+    prints = (words[:, 0] ^ (of.astype(np.uint64) * _MIX[0])) * _MIX[1]
+    prints ^= prints >> np.uint64(29)
+    prints = (prints ^ words[:, 1]) * _MIX[2]
+    prints ^= prints >> np.uint64(32)
+    ordered = np.sort(prints)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    return np.concatenate([odd, of[np.isin(prints, repeated)]]) if len(repeated) else odd
+
+
+def _as_log_rows(rows: pa.Table) -> pa.Table:
+    """Columns as `log_rows` has them, without bodies of messages."""
+    is_message = pc.equal(rows["kind"], RecordKind.MESSAGE)
+    return pa.table(
+        {
+            "shard": rows["log"].cast(pa.int64()),
+            "segment": rows["segment"],
+            "row": rows["row"].cast(pa.int64()),
+            "epoch": rows["epoch"],
+            "conv_id": rows["conv_id"].cast(pa.string()),
+            "conv_seq": rows["conv_seq"],
+            "kind": rows["kind"],
+            "client_msg_id": rows["client_msg_id"],
+            "sender": rows["sender"].cast(pa.string()),
+            "server_ts": rows["server_ts"],
+            "bytes": pc.binary_length(rows["body"]).cast(pa.int64()),
+            "body": pc.if_else(is_message, pa.scalar(None, pa.binary()), rows["body"]),
+        }
+    )
