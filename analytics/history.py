@@ -101,6 +101,11 @@ class HistoryReader:
         self._tail = TailReader(data, settings.history_cache_bytes // 4)
         self._postings = PostingsReader(data, settings.history_cache_bytes // 4)
 
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of files that were read so far, without the table's log."""
+        return self._runs.bytes_read + self._tail.bytes_read + self._postings.bytes_read
+
     def read(
         self,
         shard: int,

@@ -99,6 +99,7 @@ class TailReader:
     def __init__(self, data: Path | str, cache_bytes: int) -> None:
         self._data = Path(data)
         self._segments: Cache[SegmentRows] = Cache(cache_bytes)
+        self.bytes_read = 0
 
     def rows(
         self, log: int, numbers: Sequence[int], merged: LogEnd | None, conv_id: str, low: int, high: int
@@ -128,6 +129,7 @@ class TailReader:
         if known is not None:
             return known
         identity, data = read_file(name, path)
+        self.bytes_read += len(data)
         decoded = _decode(log, number, data, name)
         self._segments.put(name, identity, decoded.table.nbytes + 13 * len(decoded.seq), decoded)
         return decoded
@@ -139,6 +141,7 @@ class PostingsReader:
     def __init__(self, data: Path | str, cache_bytes: int) -> None:
         self._data = Path(data)
         self._known: Cache[_Postings] = Cache(cache_bytes)
+        self.bytes_read = 0
 
     def spans(self, interval: Interval, conv_id: str, low: int, high: int) -> list[Span]:
         """The spans of a conversation that reach into low..high. DerivedError: the file is missing or changed."""
@@ -148,6 +151,7 @@ class PostingsReader:
         if known is None:
             try:
                 identity, data = read_file(name, path)
+                self.bytes_read += len(data)
                 check_postings(interval, memoryview(data), name)
                 known = _Postings.of(pq.read_table(pa.BufferReader(data), use_threads=False))
             except (CorruptError, pa.ArrowException) as e:

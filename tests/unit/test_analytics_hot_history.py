@@ -32,6 +32,8 @@ SETTINGS = Settings()
 class Room:
     """One conversation, hot most of the time, and what it must read as."""
 
+    conv = ROOM
+
     def __init__(self, root: Path) -> None:
         create_or_open(FastStore(root), SHARDS)
         self.root, self.log, self.model = root, HotLog(root), dict[int, Msg]()

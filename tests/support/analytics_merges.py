@@ -1,0 +1,72 @@
+"""Merging by hand, step by step, for tests of readers: what the merger does, when the test says so."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from imray.history.cut import cut_of
+from imray.history.merging import merge_runs, merge_segments
+from imray.history.snapshot import TableSnapshot
+from imray.history.table import Table
+from imray.log.marks import LogEnd, Mark, put_mark
+from imray.log.segment import open_segment, segment_name, segment_number, segment_prefix
+from imray.settings import Settings
+from tests.support.analytics_logs import FastStore
+
+SMALL = Settings(run_group_bytes=256, run_file_bytes=2048)
+"""Many groups and files of few rows."""
+
+
+def snapshot_of(root: Path) -> TableSnapshot:
+    """The newest version of the table."""
+    return Table(FastStore(root)).snapshot()
+
+
+def merge(root: Path, shard: int = 0, cut: dict[int, LogEnd] | None = None, settings: Settings = SMALL) -> bool:
+    """Merge a shard's segments up to its newest checkpoint, or up to a given cut; False: there is nothing to merge."""
+    store = FastStore(root)
+    table = Table(store)
+    base = table.snapshot()
+    ends = cut_of(store, shard) if cut is None else cut
+    ends = {log: end for log, end in ends.items() if end.segment > base.merged.get(log, 0)}
+    files, moved = merge_segments(store, shard, {log: base.end(log) for log in ends}, ends, settings)
+    if not moved:
+        return False
+    moves = {log: (base.merged.get(log, 0), end.segment) for log, end in moved.items()}
+    table.commit(base, files, [], moves, "MERGE", int(time.time() * 1000))
+    return True
+
+
+def compact(root: Path, shard: int = 0, first: int = 0, delete: bool = True, settings: Settings = SMALL) -> bool:
+    """Make one run of a shard's runs from `first` on, and delete those; False: there are no two."""
+    store = FastStore(root)
+    table = Table(store)
+    base = table.snapshot()
+    runs = list(base.runs.get(shard, ()))[first:]
+    if len(runs) < 2:
+        return False
+    files = merge_runs(store, shard, runs, settings)
+    old = [file.name for run in runs for file in run.files]
+    table.commit(base, files, old, {}, "OPTIMIZE", int(time.time() * 1000))
+    for name in old if delete else ():
+        store.delete(name)
+    return True
+
+
+def delete_merged(root: Path, shard: int = 0) -> int:
+    """Mark what is merged, and delete all of it but fences: how many segments."""
+    store = FastStore(root)
+    snapshot = snapshot_of(root)
+    deleted = 0
+    for log in snapshot.merged:
+        end = snapshot.end(log)
+        assert end is not None
+        put_mark(store, Mark(end, snapshot.version))
+        for name in store.list(segment_prefix(log)):
+            number = segment_number(name)
+            data = store.get(segment_name(log, number))
+            if number <= end.segment and data is not None and open_segment(data, name).meta.rows:
+                store.delete(name)
+                deleted += 1
+    return deleted
