@@ -118,7 +118,7 @@ def routes(engine: Engine, auth: Authenticator) -> APIRouter:
             raise ProblemError(
                 403, "forbidden", f"only a token with the role `service` may see the shards' figures; {SERVICE_HINT}"
             )
-        shards = [shard.to_json() for shard in await engine.status()]
+        shards = [shard.to_json() for shard in await engine.full_status()]
         return Response(orjson.dumps({"shards": shards}), media_type="application/json")
 
     return router

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import imray
-from imray.cli import chat, groups, inspect, members, messages, replay, up
+from imray.cli import chat, groups, history, inspect, members, messages, replay, up
 from imray.core.errors import InvalidError
 
 app = typer.Typer(
@@ -75,6 +75,8 @@ for _command in (
     groups.cold,
     inspect.audit,
     inspect.sql,
+    history.compact,
+    history.vacuum,
 ):
     app.command()(_command)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)

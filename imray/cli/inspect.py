@@ -11,7 +11,19 @@ from typing import Annotated, Any
 
 import typer
 
-from imray.cli.common import Data, Json, Target, Timeout, Token, Url, find_log, find_target, speaking_to, table
+from imray.cli.common import (
+    Data,
+    Json,
+    Target,
+    Timeout,
+    Token,
+    Url,
+    find_log,
+    find_target,
+    printable,
+    speaking_to,
+    table,
+)
 from imray.core.errors import InvalidError, UnavailableError
 
 _TIMEOUT_S = 10.0
@@ -30,6 +42,8 @@ _HOT_COLUMNS = (
     "oldest_grant_slot",
     "voids",
 )
+
+_MERGE_COLUMNS = ("shard", "log", "unmerged", "not_deleted", "table_version")
 
 
 def status(
@@ -61,12 +75,27 @@ def status(
         if hot:
             typer.echo("\nhot groups:")
             typer.echo(table(_HOT_COLUMNS, [[group.get(name) for name in _HOT_COLUMNS] for group in hot]))
+        if text := _merging(shards):
+            typer.echo("\nmerging into the history (segments):")
+            typer.echo(text)
         notes = [f"  shard {shard['shard']}: {note}" for shard in shards for note in shard.get("notes", ())]
         if notes:
             typer.echo("\nnotes:")
             typer.echo("\n".join(notes))
     if any(shard.get("state") != "serving" for shard in answer["shards"]):
         raise typer.Exit(1)
+
+
+def _merging(shards: list[dict[str, Any]]) -> str:
+    """How far the history is behind each log, and what is in the way; empty where nothing is merged."""
+    merging = [shard["merge"] for shard in shards if shard.get("merge")]
+    if not merging:
+        return ""
+    rows = [
+        [m["shard"], lag["log"], lag["unmerged"], lag["segments"], m["version"]] for m in merging for lag in m["logs"]
+    ]
+    held = [f"  shard {m['shard']}: {why}" for m in merging for why in m["detail"]]
+    return "\n".join([table(_MERGE_COLUMNS, rows), *map(printable, held)])
 
 
 def _get_status(target: Target, timeout_s: float) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from imray.log.store import LocalStore
 from imray.rpc import tls
 from imray.rpc.directory import MERGER
 from imray.rpc.endpoint import Endpoint, Parts
-from imray.rpc.messages import encode_struct_answer
+from imray.rpc.messages import encode_struct
 from imray.rpc.methods import Method
 from imray.rpc.server import RpcServer, ServerConnection
 from imray.settings import Settings
@@ -116,7 +116,7 @@ class MergerProcess:
             self._counted_s = time.monotonic()
             task = self._counting = asyncio.create_task(asyncio.to_thread(self._count))
         # who asks may go away; others wait for the same
-        return encode_struct_answer(await asyncio.shield(task))
+        return encode_struct(await asyncio.shield(task))
 
     def _count(self) -> MergerStatus:
         return MergerStatus(os.getpid(), [self._count_of(shard) for shard in range(self._merger.shards)])

@@ -17,10 +17,10 @@ import pyarrow as pa
 
 from imray.core.replies import Appended, Located, Refusal, Refused
 from imray.core.routing import log_of
-from imray.core.status import PartitionStatus, ShardStatus, no_partition_answer, no_shard_answer
+from imray.core.status import MergerStatus, PartitionStatus, ShardStatus, no_partition_answer, no_shard_answer
 from imray.rpc import messages
 from imray.rpc.channel import Channel, answer_or_refusal
-from imray.rpc.directory import Directory
+from imray.rpc.directory import MERGER, Directory
 from imray.rpc.endpoint import Parts
 from imray.rpc.methods import Method
 from imray.rpc.publications import SignalArgs, SubscribeArgs, SubscribedMarks, decode_subscribe_answer
@@ -253,3 +253,14 @@ class ShardClient(LogClient):
         """Its figures; UNREACHABLE where it gives no answer."""
         answer = await self._call(Method.STATUS, (), messages.decode_shard_status, timeout_s)
         return no_shard_answer(self.shard, answer.detail) if isinstance(answer, Refusal) else answer
+
+
+class MergerClient(LogClient):
+    """The merger of a deployment."""
+
+    def __init__(self, directory: Directory, settings: Settings, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(directory, MERGER, "the merger", settings, tls)
+
+    async def status(self, timeout_s: float) -> MergerStatus | Refusal:
+        """How far it is behind the logs. UNAVAILABLE where it gives no answer."""
+        return await self._call(Method.STATUS, (), messages.decode_merger_status, timeout_s)

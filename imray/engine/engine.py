@@ -16,9 +16,9 @@ import pyarrow as pa
 from imray.core.pages import SEQ_MAX, NoPage, Page, PageAsk, PageCall, PageFault
 from imray.core.replies import Appended, Located, Refusal, Refused
 from imray.core.routing import home_of, log_of, shard_of
-from imray.core.status import PartitionStatus, ShardStatus
+from imray.core.status import MergerStatus, PartitionStatus, ShardStatus
 from imray.engine.batcher import Batcher, SendAnswer
-from imray.engine.clients import LogClient, ShardClient
+from imray.engine.clients import LogClient, MergerClient, ShardClient
 from imray.engine.feeds import Feeds
 from imray.engine.history_client import HistoryClient
 from imray.engine.hot_routes import HotRoutes
@@ -48,6 +48,7 @@ class Engine:
         self._batchers = [Batcher(client, settings) for client in self._clients]
         self._hot_routes = HotRoutes(directory, settings, tls, self.feeds)
         self._history = HistoryClient(directory, tls, settings.history_readers)
+        self._merger = MergerClient(directory, settings, tls)
         self.members = MembersClient(self._clients, self.shard_of, settings)
 
     def shard_of(self, conv_id: str) -> int:
@@ -162,6 +163,20 @@ class Engine:
         """Each shard's figures, with those of its hot groups' partitions; UNREACHABLE where one gives no answer."""
         return list(await asyncio.gather(*(self._status(client) for client in self._clients)))
 
+    async def full_status(self) -> list[ShardStatus]:
+        """As `status`, with what the merger says of each shard; counting what is not merged costs it a look at all
+        folders of the log."""
+        shards, merger = await asyncio.gather(self.status(), self._merger_status())
+        merging = {} if merger is None else {merge.shard: merge for merge in merger.shards}
+        return [msgspec.structs.replace(shard, merge=merging.get(shard.shard)) for shard in shards]
+
+    async def _merger_status(self) -> MergerStatus | None:
+        """None: nothing is merged, or the merger gives no answer."""
+        if not self.settings.merge:
+            return None
+        answer = await self._merger.status(_STATUS_TIMEOUT_S)
+        return None if isinstance(answer, Refusal) else answer
+
     async def _status(self, client: ShardClient) -> ShardStatus:
         shard = await client.status(_STATUS_TIMEOUT_S)
         groups = [] if shard.hot is None else shard.hot.groups
@@ -183,6 +198,7 @@ class Engine:
             client.close()
         self._hot_routes.close()
         self._history.close()
+        self._merger.close()
 
 
 def _maybe_written(answer: Appended | Refusal) -> bool:

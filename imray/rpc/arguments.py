@@ -11,7 +11,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from imray.core.grants import Report
-from imray.core.status import PartitionStatus, ShardStatus
+from imray.core.status import MergerStatus, PartitionStatus, ShardStatus
 from imray.rpc.endpoint import Parts
 from imray.rpc.packing import Count, Int, encoder
 from imray.rpc.packing import decode_struct as decode_struct
@@ -99,6 +99,11 @@ def decode_mend(data: memoryview) -> str:
 def decode_shard_status(data: memoryview) -> ShardStatus:
     """The answer to Method.STATUS of a shard: `encode_struct` of it."""
     return decode_struct(data, ShardStatus)
+
+
+def decode_merger_status(data: memoryview) -> MergerStatus:
+    """The answer to Method.STATUS of the merger: `encode_struct` of it."""
+    return decode_struct(data, MergerStatus)
 
 
 def decode_partition_status(data: memoryview) -> PartitionStatus:
