@@ -161,7 +161,15 @@ def merge_runs(store: Store, shard: int, runs: Sequence[Run], settings: Settings
             if end.log not in newest or end.segment > newest[end.log].segment:
                 newest[end.log] = end
     ends = [newest[log] for log in sorted(newest)]
-    return write_run(store, shard, tier, merged_tables(store, runs, settings.merge_step_bytes_max // _STEPS_IN_MEMORY), covers, ends, settings)
+    return write_run(
+        store,
+        shard,
+        tier,
+        merged_tables(store, runs, settings.merge_step_bytes_max // _STEPS_IN_MEMORY),
+        covers,
+        ends,
+        settings,
+    )
 
 
 def joined_covers(runs: Sequence[Run]) -> list[Covered]:

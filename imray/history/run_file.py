@@ -6,6 +6,7 @@ that count (`imray.history.table`): a file that no commit names is nothing.
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -101,7 +102,7 @@ class _RunMaker:
         sizes = _row_sizes(table)
         group_bytes = self._settings.run_group_bytes / self._ratio
         edges = _edges(sizes, group_bytes)
-        for first, end in zip(edges[:-1], edges[1:], strict=True):
+        for first, end in itertools.pairwise(edges):
             raw = int(sizes[first:end].sum())
             group = _compacted(table.slice(first, end - first))
             file = self._with_room(group.nbytes + raw)
@@ -185,7 +186,7 @@ class _FileMaker:
         """One row group: its bytes."""
         start = self.size
         self._writer.write_table(group, row_group_size=group.num_rows)
-        end = self._sink.tell()
+        end: int = self._sink.tell()
         kind = group.column("kind").to_numpy()
         ends = list(key_rows(pa.concat_tables([group.slice(0, 1), group.slice(group.num_rows - 1)])))
         before = self.voids.groups()
@@ -285,4 +286,3 @@ def _compact(column: pa.Array) -> pa.DictionaryArray:
     count = compact_codes(codes, np.full(len(names), -1, np.int32), out, used)
     indices = pa.array(out, mask=out < 0) if column.null_count else pa.array(out)
     return pa.DictionaryArray.from_arrays(indices, names.take(pa.array(used[:count])))
-

@@ -5,9 +5,8 @@ Owns the way of bytes from the store to Arrow. Owns no cache (`imray.history.run
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 
 import pyarrow as pa
@@ -52,24 +51,15 @@ class GroupReader:
             tail = self._read(file.name, -size, size)
         return read_index(tail[len(tail) - size :], start, file)
 
-    def group(self, index: RunIndex, group: int) -> memoryview:
-        """The verified bytes of one row group."""
-        start, end = index.span(group)
+    def groups(self, index: RunIndex, groups: range) -> memoryview:
+        """The bytes of row groups that follow one another, each verified."""
+        start, _ = index.span(groups[0])
+        _, end = index.span(groups[-1])
         data = memoryview(self._read(index.name, start, end - start))
-        index.check(group, data)
+        for group in groups:
+            first, after = index.span(group)
+            index.check(group, data[first - start : after - start])
         return data
-
-    def groups(self, index: RunIndex) -> Iterator[memoryview]:
-        """The verified bytes of all row groups, in order."""
-        for first, last in _together(index):
-            start, _ = index.span(first)
-            _, end = index.span(last)
-            data = memoryview(self._read(index.name, start, end - start))
-            for group in range(first, last + 1):
-                a, b = index.span(group)
-                part = data[a - start : b - start]
-                index.check(group, part)
-                yield part
 
     def _read(self, name: str, start: int, size: int) -> bytes:
         data = self._store.get_range(name, start, size)
@@ -80,48 +70,41 @@ class GroupReader:
         return data
 
 
-def _together(index: RunIndex) -> Iterator[tuple[int, int]]:
-    """First and last of the groups that are read at once."""
+def stretches(index: RunIndex) -> Iterator[range]:
+    """The groups that are read at once, where all of a file are wanted."""
+    count = len(index.note.groups)
     first = 0
-    for group in itertools.count():
-        if group == len(index.note.groups):
-            return
-        is_last = group + 1 == len(index.note.groups)
-        if is_last or index.span(group + 1)[1] - index.span(first)[0] > _AHEAD_BYTES:
-            yield first, group
+    for group in range(count):
+        start, _ = index.span(first)
+        if group + 1 == count or index.span(group + 1)[1] - start > _AHEAD_BYTES:
+            yield range(first, group + 1)
             first = group + 1
 
 
 def decode(
-    index: RunIndex, group: int, data: memoryview, columns: Sequence[str] | None = None, coded: bool = False
+    index: RunIndex, groups: range, data: memoryview, columns: Sequence[str] | None = None, coded: bool = False
 ) -> pa.Table:
-    """The rows of a verified row group; `coded`: texts as dictionaries. CorruptError where they are not as many as the
-    index says."""
-    start, _ = index.span(group)
+    """The rows of row groups that follow one another, of which `data` are the verified bytes; `coded`: texts as
+    dictionaries. CorruptError where they are not as many as the index says."""
+    start, _ = index.span(groups[0])
     file = pq.ParquetFile(
         pa.PythonFile(_Window(data, start), mode="r"),
-        metadata=index.metadata,
+        metadata=index.parquet.metadata(groups),
         read_dictionary=list(TEXT_COLUMNS) if coded else None,
         pre_buffer=False,
     )
-    table = file.read_row_group(group, columns=None if columns is None else list(columns), use_threads=False)
-    rows = index.note.groups[group].rows
+    table = file.read_row_groups(
+        range(len(groups)), columns=None if columns is None else list(columns), use_threads=False
+    )
+    rows = sum(index.note.groups[group].rows for group in groups)
     if table.num_rows != rows:
         what = f"{table.num_rows} rows are there, the footer says {rows}"
-        raise CorruptError(index.name, f"row group {group}", what)
+        raise CorruptError(index.name, f"row groups {groups[0]} to {groups[-1]}", what)
     return table
 
 
-def decode_all(
-    index: RunIndex, groups: Iterable[memoryview], columns: Sequence[str] | None = None, coded: bool = False
-) -> Iterator[pa.Table]:
-    """`decode` of all groups of a file, in order."""
-    for group, data in enumerate(groups):
-        yield decode(index, group, data, columns, coded)
-
-
 class _Window:
-    """The bytes of one row group, as a file that has them at their place: what pyarrow asks of a file."""
+    """The bytes of row groups, as a file that has them at their place: what pyarrow asks of a file."""
 
     closed = False
 
@@ -131,7 +114,7 @@ class _Window:
         self._end = start + len(data)
 
     def size(self) -> int:
-        """Of a file that ends with the group."""
+        """Of a file that ends with them."""
         return self._end
 
     def tell(self) -> int:
@@ -145,7 +128,7 @@ class _Window:
         return at
 
     def read(self, size: int = -1) -> bytes:
-        """Bytes of the group."""
+        """Bytes of the groups."""
         return self._file.read(size)
 
     def close(self) -> None:

@@ -14,11 +14,11 @@ from typing import TypeAlias
 
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from imray.core.errors import CorruptError, InvalidError
 from imray.history.layout import FORMAT_VERSION
+from imray.history.parquet_footer import ParquetFooter, read_footer
 from imray.history.snapshot import RunFile
 
 META_KEY = b"imray"
@@ -69,7 +69,7 @@ class RunIndex:
 
     name: str
     note: RunNote
-    metadata: pq.FileMetaData
+    parquet: ParquetFooter
     tail_bytes: int
     """Of the footer and what is behind it."""
 
@@ -129,24 +129,20 @@ def read_index(footer: bytes, start: int, file: RunFile) -> RunIndex:
     if digest != digest_in(file.name):
         raise CorruptError(file.name, where, f"digest is {digest}, the name says {digest_in(file.name)}")
     try:
-        metadata = pq.read_metadata(pa.BufferReader(footer))
-        text = (metadata.metadata or {}).get(META_KEY, b"")
+        parquet = read_footer(memoryview(footer)[:-TAIL_BYTES])
+        text = parquet.pairs.get(META_KEY, b"")
         version = msgspec.json.decode(text, type=_Version).version
-        if version > FORMAT_VERSION:
-            what = f"has format version {version}; this imray knows up to {FORMAT_VERSION}: upgrade"
-            raise InvalidError(f"{file.name} {what}")
-        note = msgspec.json.decode(text, type=RunNote)
-    except (msgspec.DecodeError, pa.ArrowException) as e:
+        note = msgspec.json.decode(text, type=RunNote) if version <= FORMAT_VERSION else None
+    except (msgspec.DecodeError, InvalidError) as e:
         raise CorruptError(file.name, where, f"not what this version of imray writes: {e}") from e
-    _check_note(note, metadata, start, file)
-    return RunIndex(file.name, note, metadata, len(footer))
-
-
-def _check_note(note: RunNote, metadata: pq.FileMetaData, start: int, file: RunFile) -> None:
-    said = (note.shard, note.run, metadata.num_rows, len(note.groups), sum(g.rows for g in note.groups))
-    known = (file.shard, file.run, file.rows, metadata.num_row_groups, file.rows)
+    if note is None:
+        what = f"has format version {version}; this imray knows up to {FORMAT_VERSION}: upgrade"
+        raise InvalidError(f"{file.name} {what}")
+    said = (note.shard, note.run, parquet.rows, len(note.groups), sum(g.rows for g in note.groups))
+    known = (file.shard, file.run, file.rows, parquet.groups, file.rows)
     if said != known or not note.groups or note.groups[-1].end != start:
-        raise CorruptError(file.name, "footer", f"shard, run, rows, groups: it says {said}, the table {known}")
+        raise CorruptError(file.name, where, f"shard, run, rows, groups: it says {said}, the table {known}")
+    return RunIndex(file.name, note, parquet, len(footer))
 
 
 def key_rows(table: pa.Table) -> Iterator[Key]:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from imray.history.layout import HISTORY_SCHEMA
 from imray.history.run_file import void_at
-from imray.history.run_groups import GroupReader, decode, decode_all
+from imray.history.run_groups import GroupReader, decode, stretches
 from imray.history.run_index import RunIndex
 from imray.history.snapshot import RunFile
 from imray.log.schema import RecordKind
@@ -26,7 +26,7 @@ V = TypeVar("V")
 
 _INDEX_SHARE = 4
 """A fourth of the cache may be footers."""
-_INDEX_COST = 8
+_INDEX_COST = 2
 """Memory of a footer that was read, in its bytes."""
 
 
@@ -80,9 +80,7 @@ class RunReader:
                 self._indexes.put(file.name, found, found.tail_bytes * _INDEX_COST)
         return found
 
-    def rows(
-        self, file: RunFile, conv_id: str, low: int, high: int, limit: int | None, descending: bool
-    ) -> pa.Table:
+    def rows(self, file: RunFile, conv_id: str, low: int, high: int, limit: int | None, descending: bool) -> pa.Table:
         """The messages and voids of a conversation with numbers low..high, in the order of the table (HISTORY_SCHEMA),
         and the voids from below that reach into them.
 
@@ -113,20 +111,23 @@ class RunReader:
         with self._lock:
             table = self._groups.get((index.name, group))
         if table is None:
-            table = decode(index, group, self._reader.group(index, group))
+            alone = range(group, group + 1)
+            table = decode(index, alone, self._reader.groups(index, alone))
             with self._lock:
                 self._groups.put((index.name, group), table, table.nbytes)
         return table
 
     def tables(self, file: RunFile, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """All rows of a file, group after group, each verified before it is decoded. Nothing is remembered."""
+        """All rows of a file, some row groups at a time, each verified before it is decoded. Nothing is remembered."""
         index = self._index(file)
-        yield from decode_all(index, self._reader.groups(index), columns)
+        for groups in stretches(index):
+            yield decode(index, groups, self._reader.groups(index, groups), columns)
 
     def verify(self, file: RunFile) -> None:
         """Read every byte. CorruptError with file and place where one is not as it was written."""
-        for _ in self._reader.groups(self._reader.index(file)):
-            pass
+        index = self._reader.index(file)
+        for groups in stretches(index):
+            self._reader.groups(index, groups)
 
 
 def _shown(table: pa.Table, conv_id: str, low: int, high: int) -> pa.Table:

@@ -10,15 +10,13 @@ import heapq
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imray.history.run_groups import GroupReader, decode_all
-from imray.history.run_index import Key
+from imray.history.run_groups import GroupReader, decode, stretches
+from imray.history.run_index import Key, RunIndex
 from imray.history.snapshot import Run
 from imray.history.sorting import sorted_tables
-from imray.log.schema import dictionary_rows
 from imray.log.store import Store
 
 
@@ -45,38 +43,39 @@ def merged_tables(store: Store, runs: Sequence[Run], step_bytes: int) -> Iterato
 
 
 class _Stream:
-    """The groups of one run, read one after the other."""
+    """One run, read from its first row to its last."""
 
     def __init__(self, reader: GroupReader, run: Run) -> None:
         self._reader = reader
-        self._groups = self._read_all(run)
+        self._rest = self._stretches(run)
+        self._following = next(self._rest, None)
         self._tables: list[pa.Table] = []
-        self.next_first: Key | None = None
-        """The key of the first row that was not read yet; None: all were."""
         self.bytes = 0
         """In memory, of what was read and not taken."""
-        self._advance()
 
-    def _read_all(self, run: Run) -> Iterator[tuple[Key, pa.Table]]:
-        """Each group, and before it the key that it begins with."""
+    def _stretches(self, run: Run) -> Iterator[tuple[RunIndex, range]]:
+        # file after file: the indexes of all would take more memory than the rows
         for file in run.files:
             index = self._reader.index(file)
-            tables = decode_all(index, self._reader.groups(index), coded=True)
-            for note in index.note.groups:
-                yield note.first, tables
-        return
+            for groups in stretches(index):
+                yield index, groups
 
-    def _advance(self) -> None:
-        self._following = next(self._groups, None)
-        self.next_first = None if self._following is None else self._following[0]
+    @property
+    def next_first(self) -> Key | None:
+        """The key of the first row that was not read yet; None: all were."""
+        if self._following is None:
+            return None
+        index, groups = self._following
+        return index.note.groups[groups[0]].first
 
     def read(self) -> int:
-        """Read the next group: its bytes in memory."""
+        """Read the next row groups: their bytes in memory."""
         assert self._following is not None
-        table = next(self._following[1])
+        index, groups = self._following
+        table = decode(index, groups, self._reader.groups(index, groups), coded=True)
         self._tables.append(table)
+        self._following = next(self._rest, None)
         self.bytes += table.nbytes
-        self._advance()
         return int(table.nbytes)
 
     def take(self, bound: Key | None) -> list[pa.Table]:
@@ -84,7 +83,7 @@ class _Stream:
         taken = self._tables
         self._tables = []
         if bound is not None and taken:
-            # of the groups that were read only the last one can reach beyond what was not
+            # of what was read only the last part can reach beyond what was not
             last = taken.pop()
             count = _rows_below(last, bound)
             taken.append(last.slice(0, count))
@@ -96,12 +95,13 @@ class _Stream:
 
 def _rows_below(table: pa.Table, bound: Key) -> int:
     """How many rows of a sorted table sort below a key."""
-    conv = table.column("conv_id").combine_chunks()
-    codes = dictionary_rows(conv)
-    names = conv.dictionary
-    before = pc.less(names, bound[0]).to_numpy(zero_copy_only=False)
-    same = pc.equal(names, bound[0]).to_numpy(zero_copy_only=False)
-    first = int(np.count_nonzero(before[codes]))
-    end = first + int(np.count_nonzero(same[codes]))
+    names = table.column("conv_id")
+    first: int = pc.sum(pc.less(names, bound[0])).as_py()
+    end: int = first + pc.sum(pc.equal(names, bound[0])).as_py()
     columns = [table.column(name).to_numpy() for name in ("conv_seq", "log", "segment", "row")]
-    return bisect_left(range(end), bound[1:], first, end, key=lambda i: tuple(int(c[i]) for c in columns))
+
+    def key(i: int) -> tuple[int, int, int, int]:
+        seq, log, segment, row = (int(column[i]) for column in columns)
+        return seq, log, segment, row
+
+    return bisect_left(range(end), bound[1:], first, end, key=key)

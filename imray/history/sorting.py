@@ -37,9 +37,7 @@ def sorted_tables(table: pa.Table) -> Iterator[pa.Table]:
     order = _order(columns)
     for which in _pieces(order, bodies.sizes):
         taken = pa.array(which)
-        arrays = [
-            bodies.take(which) if name == "body" else _take(columns[name], taken) for name in CODED_SCHEMA.names
-        ]
+        arrays = [bodies.take(which) if name == "body" else _take(columns[name], taken) for name in CODED_SCHEMA.names]
         yield pa.Table.from_arrays(arrays, schema=CODED_SCHEMA)
 
 

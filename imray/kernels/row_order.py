@@ -27,18 +27,16 @@ def order_by_rank(ranks: I32, count: int) -> tuple[I64, I64]:
 @jit
 def _less(a: np.int64, b: np.int64, seqs: I64, logs: I32, segments: I64, rows: I32) -> bool:
     if seqs[a] != seqs[b]:
-        return seqs[a] < seqs[b]
+        return bool(seqs[a] < seqs[b])
     if logs[a] != logs[b]:
-        return logs[a] < logs[b]
+        return bool(logs[a] < logs[b])
     if segments[a] != segments[b]:
-        return segments[a] < segments[b]
-    return rows[a] < rows[b]
+        return bool(segments[a] < segments[b])
+    return bool(rows[a] < rows[b])
 
 
 @jit
-def _merge(
-    order: I64, a: int, b: int, c: int, scratch: I64, seqs: I64, logs: I32, segments: I64, rows: I32
-) -> None:
+def _merge(order: I64, a: int, b: int, c: int, scratch: I64, seqs: I64, logs: I32, segments: I64, rows: I32) -> None:
     """Merge order[a:b] and order[b:c], each sorted, in place."""
     n = b - a
     for i in range(n):
