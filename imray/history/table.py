@@ -10,7 +10,7 @@ concerns other runs and other logs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from imray.core.errors import CorruptError, DerivedError
 from imray.history.actions import TableChange, TableCommit, encode_commit
@@ -51,7 +51,7 @@ class Table:
         Who deletes anything on its word calls `make_durable` first: the writer of a commit may have died before its
         name was."""
         if known is not None and known.version >= 0:
-            state, is_newest = follow(self._store, known)
+            state, is_newest = self._follow(known)
             if is_newest:
                 return state
         return self._read_whole(known)
@@ -89,8 +89,8 @@ class Table:
         seen_all = True
         for _ in range(_COMMIT_TRIES):
             commits: list[TableCommit] = []
-            state, is_newest = follow(self._store, state, commits.append)
-            if any(change.is_made_by(commit) for commit in commits):
+            state, is_newest = self._follow(state, commits.append)
+            if is_newest and any(change.is_made_by(commit) for commit in commits):
                 # an earlier try landed and its answer was lost: its name may not be durable
                 self.make_durable()
                 return state
@@ -109,8 +109,17 @@ class Table:
                 return apply_commit(state, commit)
         raise TableConflictError(f"{change.operation}: {_COMMIT_TRIES} times somebody else committed first", seen_all)
 
+    def _follow(
+        self, state: TableSnapshot, visit: Callable[[TableCommit], None] = lambda _: None
+    ) -> tuple[TableSnapshot, bool]:
+        try:
+            return follow(self._store, state, visit)
+        except CorruptError:
+            # maybe of those who slept, in names that were removed: what counts is what can be read from a checkpoint
+            return state, False
+
     def _read_whole(self, known: TableSnapshot | None) -> TableSnapshot:
-        state = read_whole(self._store, self.damaged)
+        state, self.damaged = read_whole(self._store)
         if known is not None and state.version < known.version:
             raise CorruptError(
                 commit_name(known.version), "the whole file", f"it was there, and the newest is {state.version} now"

@@ -44,14 +44,23 @@ class TableLogNames:
         checkpoints = [int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name))]
         return cls(commits, checkpoints)
 
+    @property
+    def newest(self) -> int:
+        """The highest version; -1: there is none."""
+        return max([*self.commits, *self.checkpoints], default=-1)
 
-class _MissingCommitError(Exception):
-    """A version is not there, though a higher one is."""
+    def has_all_of(self, earlier: TableLogNames) -> bool:
+        """Whether nothing was removed since an earlier listing, nor since before it: that takes a new checkpoint."""
+        return {*self.commits} >= {*earlier.commits} and self.checkpoints == earlier.checkpoints
 
-    def __init__(self, version: int, above: int) -> None:
-        super().__init__(version, above)
+
+class _MissingError(Exception):
+    """What was listed is not there, or a version is not, though a higher one is: removed since, or lost."""
+
+    def __init__(self, name: str, version: int) -> None:
+        super().__init__(name, version)
+        self.name = name
         self.version = version
-        self.above = above
 
 
 def fence_from(version: int) -> int:
@@ -96,38 +105,39 @@ def follow(
     return state, fence == state.version + 1 or not store.exists(commit_name(fence))
 
 
-def read_whole(store: Store, damaged: dict[str, str]) -> TableSnapshot:
-    """The newest version, read from the newest checkpoint that verifies. Notes in `damaged` which did not, and why.
+def read_whole(store: Store) -> tuple[TableSnapshot, dict[str, str]]:
+    """The newest version, read from the newest checkpoint that verifies; and which checkpoints did not, and why.
 
     CorruptError with file and place where the log does not verify or lacks a version."""
-    lacks = -1
+    names = TableLogNames.listed(store)
     for _ in range(_TRIES):
-        names = TableLogNames.listed(store)
+        damaged: dict[str, str] = {}
         try:
-            return _read_listed(store, names, damaged)
-        except _MissingCommitError as e:
-            # commits are put in order and removed below two checkpoints: a second listing shows a newer checkpoint, or
-            # the version is lost
-            if e.version == lacks:
-                why = f"it is missing, though version {e.above} is there"
-                checked = "; ".join(f"{name}: {check}" for name, check in sorted(damaged.items()))
-                raise CorruptError(commit_name(e.version), "the whole file", f"{why}; {checked}".rstrip("; ")) from e
-            lacks = e.version
+            return _read_listed(store, names, damaged), damaged
+        except _MissingError as e:
+            listed = TableLogNames.listed(store)
+            if e.version <= names.newest and listed.has_all_of(names):
+                above = f"it is missing, though version {names.newest} is there"
+                raise CorruptError(
+                    e.name, "the whole file", "; ".join([above, *map(": ".join, damaged.items())])
+                ) from e
+            names = listed
     raise StorageError("the history's table: its log is replaced faster than it can be read")
 
 
 def _read_listed(store: Store, names: TableLogNames, damaged: dict[str, str]) -> TableSnapshot:
-    newest = max([*names.commits, *names.checkpoints], default=-1)
     for version in (*reversed(names.checkpoints), -1):
         try:
             base = read_checkpoint(store, version) if version >= 0 else TableSnapshot()
             _check_base(store, base)
         except DerivedError as e:
+            if not store.exists(e.file):
+                raise _MissingError(e.file, version) from e
             damaged[e.file] = e.check
             continue
         state, is_newest = follow(store, base)
-        if not is_newest or state.version < newest:
-            raise _MissingCommitError(state.version + 1, newest)
+        if not is_newest or state.version < names.newest:
+            raise _MissingError(commit_name(state.version + 1), state.version + 1)
         return state
     raise AssertionError("nothing, which the first commit follows, is the last base")
 

@@ -15,19 +15,9 @@ from imray.history.layout import HISTORY_SCHEMA, run_name
 from imray.history.snapshot import Covered, RunFile, TableSnapshot
 from imray.history.table import Table
 from imray.log.marks import LogEnd
-from imray.log.store import LocalStore, Store
+from imray.log.store import Store
 
 NOW_MS = 1_700_000_000_000
-
-
-class UnsyncedStore(LocalStore):
-    """A test that is not about power needs no disk that lasts."""
-
-    def _sync_file(self, fd: int) -> None:
-        pass
-
-    def _sync_folder(self, folder: str) -> None:
-        pass
 
 
 def run_file(
@@ -77,8 +67,7 @@ def rows_of(store: Store, snapshot: TableSnapshot) -> list[tuple[int, str, int]]
     for file in snapshot.files.values():
         table = pq.read_table(io.BytesIO(store.get(file.name) or b""))
         found += [
-            (file.shard, *row)
-            for row in zip(table["conv_id"].to_pylist(), table["conv_seq"].to_pylist(), strict=True)
+            (file.shard, *row) for row in zip(table["conv_id"].to_pylist(), table["conv_seq"].to_pylist(), strict=True)
         ]
     return sorted(found)
 
