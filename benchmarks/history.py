@@ -31,6 +31,8 @@ ROWS_QUICK = 200_000
 MESSAGES_A_CONVERSATION = 100
 BYTES_MAX = 160.0
 LOAD_RATIO_MIN = 0.4
+QUIET_S_MAX = 60.0
+"""A quiet system has LAG_MAX segments a log within so long."""
 _BATCH_ROWS = 5000
 _BATCH_ROWS_QUICK = 500
 _PLAIN_ROWS_MIN = 200_000
@@ -41,7 +43,7 @@ _WARMUP_PAUSE_S = 0.1
 _PULLS_S_MIN = 20.0
 _PULLS_S_QUICK = 5.0
 _MERGED_S_MAX = 1800.0
-_DELETED_S_MAX = 600.0
+_DELETED_S_MAX = 180.0
 _LOAD_S_MAX = 6 * 3600.0
 
 
@@ -79,8 +81,10 @@ class LoadResult:
     at_end: dict[str, FilesOfKind]
     """What was on disk when the last message was acked."""
     settled: dict[str, FilesOfKind]
-    """When the log had at most LAG_MAX segments; without merging as `at_end`."""
+    """When each log had at most LAG_MAX segments; without merging as `at_end`."""
     settled_s: float
+    segments_left: int
+    """Of the log that has the most; more than LAG_MAX: they were waited for in vain."""
     memory: list[float]
     """MiB of each shard."""
     marks: Marks | None = None
@@ -139,12 +143,17 @@ def _load(data: Path, settings: Settings, form: Form, rows: int) -> LoadResult:
         acked = max(end for _, end in spans)
         rows = share * len(loaders)
         at_end = survey(data)
-        merged = settled = acked
+        merged = acked
+        settled = acked
+        left = 0
         if merging:
             lag = Lag(data)
             merged = max(acked, lag.await_merged(_MERGED_S_MAX + acked - began))
-            settled = max(merged, lag.await_deleted(_DELETED_S_MAX + acked - began))
-            say(f"merged after {merged - acked:.1f} s more, deleted after {settled - merged:.1f} s more")
+            left = lag.await_deleted(_DELETED_S_MAX + acked - began)
+            settled = time.monotonic()
+            say(
+                f"merged {merged - acked:.1f} s after the last ack; {left} segments a log {settled - acked:.1f} s after it"
+            )
         say_shards(system)
         messages = rows + warmed * _WARMUP_ROWS * len(loaders) + (len(marks.sends) if marks else 0)
         return LoadResult(
@@ -155,6 +164,7 @@ def _load(data: Path, settings: Settings, form: Form, rows: int) -> LoadResult:
             at_end=at_end,
             settled=survey(data) if merging else at_end,
             settled_s=settled - acked,
+            segments_left=left,
             memory=shard_memory(system),
             marks=marks,
         )

@@ -102,22 +102,25 @@ class Lag:
 
     def await_merged(self, seconds: float) -> float:
         """When no log has LAG_MAX unmerged segments any more (time.monotonic). RuntimeError: not in so long."""
-        return _await(self.unmerged, seconds, "unmerged segments")
+        left = _await(self.unmerged, seconds, "unmerged segments")
+        if left > LAG_MAX:
+            raise RuntimeError(f"a log still has {left:,} unmerged segments after {seconds:.0f} s")
+        return time.monotonic()
 
-    def await_deleted(self, seconds: float) -> float:
-        """When no log has more than LAG_MAX segments on disk."""
+    def await_deleted(self, seconds: float) -> int:
+        """Wait until no log has more than LAG_MAX segments on disk, or for so long: how many the longest has then."""
         return _await(self.files, seconds, "segments on disk")
 
 
-def _await(count: Callable[[], int], seconds: float, what: str) -> float:
+def _await(count: Callable[[], int], seconds: float, what: str) -> int:
     deadline = time.monotonic() + seconds
     shown = time.monotonic() + _SAY_S
     while (left := count()) > LAG_MAX:
         now = time.monotonic()
         if now > deadline:
-            raise RuntimeError(f"a log still has {left:,} {what} after {seconds:.0f} s")
+            break
         if now > shown:
             say(f"{left:,} {what}")
             shown = now + _SAY_S
         time.sleep(_LOOK_S)  # between two looks
-    return time.monotonic()
+    return left

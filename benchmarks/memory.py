@@ -101,7 +101,8 @@ def _fill(count: int) -> IdTable:
 def sealed(folder: Path) -> dict[str, float]:
     """The same ids, after a checkpoint."""
     table = _fill(IDS)
-    interval = seal(LocalStore(folder), 0, table, Postings(), int(table.log_position[IDS - 1]), ["room"])
+    last = int(table.log_position[IDS - 1])
+    interval = seal(LocalStore(folder), 0, 1, table, Postings(), last, ["room"], lambda _: (1, 1))
     size = sum((folder / name).stat().st_size for name in interval.interval.names)
     assert interval.bloom is not None
     return {"filter": interval.bloom.words.nbytes / IDS, "files": size / IDS}
