@@ -1,6 +1,6 @@
 """Reading runs: only what is needed of a file, and nothing that was not verified.
 
-Owns caches of footers and decoded groups, both bounded. Safe for threads: locks are held for look-ups, never for reads.
+Owns a bounded cache of indexes and decoded groups. Safe for threads: locks are held for look-ups, never for reads.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,37 +22,35 @@ from imray.history.snapshot import RunFile
 from imray.log.schema import RecordKind
 from imray.log.store import Store
 
-V = TypeVar("V")
-
-_INDEX_SHARE = 4
-"""A fourth of the cache may be footers."""
 _INDEX_COST = 2
-"""Memory of a footer that was read, in its bytes."""
+"""Memory of an index, in bytes of its footer."""
 
 
-class _Cache(Generic[V]):
+class _Cache:
     """The values used last, up to so many bytes. Not safe for threads."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
-        self._bytes = 0
-        self._values: OrderedDict[object, tuple[V, int]] = OrderedDict()
+        self.bytes = 0
+        self._values: OrderedDict[object, tuple[Any, int]] = OrderedDict()
 
-    def get(self, key: object) -> V | None:
+    def get(self, key: object) -> Any:
+        """The value of a key; None where it is not known."""
         found = self._values.get(key)
         if found is None:
             return None
         self._values.move_to_end(key)
         return found[0]
 
-    def put(self, key: object, value: V, size: int) -> None:
+    def put(self, key: object, value: object, size: int) -> None:
+        """Remember a value, and forget those that were not used for longest."""
         if size > self._bytes_max or key in self._values:
             return
         self._values[key] = (value, size)
-        self._bytes += size
-        while self._bytes > self._bytes_max:
+        self.bytes += size
+        while self.bytes > self._bytes_max:
             _, (_, gone) = self._values.popitem(last=False)
-            self._bytes -= gone
+            self.bytes -= gone
 
 
 class RunReader:
@@ -62,30 +60,35 @@ class RunReader:
         """`cache_bytes` bounds what is remembered: footers and decoded row groups."""
         self._reader = GroupReader(store)
         self._lock = threading.Lock()
-        self._indexes: _Cache[RunIndex] = _Cache(cache_bytes // _INDEX_SHARE)
-        self._groups: _Cache[pa.Table] = _Cache(cache_bytes - cache_bytes // _INDEX_SHARE)
+        self._known = _Cache(cache_bytes)
 
     @property
     def bytes_read(self) -> int:
         """Bytes that the store gave so far."""
         return self._reader.bytes_read
 
+    @property
+    def bytes_remembered(self) -> int:
+        """Memory of what is remembered, about."""
+        with self._lock:
+            return self._known.bytes
+
     def _index(self, file: RunFile) -> RunIndex:
         """The verified index of a file. CorruptError; InvalidError where a newer imray wrote it."""
         with self._lock:
-            found = self._indexes.get(file.name)
+            found: RunIndex | None = self._known.get(file.name)
         if found is None:
             found = self._reader.index(file)
             with self._lock:
-                self._indexes.put(file.name, found, found.tail_bytes * _INDEX_COST)
+                self._known.put(file.name, found, found.tail_bytes * _INDEX_COST)
         return found
 
     def rows(self, file: RunFile, conv_id: str, low: int, high: int, limit: int | None, descending: bool) -> pa.Table:
         """The messages and voids of a conversation with numbers low..high, in the order of the table (HISTORY_SCHEMA),
         and the voids from below that reach into them.
 
-        With `limit` the first so many messages (with `descending` the last), and all voids up to there: what it
-        returns is complete up to the number of the last (first) message in it. CorruptError as `verify`."""
+        With `limit` (at least 1) no more than the first so many messages, or with `descending` the last, and the
+        voids on the way to there: what it returns is complete up (down) to the number of its last (first) message. CorruptError as `verify`."""
         if low > high or not file.first <= conv_id <= file.last:
             return HISTORY_SCHEMA.empty_table()
         index = self._index(file)
@@ -99,22 +102,22 @@ class RunReader:
                 part = _shown(self._group(index, group), conv_id, low, high)
                 messages += int(np.count_nonzero(part.column("kind").to_numpy() == RecordKind.MESSAGE))
                 found.append(part)
-        else:
-            for group in index.open_at(groups.start):
-                found.append(_shown(self._group(index, group), conv_id, low, high))
-        if not found:
-            return HISTORY_SCHEMA.empty_table()
-        return _first(pa.concat_tables(found), limit, descending)
+        if descending:
+            found.reverse()
+        if limit is None or not descending or messages < limit:
+            below = index.open_at(groups.start)
+            found[:0] = [_shown(self._group(index, group), conv_id, low, high) for group in below]
+        return _cut(pa.concat_tables(found), limit, descending) if found else HISTORY_SCHEMA.empty_table()
 
     def _group(self, index: RunIndex, group: int) -> pa.Table:
         """All rows of a row group, verified."""
         with self._lock:
-            table = self._groups.get((index.name, group))
+            table = self._known.get((index.name, group))
         if table is None:
             alone = range(group, group + 1)
             table = decode(index, alone, self._reader.groups(index, alone))
             with self._lock:
-                self._groups.put((index.name, group), table, table.nbytes)
+                self._known.put((index.name, group), table, table.nbytes)
         return table
 
     def tables(self, file: RunFile, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -142,14 +145,12 @@ def _shown(table: pa.Table, conv_id: str, low: int, high: int) -> pa.Table:
     return table.filter(pa.array(wanted))
 
 
-def _first(table: pa.Table, limit: int | None, descending: bool) -> pa.Table:
-    table = table.sort_by([(name, "ascending") for name in ("conv_seq", "log", "segment", "row")])
-    if limit is None:
-        return table
+def _cut(table: pa.Table, limit: int | None, descending: bool) -> pa.Table:
+    """The rows up to the message at which the limit is reached, whatever else has its number."""
     seq = table.column("conv_seq").to_numpy()
     messages = seq[table.column("kind").to_numpy() == RecordKind.MESSAGE]
-    if len(messages) <= limit:
+    if limit is None or len(messages) < limit:
         return table
     if descending:
-        return table.slice(int(np.searchsorted(seq, messages[-limit]))) if limit else table.slice(0, 0)
-    return table.slice(0, int(np.searchsorted(seq, messages[limit - 1], "right"))) if limit else table.slice(0, 0)
+        return table.slice(int(np.searchsorted(seq, messages[-limit])))
+    return table.slice(0, int(np.searchsorted(seq, messages[limit - 1], "right")))
