@@ -190,7 +190,7 @@ def mark_durable(state: ShardState, commit: Commit, digest: bytes) -> None:
     """The commit is durable: readers may see it."""
     advance_log(state, commit.log_position, commit.epoch, digest, commit.sequencer, commit.fence)
     for control in commit.controls:
-        _control(state, control)
+        apply_control(state, control)
     state.mark_members_durable(commit.members, commit.cursors)
     mark_numbers_durable(state, commit.log_position, (commit.touched, commit.touched_first, commit.touched_last))
 
@@ -253,7 +253,8 @@ def are_hot(state: ShardState, conv: I32) -> Bools:
     return np.isin(conv, list(state.hot))
 
 
-def _control(state: ShardState, control: Control) -> None:
+def apply_control(state: ShardState, control: Control) -> None:
+    """A conversation turned hot or cold, or more is known of a hot one."""
     conversations = state.conversations
     group = state.hot.get(control.conv)
     if not control.partitions:

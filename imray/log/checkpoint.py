@@ -7,7 +7,7 @@ number of the last segment that it covers. Does not own the deletion of derived 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -130,8 +130,15 @@ def merge_step(store: Store, intervals: Sequence[SealedInterval]) -> tuple[list[
     return parts, merge(store, parts)
 
 
-def restore(store: Store, shard: int, seed: int, notes: list[str] | None = None) -> ShardState:
-    """The state at the newest checkpoint that serves; the state of an empty log where there is none.
+def restore(
+    store: Store,
+    shard: int,
+    seed: int,
+    notes: list[str] | None = None,
+    otherwise: Callable[[], ShardState] | None = None,
+) -> ShardState:
+    """The state at the newest checkpoint that serves; where there is none what `otherwise` makes, or the state of an
+    empty log.
 
     A derived file that is missing or does not verify is passed over: an older checkpoint serves, an interval is opened
     without its filter. `notes` are told. CorruptError: the log itself does not verify."""
@@ -144,11 +151,11 @@ def restore(store: Store, shard: int, seed: int, notes: list[str] | None = None)
             except DerivedError as e:
                 if checkpoints(store, shard) != names:
                     break
-                told.append(f"{e}; an older checkpoint is read, or the whole log")
+                told.append(f"{e}; an older checkpoint is read, or history and log")
         else:
             if not names and store.list(sealed_prefix(shard)):
-                told.append("no checkpoint names the sealed files that are there: the whole log is read")
-            return ShardState(seed)
+                told.append("no checkpoint names the sealed files that are there: history and log are read")
+            return ShardState(seed) if otherwise is None else otherwise()
     raise StorageError(f"checkpoints of shard {shard}: another writer keeps making them; retry")
 
 

@@ -201,11 +201,11 @@ def read_back(table: pa.Table, seed: int) -> ReadBack:
             for i in np.flatnonzero(kind == RecordKind.VOID)
         )
         controls = tuple(
-            _control(batch, int(i), int(local[i]))
+            control_of(batch, int(i), int(local[i]))
             for i in np.flatnonzero((kind == RecordKind.HOT) | (kind == RecordKind.COLD))
         )
-        members = tuple(_members(batch, int(i), int(local[i])) for i in np.flatnonzero(kind == RecordKind.MEMBERS))
-        cursors = tuple(_cursors(batch, int(i), int(local[i])) for i in np.flatnonzero(kind == RecordKind.CURSORS))
+        members = tuple(members_of(batch, int(i), int(local[i])) for i in np.flatnonzero(kind == RecordKind.MEMBERS))
+        cursors = tuple(cursors_of(batch, int(i), int(local[i])) for i in np.flatnonzero(kind == RecordKind.CURSORS))
     local = dictionary_rows(messages.column("conv_id"))
     ids = id_words(messages.column("client_msg_id"))
     fps = id_fingerprints(ids, local, hash_rows(names_data, names_offsets), np.uint64(seed))
@@ -228,7 +228,8 @@ def read_back(table: pa.Table, seed: int) -> ReadBack:
     )
 
 
-def _control(batch: pa.RecordBatch, row: int, conv: int) -> Control:
+def control_of(batch: pa.RecordBatch, row: int, conv: int) -> Control:
+    """The record in a row that turns a conversation (its index) hot or cold."""
     number = batch.column("conv_seq")[row].as_py()
     if batch.column("kind")[row].as_py() == RecordKind.COLD:
         return Control(conv=conv, partitions=0, number=number, ceiling=number)
@@ -243,7 +244,8 @@ def _control(batch: pa.RecordBatch, row: int, conv: int) -> Control:
     )
 
 
-def _members(batch: pa.RecordBatch, row: int, conv: int) -> MembersChange:
+def members_of(batch: pa.RecordBatch, row: int, conv: int) -> MembersChange:
+    """The record of members in a row."""
     body = msgspec.json.decode(batch.column("body")[row].as_py(), type=MembersRecord)
     return MembersChange(
         conv=conv,
@@ -255,7 +257,8 @@ def _members(batch: pa.RecordBatch, row: int, conv: int) -> MembersChange:
     )
 
 
-def _cursors(batch: pa.RecordBatch, row: int, conv: int) -> CursorsChange:
+def cursors_of(batch: pa.RecordBatch, row: int, conv: int) -> CursorsChange:
+    """The record of cursors in a row."""
     return CursorsChange(conv, msgspec.json.decode(batch.column("body")[row].as_py(), type=CursorsRecord).seqs)
 
 

@@ -16,6 +16,7 @@ from imray.core.fold import apply, freeze, sealed, thaw
 from imray.core.log_progress import LogProgress
 from imray.core.routing import log_of
 from imray.core.state import ShardState
+from imray.history.table import Table
 from imray.log import checkpoint
 from imray.log.checkpoint_snapshot import seal_frozen, snapshot
 from imray.log.marks import check_not_deleted, marked
@@ -25,6 +26,7 @@ from imray.log.sealed import SealedInterval, remove
 from imray.log.segment import Segment, segment_name, segment_prefix
 from imray.log.store import Store
 from imray.log.writer import Writer
+from imray.shard.recovery_history import HistoryState, is_needed
 
 log = logging.getLogger("imray.recovery")
 
@@ -113,12 +115,13 @@ def become_writer(
     for _ in range(_RESTORES_MAX):
         told: list[str] = []
         before = checkpoint.checkpoints(store, shard)
-        state = checkpoint.restore(store, shard, seed, told)
+        history = _History(store, shard, seed, told)
+        state = checkpoint.restore(store, shard, seed, told, history.recovered)
         restored = list(state.sealed)
         try:
-            writer = _fence_all(store, shard, state, now_ms, ids_max)
+            writer = _fence_all(store, shard, state, now_ms, ids_max, history)
         except StorageError:
-            _offer(store, shard, state, on_unwritable)
+            _offer(store, shard, state, on_unwritable, history)
             raise
         except StaleError as e:
             log.warning("shard %d begins anew: %s", shard, e)
@@ -141,6 +144,32 @@ def become_writer(
     )
 
 
+class _History:
+    """The history of a shard, opened where no checkpoint serves and some of its logs was deleted."""
+
+    def __init__(self, store: Store, shard: int, seed: int, notes: list[str]) -> None:
+        self._args = (store, shard, seed)
+        self._notes = notes
+        self._state: HistoryState | None = None
+        self._is_settled = True
+
+    def recovered(self) -> ShardState:
+        """The state to fold the logs into."""
+        store, shard, seed = self._args
+        if not is_needed(store, shard):
+            return ShardState(seed)
+        self._notes.append("no checkpoint serves: the state is made from the history")
+        self._state = HistoryState(store, shard, seed)
+        self._is_settled = False
+        return self._state.recovered()
+
+    def settle(self, state: ShardState) -> None:
+        """The shard's own log was folded: go on with its partitions. Once."""
+        if self._state is not None and not self._is_settled:
+            self._is_settled = True
+            self._state.settle(state)
+
+
 def _forget(store: Store, state: ShardState, restored: list[SealedIds]) -> None:
     """Remove what was sealed on the way."""
     for made in state.sealed[len(restored) :]:
@@ -148,10 +177,13 @@ def _forget(store: Store, state: ShardState, restored: list[SealedIds]) -> None:
         remove(store, made.interval)
 
 
-def _fence_all(store: Store, shard: int, state: ShardState, now_ms: Callable[[], int], ids_max: int) -> Writer:
+def _fence_all(
+    store: Store, shard: int, state: ShardState, now_ms: Callable[[], int], ids_max: int, history: _History
+) -> Writer:
     # its own log first: then no earlier incarnation can make a further partition, or move a ceiling
     end = last_segment(store, shard, state.log.segment)
     writer = fence_log(store, shard, state.log, 0, lambda: replay(store, shard, state, 0, end, ids_max), now_ms)
+    history.settle(state)
     for slot in sorted(state.partitions):
         try:
             fence_partition(store, shard, slot, state, now_ms, ids_max)
@@ -163,12 +195,15 @@ def _fence_all(store: Store, shard: int, state: ShardState, now_ms: Callable[[],
     return writer
 
 
-def _offer(store: Store, shard: int, state: ShardState, on_unwritable: Callable[[Readable], None]) -> None:
+def _offer(
+    store: Store, shard: int, state: ShardState, on_unwritable: Callable[[Readable], None], history: _History
+) -> None:
     """Read what can be read without a fence, make sure that it is durable, and hand it over."""
     partitions_read = True
     try:
         replay(store, shard, state)
         store.sync(segment_prefix(shard))
+        history.settle(state)
         for slot in sorted(state.partitions):
             try:
                 replay(store, shard, state, slot)
@@ -201,8 +236,15 @@ def become_partition_writer(
     """Become the writer of a partition's log. Errors as `become_writer`.
 
     Numbers and ids are its home shard's business: here the segments are verified and counted."""
-    progress = checkpoint.partition_progress(store, shard, slot)
     number = log_of(shard, slot)
+    try:
+        progress = checkpoint.partition_progress(store, shard, slot)
+    except CorruptError as e:
+        end = Table(store).snapshot().end(number)
+        if end is None or end.segment < marked(store, number):
+            raise
+        log.warning("log %d: %s; the history's table says where it goes on", number, e)
+        progress = end.progress()
     end = last_segment(store, number, progress.segment)
 
     def follow() -> None:

@@ -23,10 +23,12 @@ def log_end(store: Store, log: int, last: int | None = None) -> LogEnd:
     return LogEnd.of(log, progress)
 
 
-def mark_and_delete(store: Store, log: int, last: int | None = None, fences: bool = False) -> list[int]:
+def mark_and_delete(
+    store: Store, log: int, last: int | None = None, fences: bool = False, version: int = 0
+) -> list[int]:
     """Put the mark of a log's segments up to one (None: the last), and delete them, but for fences: which."""
     end = log_end(store, log, last)
-    put_mark(store, Mark(end, version=0))
+    put_mark(store, Mark(end, version))
     gone = []
     for name in store.list(segment_prefix(log)):
         number = segment_number(name)
