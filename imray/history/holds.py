@@ -11,9 +11,9 @@ from imray.core.errors import CorruptError, ImrayError
 log = logging.getLogger("imray.history")
 
 _BACK_OFF_S_MIN = 1.0
-_BACK_OFF_S_MAX = 60.0
+BACK_OFF_S_MAX = 60.0
 """Between tries where the store refuses (a full disk): room that was made is found within a minute."""
-_CORRUPT_AGAIN_S = 60.0
+CORRUPT_AGAIN_S = 60.0
 """Between looks at a damaged file: a person restores it, or does not."""
 
 
@@ -39,9 +39,9 @@ class Holds:
     def add(self, name: str, error: ImrayError) -> None:
         """It failed: it waits, twice as long as the time before."""
         before = self._holds.get(name)
-        delay_s = _BACK_OFF_S_MIN if before is None else min(2 * before.delay_s, _BACK_OFF_S_MAX)
+        delay_s = _BACK_OFF_S_MIN if before is None else min(2 * before.delay_s, BACK_OFF_S_MAX)
         if isinstance(error, CorruptError):
-            delay_s = _CORRUPT_AGAIN_S
+            delay_s = CORRUPT_AGAIN_S
         if before is None or before.detail != str(error):
             log.error("%s is held back: %s", name, error)
         self._holds[name] = _Hold(str(error), self._monotonic_s() + delay_s, delay_s)

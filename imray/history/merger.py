@@ -35,6 +35,9 @@ from imray.settings import Settings
 
 log = logging.getLogger("imray.history")
 
+_MERGE = "MERGE"
+_COMPACT = "OPTIMIZE"
+"""What the table's commits call it: Delta's words."""
 _READER_CACHE_BYTES = 0
 """Each file is verified once."""
 
@@ -64,7 +67,8 @@ class _ShardWork:
     holds: Holds
     """By stage, or by "log N"."""
     segments: dict[int, SegmentDeleter] = field(default_factory=dict)
-    prepared: PreparedCommit | None = None
+    prepared: dict[str, PreparedCommit] = field(default_factory=dict)
+    """By operation."""
     next: int = 0
     """The stage that is looked at first: work that never ends keeps none of the others waiting."""
 
@@ -192,7 +196,7 @@ class Merger:
 
         StorageError: whether it landed is unknown. Its files stay, and it is tried again: it may land later still."""
         work = self._work[shard]
-        work.prepared = prepared
+        work.prepared[prepared.operation] = prepared
         try:
             self._snapshot = self._table.commit(
                 prepared.base, prepared.add, prepared.remove, prepared.moves, prepared.operation, self._now_ms()
@@ -200,14 +204,15 @@ class Merger:
         except TableConflictError:
             self._snapshot = self._table.snapshot(self._snapshot)
             if not self._landed(prepared):
-                work.prepared = None
+                del work.prepared[prepared.operation]
                 prepared.own.remove()
                 raise
         except InvalidError:
-            work.prepared = None
+            del work.prepared[prepared.operation]
             prepared.own.remove()
             raise
-        work.prepared = None
+        del work.prepared[prepared.operation]
+        work.files.note_replaced(prepared.remove, self._snapshot.version)
         self._count(prepared)
 
     def _landed(self, prepared: PreparedCommit) -> bool:
@@ -219,9 +224,9 @@ class Merger:
         self.done.files_replaced += len(prepared.remove)
         self.done.segments += sum(after - before for before, after in prepared.moves.values())
 
-    def _retry_prepared(self, shard: int) -> bool:
+    def _retry_prepared(self, shard: int, operation: str) -> bool:
         """Try a commit again whose outcome was unknown. False: there is none."""
-        prepared = self._work[shard].prepared
+        prepared = self._work[shard].prepared.get(operation)
         if prepared is None:
             return False
         self._commit(shard, prepared)
@@ -231,7 +236,7 @@ class Merger:
 
     def _merge_log(self, shard: int) -> bool:
         """Segments up to the cut become a run."""
-        if self._retry_prepared(shard):
+        if self._retry_prepared(shard, _MERGE):
             return True
         work = self._work[shard]
         merged = self._snapshot.merged
@@ -256,14 +261,14 @@ class Merger:
         if not files:
             return False
         moves = {number: (merged.get(number, 0), end.segment) for number, end in ends.items()}
-        self._commit(shard, PreparedCommit(self._snapshot, own, files, [], moves, "MERGE"))
+        self._commit(shard, PreparedCommit(self._snapshot, own, files, [], moves, _MERGE))
         for number in cut:
             work.holds.end(f"log {number}")
         return True
 
     def _merge_runs(self, shard: int) -> bool:
         """Runs of like size become one."""
-        if self._retry_prepared(shard):
+        if self._retry_prepared(shard, _COMPACT):
             return True
         runs = self._snapshot.runs.get(shard, ())
         wanted = due(runs)
@@ -273,7 +278,7 @@ class Merger:
             files = merge_runs(own, shard, runs[wanted], self._settings)
             self._verify(files)
         replaced = [f.name for run in runs[wanted] for f in run.files]
-        self._commit(shard, PreparedCommit(self._snapshot, own, files, replaced, {}, "OPTIMIZE"))
+        self._commit(shard, PreparedCommit(self._snapshot, own, files, replaced, {}, _COMPACT))
         return True
 
     def _verify(self, files: Sequence[RunFile]) -> None:

@@ -72,6 +72,12 @@ class FileDeleter:
             self._sweep(snapshot)
         return False
 
+    def note_replaced(self, names: Iterable[str], version: int) -> None:
+        """These are not live any more, from a version on; they may have been for so short that no step saw them."""
+        now = self._shared.monotonic_s()
+        for name in names:
+            self._replaced.setdefault(name, (version, now))
+
     def sweep_soon(self) -> None:
         """As `SegmentDeleter.sweep_soon`."""
         self._sweep_at = self._shared.monotonic_s()

@@ -47,6 +47,42 @@ class UnsyncedStore(LocalStore):
         pass
 
 
+class HookedStore(UnsyncedStore):
+    """Tells of each call before it is made; the hook may raise, and then it is not made."""
+
+    def __init__(self, root: Path, hook: Callable[[str, str], None] = lambda _verb, _name: None) -> None:
+        super().__init__(root)
+        self.hook = hook
+
+    def put_if_absent(self, name: str, parts: Sequence[bytes | memoryview]) -> bool:
+        self.hook("put", name)
+        return super().put_if_absent(name, parts)
+
+    def get(self, name: str) -> bytes | None:
+        self.hook("get", name)
+        return super().get(name)
+
+    def get_range(self, name: str, start: int, size: int) -> bytes | None:
+        self.hook("get_range", name)
+        return super().get_range(name, start, size)
+
+    def exists(self, name: str) -> bool:
+        self.hook("exists", name)
+        return super().exists(name)
+
+    def sync(self, prefix: str) -> None:
+        self.hook("sync", prefix)
+        super().sync(prefix)
+
+    def list(self, prefix: str, after: str = "") -> list[str]:
+        self.hook("list", prefix)
+        return super().list(prefix, after)
+
+    def delete(self, name: str) -> None:
+        self.hook("delete", name)
+        super().delete(name)
+
+
 def merger_of(
     store: Store, clock: Callable[[], float], settings: Settings = SETTINGS, only_vacuum: bool = False
 ) -> Merger:
@@ -67,7 +103,8 @@ def work_all(merger: Merger, clock: ManualClock) -> None:
     work(merger)
     while (wait_s := merger.more_in_s(0)) is not None:
         clock.pass_s(wait_s + 0.001)
-        work(merger)
+        if not work(merger):
+            break  # held back, or by a pin
 
 
 class WrittenLog:
@@ -158,3 +195,22 @@ def files_of(root: Path, folder: str) -> list[str]:
 def allow_old_intervals(monkeypatch: object) -> None:
     """Segments may go although ids are answered from them."""
     monkeypatch.setattr(cut, "_INTERVAL_VERSION_MIN", 1)  # type: ignore[attr-defined]
+
+
+def written(store: UnsyncedStore, checkpoints_: int = 3, commits: int = 4) -> WrittenLog:
+    """A log with a checkpoint after every few commits."""
+    log = WrittenLog(store)
+    for _ in range(checkpoints_):
+        log.write(commits)
+        log.checkpoint()
+    return log
+
+
+def once(log: WrittenLog) -> Counter[tuple[str, int]]:
+    """Every acked message, once."""
+    return Counter(dict.fromkeys(log.acked, 1))
+
+
+def segment_numbers(store: Store, log: int = 0) -> list[int]:
+    """The numbers of a log's files, by their names."""
+    return [int(name[-28:-8]) for name in store.list(segment_prefix(log)) if name.endswith(".parquet")]
