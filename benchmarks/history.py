@@ -152,7 +152,7 @@ def _load(data: Path, settings: Settings, form: Form, rows: int) -> LoadResult:
             left = lag.await_deleted(_DELETED_S_MAX + acked - began)
             settled = time.monotonic()
             say(
-                f"merged {merged - acked:.1f} s after the last ack; {left} segments a log {settled - acked:.1f} s after it"
+                f"merged {merged - acked:.1f} s after the last ack; a log has {left} segments after {settled - acked:.1f} s"
             )
         say_shards(system)
         messages = rows + warmed * _WARMUP_ROWS * len(loaders) + (len(marks.sends) if marks else 0)
