@@ -51,14 +51,14 @@ _TIMESTAMP = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class FlatTable:
     """A table of a flatbuffer. A wrong offset raises struct.error or ValueError."""
 
     data: bytes
     at: int
 
     @classmethod
-    def root(cls, data: bytes) -> Table:
+    def root(cls, data: bytes) -> FlatTable:
         """The outermost one."""
         return cls(data, struct.unpack_from("<I", data, 0)[0])
 
@@ -84,10 +84,10 @@ class Table:
         at = self._field(slot)
         return 0 if at is None else struct.unpack_from(code, self.data, at)[0]
 
-    def table(self, slot: int) -> Table | None:
+    def table(self, slot: int) -> FlatTable | None:
         """A table below this one."""
         at = self._target(slot)
-        return None if at is None else Table(self.data, at)
+        return None if at is None else FlatTable(self.data, at)
 
     def length(self, slot: int) -> int:
         """How many entries a list has, or bytes a text."""
@@ -101,13 +101,13 @@ class Table:
             return ""
         return self.data[at + 4 : at + 4 + min(self.length(slot), bytes_max)].decode(errors="replace")
 
-    def tables(self, slot: int, count_max: int) -> Iterator[Table]:
+    def tables(self, slot: int, count_max: int) -> Iterator[FlatTable]:
         """The tables of a list, at most so many."""
         at = self._target(slot)
         if at is None:
             return
         for entry in range(at + 4, at + 4 + 4 * min(self.length(slot), count_max), 4):
-            yield Table(self.data, entry + struct.unpack_from("<I", self.data, entry)[0])
+            yield FlatTable(self.data, entry + struct.unpack_from("<I", self.data, entry)[0])
 
     def numbers(self, slot: int, count_max: int) -> tuple[int, ...]:
         """A list of 64-bit numbers, at most so many."""
@@ -120,8 +120,8 @@ class IpcMessage:
     """An IPC message, of which only the metadata was looked at."""
 
     kind: int
-    header: Table
-    whole: Table
+    header: FlatTable
+    whole: FlatTable
     body_bytes: int
 
 
@@ -151,7 +151,7 @@ def read_messages(data: bytes, count_max: int) -> Iterator[IpcMessage]:
 def _message(data: bytes, at: int, size: int, first: bool) -> IpcMessage:
     if size > (_SCHEMA_BYTES_MAX if first else _BATCH_BYTES_MAX):
         raise _refusal(f"the metadata of an IPC message has {size} bytes")
-    whole = Table.root(data[at : at + size])
+    whole = FlatTable.root(data[at : at + size])
     kind = whole.number(_MESSAGE_KIND, "<B")
     header = whole.table(_MESSAGE_HEADER)
     body_bytes = whole.number(_MESSAGE_BODY, "<q")
@@ -191,7 +191,7 @@ class SchemaLook:
         for column in schema.tables(_SCHEMA_FIELDS, columns_max):
             self._column(column)
 
-    def _column(self, column: Table) -> None:
+    def _column(self, column: FlatTable) -> None:
         if column.length(_FIELD_NAME) > _NAME_BYTES_MAX:
             raise _refusal("a column's name is too long")
         if column.length(_FIELD_CHILDREN):
@@ -204,7 +204,7 @@ class SchemaLook:
             self.dictionaries[dictionary.number(0, "<q")] += 1
         self._metadata(column, _FIELD_METADATA)
 
-    def _metadata(self, table: Table, slot: int) -> None:
+    def _metadata(self, table: FlatTable, slot: int) -> None:
         self._entries += table.length(slot)
         if self._entries > _METADATA_ENTRIES_MAX:
             raise _refusal(f"the schema has more than {_METADATA_ENTRIES_MAX} entries of metadata")
@@ -214,7 +214,7 @@ class SchemaLook:
             raise _refusal(f"the schema's own metadata has {self._bytes} bytes")
 
 
-def look_at_batch(batch: Table, columns: int) -> None:
+def look_at_batch(batch: FlatTable, columns: int) -> None:
     """ProblemError where a record batch says more than so many plain columns need."""
     if batch.table(_BATCH_COMPRESSION) is not None:
         raise _refusal("the stream's buffers are compressed: write it without compression")
