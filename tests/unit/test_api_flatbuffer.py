@@ -10,7 +10,7 @@ import pytest
 
 from api.arrow import check_batch_arrow
 from api.auth import Caller
-from api.flatbuffer import Table
+from api.flatbuffer import FlatTable
 from api.problems import ProblemError
 from imray.settings import Settings
 from tests.unit.test_api_arrow import ipc, messages, refusal
@@ -140,13 +140,13 @@ def test_messages_are_counted_before_any_is_read(monkeypatch: pytest.MonkeyPatch
     assert (found.status, "IPC messages" in found.detail) == (413, True)
 
 
-def _changed(data: bytes, kind: int, change: Callable[[bytearray, Table], None]) -> bytes:
+def _changed(data: bytes, kind: int, change: Callable[[bytearray, FlatTable], None]) -> bytes:
     """The stream with another header in its messages of a kind."""
     out = bytearray()
     for part in _parts(data):
         size = struct.unpack_from("<i", part, 4)[0]
         metadata = bytearray(part[8 : 8 + size])
-        message = Table.root(bytes(metadata))
+        message = FlatTable.root(bytes(metadata))
         header = message.table(2)
         assert header is not None
         if message.number(1, "<B") == kind:
@@ -162,7 +162,7 @@ def _changed(data: bytes, kind: int, change: Callable[[bytearray, Table], None])
 def test_a_batch_names_no_more_than_its_columns_have(
     monkeypatch: pytest.MonkeyPatch, slot: int, code: str, value: int, words: str
 ) -> None:
-    def change(metadata: bytearray, header: Table) -> None:
+    def change(metadata: bytearray, header: FlatTable) -> None:
         at = header._target(slot)
         assert at is not None
         old = struct.unpack_from("<" + code, metadata, at)
@@ -175,7 +175,7 @@ def test_a_batch_names_no_more_than_its_columns_have(
 
 
 def test_a_dictionary_of_nothing_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def change(metadata: bytearray, header: Table) -> None:
+    def change(metadata: bytearray, header: FlatTable) -> None:
         data = header.table(1)
         assert data is not None
         nodes = data._target(1)
@@ -205,7 +205,7 @@ def test_a_text_is_not_read_as_often_as_views_name_it() -> None:
 
 
 def test_columns_that_share_a_dictionary_count_it_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    def change(metadata: bytearray, header: Table) -> None:
+    def change(metadata: bytearray, header: FlatTable) -> None:
         *_, last = header.tables(1, 10)
         dictionary = last.table(4)
         assert dictionary is not None
