@@ -41,14 +41,15 @@ class GroupReader:
     def index(self, file: RunFile) -> RunIndex:
         """The verified index of a file. CorruptError; InvalidError where a newer imray wrote it."""
         guess = min(file.bytes, file.bytes // _FOOTER_SHARE + _FOOTER_BYTES_MIN)
-        tail = self._read(file.name, -guess, guess)
+        # a byte more than there should be: so a file that is longer is found, too
+        tail = self._read(file.name, file.bytes - guess, guess + 1)
         start = footer_start(tail, file.bytes)
-        if not 0 <= start <= file.bytes - TAIL_BYTES:
+        if len(tail) != guess or not 0 <= start <= file.bytes - TAIL_BYTES:
             where = f"bytes {max(0, file.bytes - TAIL_BYTES)} to {file.bytes}"
-            raise CorruptError(file.name, where, "no end of a Parquet file: it is cut off, or changed")
+            raise CorruptError(file.name, where, "no end of a Parquet file: it is cut off, longer, or changed")
         size = file.bytes - start
         if size > len(tail):
-            tail = self._read(file.name, -size, size)
+            tail = self._read(file.name, start, size)
         return read_index(tail[len(tail) - size :], start, file)
 
     def groups(self, index: RunIndex, groups: range) -> memoryview:

@@ -88,7 +88,8 @@ class RunReader:
         and the voids from below that reach into them.
 
         With `limit` (at least 1) no more than the first so many messages, or with `descending` the last, and the
-        voids on the way to there: what it returns is complete up (down) to the number of its last (first) message. CorruptError as `verify`."""
+        voids on the way there: what it returns is complete up (down) to the number of its last (first) message.
+        CorruptError as `verify`."""
         if low > high or not file.first <= conv_id <= file.last:
             return HISTORY_SCHEMA.empty_table()
         index = self._index(file)

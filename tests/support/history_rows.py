@@ -19,7 +19,7 @@ from imray.log.store import Store
 from imray.log.writer import Writer
 from imray.settings import Settings
 
-SMALL = Settings(run_group_bytes=1024, run_file_bytes=16 * 1024)
+SMALL = Settings(run_group_bytes=2048, run_file_bytes=16 * 1024)
 """Many groups and files of few rows."""
 
 
