@@ -106,7 +106,7 @@ class _RunMaker:
             raw = int(sizes[first:end].sum())
             group = _compacted(table.slice(first, end - first))
             file = self._with_room(group.nbytes + raw)
-            written = file.add(group)
+            written = file.add(group, raw)
             self._ratio = max(0.02, 0.8 * self._ratio + 0.2 * written / raw)
             if file.size >= self._settings.run_file_bytes:
                 self._close()
@@ -182,8 +182,8 @@ class _FileMaker:
         """Bytes that a group may take at most."""
         return len(self._memory) - self.size - (len(self.groups) + 1) * _GROUP_FOOTER_BYTES - _SLACK_BYTES // 2
 
-    def add(self, group: pa.Table) -> int:
-        """One row group: its bytes."""
+    def add(self, group: pa.Table, memory: int) -> int:
+        """One row group, with its bytes in memory: those in the file."""
         start = self.size
         self._writer.write_table(group, row_group_size=group.num_rows)
         end: int = self._sink.tell()
@@ -196,6 +196,7 @@ class _FileMaker:
                 end=end,
                 digest=xxhash.xxh3_128_hexdigest(self._memory[start:end]),
                 rows=group.num_rows,
+                memory=memory,
                 first=ends[0],
                 last=ends[1],
                 shown=int(np.count_nonzero((kind == RecordKind.MESSAGE) | (kind == RecordKind.VOID))),

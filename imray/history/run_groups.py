@@ -20,6 +20,7 @@ from imray.log.store import Store
 
 _AHEAD_BYTES = 1024 * 1024
 """Groups that follow one another are read together up to so many bytes, where all of them are wanted."""
+_AHEAD_MEMORY_BYTES = 4 * 1024 * 1024
 _FOOTER_SHARE = 64
 _FOOTER_BYTES_MIN = 16 * 1024
 """The footer is looked for in the last 64th of a file, and in so many bytes at least: nearly always in one read."""
@@ -71,15 +72,19 @@ class GroupReader:
         return data
 
 
-def stretches(index: RunIndex) -> Iterator[range]:
-    """The groups that are read at once, where all of a file are wanted."""
-    count = len(index.note.groups)
+def stretches(index: RunIndex, memory_max: int = _AHEAD_MEMORY_BYTES) -> Iterator[range]:
+    """The groups that are read at once, where all of a file are wanted: of about so many bytes in memory."""
+    notes = index.note.groups
     first = 0
-    for group in range(count):
+    memory = 0
+    for group, note in enumerate(notes):
         start, _ = index.span(first)
-        if group + 1 == count or index.span(group + 1)[1] - start > _AHEAD_BYTES:
-            yield range(first, group + 1)
-            first = group + 1
+        if group > first and (memory + note.memory > memory_max or note.end - start > _AHEAD_BYTES):
+            yield range(first, group)
+            first = group
+            memory = 0
+        memory += note.memory
+    yield range(first, len(notes))
 
 
 def decode(

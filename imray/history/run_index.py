@@ -38,6 +38,8 @@ class GroupNote(msgspec.Struct, frozen=True, array_like=True):
     digest: str
     """XXH3-128 of these bytes, hex."""
     rows: int
+    memory: int
+    """Bytes of its rows in memory, about."""
     first: Key
     last: Key
     shown: int

@@ -21,10 +21,11 @@ from imray.log.store import Store
 
 
 def merged_tables(store: Store, runs: Sequence[Run], step_bytes: int) -> Iterator[pa.Table]:
-    """All rows of sorted runs, sorted, as CODED_SCHEMA; about `step_bytes` of them and one group of each run are in
-    memory at once. CorruptError where a file does not verify."""
+    """All rows of sorted runs, sorted, as CODED_SCHEMA; about `step_bytes` of them are sorted at once, and half as many
+    wait in memory for those of other runs. CorruptError where a file does not verify."""
     reader = GroupReader(store)
-    streams = [_Stream(reader, run) for run in runs]
+    ahead_bytes = step_bytes // (2 * len(runs))
+    streams = [_Stream(reader, run, ahead_bytes) for run in runs]
     waiting = [(s.next_first, number) for number, s in enumerate(streams) if s.next_first is not None]
     heapq.heapify(waiting)
     while waiting:
@@ -45,8 +46,9 @@ def merged_tables(store: Store, runs: Sequence[Run], step_bytes: int) -> Iterato
 class _Stream:
     """One run, read from its first row to its last."""
 
-    def __init__(self, reader: GroupReader, run: Run) -> None:
+    def __init__(self, reader: GroupReader, run: Run, ahead_bytes: int) -> None:
         self._reader = reader
+        self._ahead_bytes = ahead_bytes
         self._rest = self._stretches(run)
         self._following = next(self._rest, None)
         self._tables: list[pa.Table] = []
@@ -57,7 +59,7 @@ class _Stream:
         # file after file: the indexes of all would take more memory than the rows
         for file in run.files:
             index = self._reader.index(file)
-            for groups in stretches(index):
+            for groups in stretches(index, self._ahead_bytes):
                 yield index, groups
 
     @property
