@@ -272,8 +272,8 @@ class Verifier:
         for interval in checkpoint.intervals:
             try:
                 self._verified(interval.name("postings"), partial(check_postings, interval))
-                self._verified(interval.name("ids"), check_digest)
-                self._verified(interval.name("bloom"), check_digest)
+                for name in (*interval.ids_names, interval.name("bloom")):
+                    self._verified(name, check_digest)
             except CorruptError as e:
                 faults.append(e)
         # files that are gone because a newer checkpoint replaced them are no fault

@@ -65,6 +65,8 @@ class First:
     server_ts: int
     status: RowStatus | None = None
     """What to say of the row where its first send cannot be read; None: the payload tells."""
+    file: SealedIds | None = None
+    """The one that could not be read, where that is why: made anew, it may say more."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,10 @@ from collections.abc import Sequence
 
 import msgspec
 
+VERSION = 2
+"""Of the intervals that are written: one with all that a retry is told. One of version 1 says where an id stands, and
+the segment says the rest."""
+
 
 def sealed_prefix(shard: int) -> str:
     """The folder of a shard's sealed intervals."""
@@ -24,17 +28,33 @@ class Interval(msgspec.Struct, frozen=True):
     """Its own part of its files' names: nobody else's try writes, or deletes, the same files."""
     partitions: tuple[tuple[int, int, int], ...] | None = msgspec.field(default=None, name="topics")
     """Slot, first and last segment of each partition's log; None: made by a version that did not say."""
+    version: int = 1
+    """Up to 1: its ids are those of `imray.log.sealed_first`; 2: those of `imray.log.id_run`."""
+    parts: int = 1
+    """A power of two: its ids are in so many files, by the highest bits of their fingerprints."""
 
     def name(self, kind: str) -> str:
-        """The name in the store of its `ids`, `bloom` or `postings` file."""
-        suffix = "parquet" if kind == "postings" else "arrow"
+        """The name in the store of its `bloom` or `postings` file, or of the `ids` of an interval of version 1."""
+        return f"{self._stem}.{kind}.{'parquet' if kind == 'postings' else 'arrow'}"
+
+    def run_name(self, part: int) -> str:
+        """The name in the store of a part of its ids."""
+        return f"{self._stem}.{part:04d}.ids.run"
+
+    @property
+    def _stem(self) -> str:
         tag = f"-{self.tag}" if self.tag else ""
-        return f"{sealed_prefix(self.shard)}{self.first:020d}-{self.last:020d}{tag}.{kind}.{suffix}"
+        return f"{sealed_prefix(self.shard)}{self.first:020d}-{self.last:020d}{tag}"
+
+    @property
+    def ids_names(self) -> list[str]:
+        """The files that have its ids."""
+        return [self.name("ids")] if self.version < VERSION else [self.run_name(part) for part in range(self.parts)]
 
     @property
     def names(self) -> list[str]:
         """All its files."""
-        return [self.name(kind) for kind in ("ids", "bloom", "postings")]
+        return [*self.ids_names, self.name("bloom"), self.name("postings")]
 
 
 def overlap(partitions: Sequence[tuple[tuple[int, int, int], ...] | None]) -> bool:

@@ -161,7 +161,8 @@ def keyed_hashes(count: int, offsets: int, data: int, seed: np.uint64) -> U64:
 
     Who does not know the seed cannot make two strings with one value. XXH64 does not give that: its lanes collide by
     arithmetic, under a secret seed every second time. The scheme is that of wyhash (Wang Yi,
-    https://github.com/wangyi-fudan/wyhash): words under a key, multiplied to 128 bits and folded."""
+    https://github.com/wangyi-fudan/wyhash): words under a key, multiplied to 128 bits and folded. Values are stored
+    (`imray.log.id_run`)."""
     # addresses, not arrays: of a small batch making arrays of its 13 buffers cost more than all the hashing, and each
     # mixture of writable and unaligned ones would be compiled by itself, for a second, when it first comes
     key_a = mix(seed ^ _P1)
@@ -172,6 +173,26 @@ def keyed_hashes(count: int, offsets: int, data: int, seed: np.uint64) -> U64:
         start = end
         end = np.int64(data + np.int64(_u32_at(offsets + 4 * i + 4)))
         out[i] = _keyed(start, end, key_a, key_b)
+    return out
+
+
+@jit
+def keyed_hashes_of(which: I32, count: int, offsets: int, data: int, seed: np.uint64) -> U64:
+    """As `keyed_hashes` of the byte string `which[i]` for each row i. There are `count` strings, between the int64 at
+    the address `offsets`; each one that is named is hashed once."""
+    key_a = mix(seed ^ _P1)
+    key_b = mix(seed ^ _P2)
+    known = np.zeros(count, np.bool_)
+    hashes = np.empty(count, np.uint64)
+    out = np.empty(len(which), np.uint64)
+    for i in range(len(which)):
+        k = which[i]
+        if not known[k]:
+            start = np.int64(_u64_at(offsets + 8 * k))
+            end = np.int64(_u64_at(offsets + 8 * k + 8))
+            hashes[k] = _keyed(data + start, data + end, key_a, key_b)
+            known[k] = True
+        out[i] = hashes[k]
     return out
 
 

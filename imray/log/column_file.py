@@ -21,6 +21,26 @@ _FRAMING_BYTES = 64 * 1024
 """Schema, metadata and the ends of both."""
 
 
+_LINE_BYTES = 64
+"""Of the processor's caches: a filter's block, mapped, is one of them and no two halves."""
+
+
+def _aligned(types: Mapping[str, type[np.generic]], meta: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """What the schema says, and so many blanks that the first column begins with a cache line."""
+    said = {**meta, digests.KEY.encode(): digests.BLANK.encode()}
+    for blanks in range(0, _LINE_BYTES, 8):
+        said[b"blanks"] = b" " * blanks
+        few = pa.RecordBatch.from_pydict({name: pa.array(np.zeros(1, dtype)) for name, dtype in types.items()})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, few.schema.with_metadata(said)) as stream:
+            stream.write_batch(few.replace_schema_metadata(said))
+        whole = sink.getvalue()
+        with pa.ipc.open_stream(whole) as found:
+            if (found.read_next_batch().column(0).buffers()[1].address - whole.address) % _LINE_BYTES == 0:
+                break
+    return said
+
+
 class ColumnFile:
     """Columns of one length, in the memory of their file; `seal` ends it."""
 
@@ -28,8 +48,7 @@ class ColumnFile:
         """`types`: name and dtype of each column. `meta`: what the schema says of the file, beside its digest."""
         # zeros that nobody has written to take no memory: only the file's own is touched
         blank = {name: pa.array(np.zeros(rows, dtype)) for name, dtype in types.items()}
-        said = {**meta, digests.KEY.encode(): digests.BLANK.encode()}
-        batch = pa.RecordBatch.from_pydict(blank).replace_schema_metadata(said)
+        batch = pa.RecordBatch.from_pydict(blank).replace_schema_metadata(_aligned(types, meta))
         memory = aligned_memory(batch.nbytes + _FRAMING_BYTES)
         sink = pa.FixedSizeBufferWriter(pa.py_buffer(memory))
         with pa.ipc.new_stream(sink, batch.schema) as stream:

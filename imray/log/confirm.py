@@ -1,48 +1,36 @@
-"""Old ids confirmed: a filter's "maybe" is looked up in the segments, against conversation and 128 bits.
+"""Old ids looked up: a filter's "maybe" is confirmed against conversation and 128 bits, in the runs of ids.
 
-What cannot be read takes out the rows that need it, and no others.
+What cannot be read takes out the rows that need it, and no others. Reads files, so it is never called by the thread
+that numbers; safe for threads. Does not own when a request is looked up (`imray.shard.old_ids`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
-import pyarrow as pa
 
 from imray.core.columns import First, KnownIds, Rows, RowStatus
-from imray.core.errors import CorruptError, DerivedError, StorageError
-from imray.core.routing import offset_of
-from imray.kernels.arrays import I64
-from imray.log.reader import read_segment
-from imray.log.schema import id_words, payload_fingerprints
-from imray.log.sealed import SealedInterval
-from imray.log.segment import Segment
+from imray.core.dedup import SealedIds
+from imray.core.errors import DerivedError, StorageError
+from imray.kernels import packing
+from imray.kernels.arrays import I64, U64
+from imray.log.confirm_first import SegmentLookUp
+from imray.log.sealed import SealedInterval, conversation_keys
 from imray.log.store import Store
 
 log = logging.getLogger("imray.confirm")
 
-_CONFIRM_COLUMNS = ["conv_id", "client_msg_id", "conv_seq", "sender", "topic", "content_type", "body"]
-
 
 class Confirmer:
-    """Looks a filter's "maybe" up in the segments, confirmed against conversation and 128 bits.
-
-    Keeps a few decoded segments, since retries of one time stand together."""
-
-    SEGMENTS_MAX = 64
-    ROWS_MAX = 500_000
+    """Looks a filter's "maybe" up in the runs of ids; of an interval of an earlier version, in the segments."""
 
     def __init__(self, store: Store, shard: int, seed: int, on_damage: Callable[[str], None] = lambda _: None) -> None:
         """`on_damage` is told once of each segment that does not verify."""
-        self._on_damage = on_damage
-        self._told: set[str] = set()
-        self._store = store
-        self._shard = shard
         self._seed = seed
-        self._cache: OrderedDict[int, tuple[Segment, pa.RecordBatch]] = OrderedDict()
+        self._segments = SegmentLookUp(store, shard, seed, on_damage)
         self.damaged: set[SealedInterval] = set()
         """Intervals whose ids could not be read, until they are made anew: whoever looks here does that."""
         self.lost: set[SealedInterval] = set()
@@ -54,81 +42,66 @@ class Confirmer:
         self.lost.difference_update(intervals)
 
     def confirm(self, rows: Rows, located: KnownIds) -> dict[int, First]:
-        """For each row of `located.maybe` that really is an old id: the first send's numbers.
+        """`look_up` of all rows of `located.maybe`."""
+        return self.look_up(rows, located.maybe)
 
-        A row whose first send, if there is one, stands in a segment that does not verify is UNREADABLE; one for which a
-        file cannot be read now (the store's error, ids that are made anew) is WAITING."""
+    def look_up(self, rows: Rows, maybe: Sequence[tuple[SealedIds, I64]]) -> dict[int, First]:
+        """For each row of `maybe` (files, and the rows that may be there) that really is an old id: the first send's
+        numbers.
+
+        A row for which a file cannot be read now (the store's error, ids that are made anew) is WAITING, and says for
+        which; where it can never be read, it is UNREADABLE."""
         found: dict[int, First] = {}
-        by_log_position: dict[int, list[tuple[int, int]]] = {}
-        for sealed, which in located.maybe:
-            assert isinstance(sealed, SealedInterval)
-            for i, log_position, row in self._candidates(sealed, rows, which, found):
-                by_log_position.setdefault(log_position, []).append((int(which[i]), row))
-        for log_position, hits in by_log_position.items():
-            try:
-                found.update(self._firsts(log_position, hits, rows))
-            except (CorruptError, StorageError) as e:
-                if isinstance(e, CorruptError) and e.file not in self._told:
-                    self._told.add(e.file)
-                    self._on_damage(f"the log is damaged, retries of what stands there are refused: {e}")
-                status = RowStatus.UNREADABLE if isinstance(e, CorruptError) else RowStatus.WAITING
-                found.update((i, _unknown(status, log_position, row)) for i, row in hits if i not in found)
+        keys: U64 | None = None
+        for each, which in maybe:
+            sealed = cast(SealedInterval, each)
+            if not sealed.is_current:
+                self._look_up_first(sealed, rows, which, found)
+                continue
+            if keys is None:
+                keys = conversation_keys(rows.names_offsets, rows.names_data, self._seed)[rows.conv]
+            self._look_up(sealed, rows, keys, which, found)
         return found
 
-    def _candidates(
-        self, sealed: SealedInterval, rows: Rows, which: I64, found: dict[int, First]
-    ) -> list[tuple[int, int, int]]:
+    def _look_up(self, sealed: SealedInterval, rows: Rows, keys: U64, which: I64, found: dict[int, First]) -> None:
+        n = len(rows)
+        hit = np.zeros(n, np.bool_)
+        out = np.empty((n, packing.COLUMNS), np.uint64)
+        for lost, error in sealed.find(rows.fps, rows.ids, keys, which, hit, out):
+            self._failed(sealed, error)
+            found.update(self._unknown(lost, sealed, found))
+        for i in which[hit[which]].tolist():
+            found[i] = _first(out[i].view(np.int64).tolist(), int(out[i, packing.PAYLOAD]))
+
+    def _look_up_first(self, sealed: SealedInterval, rows: Rows, which: I64, found: dict[int, First]) -> None:
         if sealed not in self.damaged:
             try:
-                return sealed.candidates(rows.fps[which])
-            except DerivedError as e:
-                log.warning("rows wait for the ids of an interval: %s", e)
-                self.damaged.add(sealed)
-            except StorageError as e:
-                log.warning("rows wait for the ids of an interval: %s", e)
+                candidates = sealed.candidates(rows.fps[which])
+            except (DerivedError, StorageError) as e:
+                self._failed(sealed, e)
+            else:
+                found.update(self._segments.look_up(rows, which, candidates, found))
+                return
+        found.update(self._unknown(which, sealed, found))
+
+    def _unknown(self, which: I64, sealed: SealedInterval, found: dict[int, First]) -> dict[int, First]:
+        """What is said of rows for which a file cannot be read; a row that is known from another one stays so."""
         status = RowStatus.UNREADABLE if sealed in self.lost else RowStatus.WAITING
-        found.update((i, _unknown(status, 0, 0)) for i in which.tolist())
-        return []
+        unknown = First(0, 0, 0, 0, 0, 0, status, sealed)
+        return {i: unknown for i in which.tolist() if i not in found}
 
-    def _firsts(self, log_position: int, hits: list[tuple[int, int]], rows: Rows) -> Iterable[tuple[int, First]]:
-        segment, batch = self._segment(log_position)
-        there = batch.take(pa.array([row for _, row in hits]))
-        ids = id_words(there.column("client_msg_id"))
-        payload = payload_fingerprints(there, self._seed)
-        names = there.column("conv_id").cast(pa.string()).to_pylist()
-        seq = there.column("conv_seq").to_numpy()
-        for j, (i, row) in enumerate(hits):
-            k = rows.conv[i]
-            name = rows.names_data[rows.names_offsets[k] : rows.names_offsets[k + 1]].tobytes()
-            if np.array_equal(ids[j], rows.ids[i]) and names[j].encode() == name:
-                meta = segment.meta
-                yield (
-                    i,
-                    First(
-                        seq=int(seq[j]),
-                        payload=int(payload[j]),
-                        log_position=log_position,
-                        row=row,
-                        epoch=meta.epoch,
-                        server_ts=meta.server_ts,
-                    ),
-                )
-
-    def _segment(self, log_position: int) -> tuple[Segment, pa.RecordBatch]:
-        if log_position in self._cache:
-            self._cache.move_to_end(log_position)
-            return self._cache[log_position]
-        segment = read_segment(self._store, *offset_of(self._shard, log_position))
-        table = segment.table(_CONFIRM_COLUMNS).combine_chunks()
-        if not table.num_rows:
-            raise CorruptError(segment.name, "rows", "a sealed file names a row in it, but it has none")
-        self._cache[log_position] = segment, table.to_batches()[0]
-        while len(self._cache) > 1 and (
-            len(self._cache) > self.SEGMENTS_MAX or sum(b.num_rows for _, b in self._cache.values()) > self.ROWS_MAX
-        ):
-            self._cache.popitem(last=False)
-        return self._cache[log_position]
+    def _failed(self, sealed: SealedInterval, error: Exception) -> None:
+        log.warning("rows wait for the ids of an interval: %s", error)
+        if isinstance(error, DerivedError):
+            self.damaged.add(sealed)
 
 
-def _unknown(status: RowStatus, log_position: int, row: int) -> First:
-    return First(seq=0, payload=0, log_position=log_position, row=row, epoch=0, server_ts=0, status=status)
+def _first(values: list[int], payload: int) -> First:
+    return First(
+        seq=values[packing.SEQ],
+        payload=payload,
+        log_position=values[packing.LOG_POSITION],
+        row=values[packing.ROW],
+        epoch=values[packing.EPOCH],
+        server_ts=values[packing.SERVER_TS],
+    )

@@ -1,7 +1,8 @@
 """A digest of the whole file inside the file: every byte is covered, the digest's own place counts as zeros.
 
 The place is found by its mark: in a Parquet file the last one in the footer (the key-value metadata comes after the
-statistics, which hold users' text), in an Arrow stream the first one, in the schema's metadata at the front.
+statistics, which hold users' text), in a run of ids likewise, in an Arrow stream the first one, in the schema's
+metadata at the front.
 XXH3-128 finds accidents (bit rot, torn writes, swapped files), not forgers.
 """
 
@@ -19,6 +20,9 @@ _MARK = b"xxh3_128:"
 _HEX = 32
 BLANK = (_MARK + b"0" * _HEX).decode()
 _PARQUET = b"PAR1"
+RUN = b"IMID"
+"""At both ends of a run of ids (`imray.log.id_run`); the length of its footer stands before the last one, as in
+Parquet."""
 _ARROW = b"\xff\xff\xff\xff"
 _ARROW_HEAD_BYTES = 8192
 
@@ -79,15 +83,19 @@ def _digest(view: memoryview, at: int) -> bytes:
     return h.digest()
 
 
+def place_of_digest(view: memoryview, name: str) -> tuple[int, int]:
+    """Where a file says its digest: begin and end. CorruptError where that is not found."""
+    at = _find(view, name) + len(_MARK)
+    return at, at + _HEX
+
+
 def _find(view: memoryview, name: str) -> int:
     """Where the mark stands, after the checks that need no digest."""
     size = len(view)
     magic = bytes(view[:4])
-    if magic == _PARQUET:
-        if size < 12 or view[-4:] != _PARQUET:
-            raise CorruptError(
-                name, f"bytes {max(0, size - 4)} to {size}", "no Parquet magic at the end: cut off or changed"
-            )
+    if magic in (_PARQUET, RUN):
+        if size < 12 or bytes(view[-4:]) != magic:
+            raise CorruptError(name, f"bytes {max(0, size - 4)} to {size}", "no magic at the end: cut off or changed")
         footer = int.from_bytes(view[-8:-4], "little")
         if footer > size - 12:
             raise CorruptError(name, f"bytes {size - 8} to {size - 4}", f"footer of {footer} bytes in a file of {size}")
@@ -101,7 +109,7 @@ def _find(view: memoryview, name: str) -> int:
         window = bytes(view[:_ARROW_HEAD_BYTES])
         at = window.find(_MARK)
     else:
-        raise CorruptError(name, "bytes 0 to 4", "no magic of Parquet or Arrow at the start")
+        raise CorruptError(name, "bytes 0 to 4", "no magic of Parquet, Arrow or a run of ids at the start")
     if at < 0 or at + len(_MARK) + _HEX > len(window):
         raise CorruptError(name, where, "the digest's mark is not there")
     return start + at

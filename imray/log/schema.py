@@ -232,7 +232,8 @@ def payloads_of(body: pa.Array, texts: Sequence[pa.DictionaryArray], seed: int) 
     """What tells a retry from a conflict, one value a row: of body, sender, topic and content type, all of them valid.
 
     `client_ts` is left out: a client that stamps its retry anew still retries. `seed` is the folder's secret: nobody
-    can make another payload with the fingerprint of a known one. Stored nowhere, so it may change with the code."""
+    can make another payload with the fingerprint of a known one. Runs of old ids have it (`imray.log.id_run`), so it
+    may not change for a data folder."""
     key = np.uint64(seed)
     hashes = keyed_hashes(*_strings(body), key)
     for column in texts:

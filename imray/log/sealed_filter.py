@@ -37,9 +37,17 @@ def grown(before: SealedFilter | None, intervals: Sequence[SealedInterval]) -> S
             lacking = intervals
             found = SealedFilter(max(_ROOM_MIN, 2 * total))
         for each in lacking:
-            found.put(each, each.ids.column("fp").to_numpy())
+            _put(found, each)
     except Exception as e:
         known = isinstance(e, DerivedError | StorageError)
         log.warning("every filter of sealed ids is asked until there is one: %s", e, exc_info=not known)
         return None
     return found
+
+
+def _put(front: SealedFilter, interval: SealedInterval) -> None:
+    """In parts, so that no more than one is in memory; it is held when all are in."""
+    last = interval.interval.parts - 1
+    for part in range(last):
+        front.add(interval.fingerprints(part))
+    front.put(interval, interval.fingerprints(last))

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from imray.core.errors import CorruptError, DerivedError, StorageError, UnavailableError
+from imray.history.remake import remake
 from imray.log import checkpoint
 from imray.log.checkpoint_snapshot import Snapshot
-from imray.log.remake import remake
 from imray.log.sealed import SealedInterval, remove
 from imray.log.sealed_filter import grown
 from imray.settings import Settings

@@ -17,7 +17,7 @@ from tests.support.groups import Group
 from tests.support.owners import until_async
 
 _ARCHIVE = Path(__file__).parents[1] / "data/folder-0.1.0.zip"
-_DAMAGED = ["nothing", "sealed/*/*.ids.arrow", "sealed/*/*.bloom.arrow", "checkpoint/*/*", "sealed/*/*"]
+_DAMAGED = ["nothing", "sealed/*/*.ids.*", "sealed/*/*.bloom.arrow", "checkpoint/*/*", "sealed/*/*"]
 
 
 def _unpack(root: Path, damaged: str, gone: bool) -> None:

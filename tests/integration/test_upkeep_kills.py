@@ -88,7 +88,7 @@ class Watcher(threading.Thread):
     def _look(self) -> None:
         for path in self._data.glob("checkpoint/*/*.parquet"):
             self.checkpoints.add((path.parent.name, path.name))
-        for path in self._data.glob("sealed/*/*.ids.arrow"):
+        for path in self._data.glob("sealed/*/*.ids.*"):
             first, last, _ = path.name.split(".")[0].split("-")
             interval = (path.parent.name, int(first), int(last))
             if interval not in self._intervals:

@@ -27,10 +27,11 @@ from hypothesis.stateful import (
 from imray.core.errors import FencedError
 from imray.core.sequencer import locate, plan
 from imray.core.state import ShardState
-from imray.log import checkpoint, confirm, recovery, sealed
+from imray.log import checkpoint, confirm, sealed
 from imray.log.sealed_filter import grown
 from imray.log.store import LocalStore
 from imray.settings import Settings
+from imray.shard import recovery
 from imray.shard.committer import Committer
 from tests.support.batches import (
     CONFLICT,
@@ -274,7 +275,6 @@ class ShardMachine(RuleBasedStateMachine):
 def test_random_lives_of_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small fan-out and caches, so that sealing, merging and eviction happen often."""
     monkeypatch.setattr(sealed, "MERGE_FANOUT", 3)
-    monkeypatch.setattr(confirm.Confirmer, "SEGMENTS_MAX", 2)
     profile = settings(
         max_examples=_EXAMPLES,
         stateful_step_count=30,

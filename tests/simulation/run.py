@@ -58,6 +58,7 @@ def small_world(rng: random.Random) -> Iterator[None]:
         patch.object(grants, "_CEILING_MIN", 6),
         patch.object(hot_groups, "_TICK_S", 0.05),
         patch.object(sealed, "MERGE_FANOUT", 2),
+        patch.object(sealed, "LIKE_SIZE_IDS_MIN", 1),
         patch.object(secrets, "token_hex", token_hex),
         patch.object(Segment, "table", table),
         patch.object(home_link, "Channel", SimChannel),

@@ -151,6 +151,7 @@ def _view(world: World, state: ShardState, first: dict[tuple[int, int], int]) ->
         confirmer = Confirmer(LookStore(world.disk), 0, SEED)
         for sealed, _ in located.maybe:
             sealed.store = LookStore(world.disk)  # type: ignore[attr-defined]
+            sealed._runs.clear()  # type: ignore[attr-defined]
         planned = plan(state, rows, located, confirmer.confirm(rows, located) if located.maybe else {})
         known = ["status", "seq", "log_position", "row_in_segment", "epoch", "server_ts"]
         columns = {k: getattr(planned, k) for k in known}

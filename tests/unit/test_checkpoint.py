@@ -82,7 +82,8 @@ def test_what_dead_writers_left_goes_after_the_successors_checkpoint(tmp_path: P
         seal(committer)
     commit(committer, [Msg("c", msg_id(9))])
     table = committer.freeze().table
-    left = sealed.seal(store, 0, table, Postings(), committer.state.log.segment, pa.array([], pa.large_string()))
+    last = committer.state.log.segment
+    left = sealed.seal(store, 0, SEED, table, Postings(), last, pa.array(["c"], pa.large_string()), lambda _: (1, 1))
     successor = open_committer(tmp_path)
     commit(successor, [Msg("c", msg_id(10))])
     seal(successor)

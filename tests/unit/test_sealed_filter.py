@@ -85,7 +85,7 @@ def test_there_is_none_where_ids_cannot_be_read_or_are_too_many(
     commit(committer, [_m(1), _m(2)])
     seal(committer)
     (interval,) = committer.intervals
-    (tmp_path / interval.interval.name("ids")).write_bytes(b"rubbish")
+    (tmp_path / interval.interval.run_name(0)).write_bytes(b"rubbish")
     fresh = sealed.open_interval(committer.store, interval.interval)
     assert grown(None, [fresh]) is None
     assert grown(None, []) is None
