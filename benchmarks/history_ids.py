@@ -180,10 +180,11 @@ def _new_ids(system: RunningSystem, messages: int, options: Options) -> list[Fig
                 side()  # compiled, and memory is taken
             turns = in_turns(sides, max(3, options.repeat))
     full, alone = turns["beside old ids"], turns["in an empty shard"]
-    note = f"batches of {_NEW_ROWS:,}, one in flight; {messages:,} older ids in all shards"
+    batches = f"batches of {_NEW_ROWS:,}, one in flight"
+    note = f"{batches}; {messages:,} older ids in all shards"
     return [
         Figure("new ids beside old ones: a batch", "ms", column(full, "ms"), note=note),
-        Figure("new ids in an empty shard: a batch", "ms", column(alone, "ms"), note=note),
+        Figure("new ids in an empty shard: a batch", "ms", column(alone, "ms"), note=batches),
         Figure(
             "new ids: beside old ones / in an empty shard",
             "ratio",

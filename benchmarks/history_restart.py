@@ -21,16 +21,16 @@ from imray.engine.sends import Send
 KILL_S_MAX = 3.0
 START_S_MAX = 15.0
 MIB = 2**20
-_KILLS = 3
-_STARTS = 2
+KILLS = 3
+STARTS = 2
 _ACK_S_MAX = 120.0
 _SHARD = 0
 
 
-def measure_kills(system: RunningSystem) -> list[float]:
+def measure_kills(system: RunningSystem, times: int) -> list[float]:
     """Seconds from each kill -9 of a shard to the ack of a message that was sent right after it."""
     names = rooms_of(_SHARD, system.manifest.shards, 1, "kill")
-    sends = marks_of(names, _KILLS + 1, time.time_ns() % 2**32)
+    sends = marks_of(names, times + 1, time.time_ns() % 2**32)
     system.with_engine(lambda engine: _ack(engine, sends[0]))
     found = []
     for send in sends[1:]:
@@ -68,10 +68,10 @@ def shard_memory(system: RunningSystem) -> list[float]:
     return [rss_anon(pid) / MIB for pid in system.pids()]
 
 
-def measure_starts(data: Path) -> list[float]:
+def measure_starts(data: Path, times: int) -> list[float]:
     """Seconds from the command `imray up` to the system's being up, Ray's own start included."""
     found = []
-    for _ in range(_STARTS):
+    for _ in range(times):
         began = time.monotonic()
         with servers.imray_over(data):
             found.append(time.monotonic() - began)
