@@ -225,6 +225,8 @@ def test_only_checkpoints_that_verify_let_commits_go(store: FastStore, monkeypat
     assert checkpoint_name(3) in names
     assert commit_name(3) in names
     assert Table(store).snapshot() == state
+    _overwrite(store, checkpoint_name(3), b"rot")
+    assert table.clean() == 0, "one alone is not enough"
 
 
 class _Full(FastStore):

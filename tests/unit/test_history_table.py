@@ -247,6 +247,9 @@ def test_a_mark_above_the_table_is_corruption(store: FastStore) -> None:
     table.check_mark(state, Mark(end, state.version))
     table.check_mark(before, Mark(end, state.version))  # a snapshot that is older than the mark
     table.check_mark(state, Mark(end, 0))
+    for mark in (Mark(end, 2), Mark(msgspec.structs.replace(end, segment=21), 1)):
+        with pytest.raises(CorruptError, match="which is at version 1 and has them up to 20"):
+            table.check_mark(state, mark)
     store.delete(commit_name(1))
     with pytest.raises(CorruptError, match="version 1 of the history's table, which is at version 0") as e:
         table.check_mark(Table(store).snapshot(), Mark(end, 1))

@@ -34,6 +34,11 @@ class _Interrupted(FastStore):
         super().__init__(root)
         self.before_put: list[object] = []
         self.loses_answer = False
+        self.synced: list[str] = []
+
+    def sync(self, prefix: str) -> None:
+        self.synced.append(prefix)
+        super().sync(prefix)
 
     def put_if_absent(self, name: str, parts: Sequence[bytes | memoryview]) -> bool:
         if name.startswith(DELTA_LOG) and self.before_put:
@@ -111,6 +116,7 @@ def test_a_commit_whose_answer_was_lost_is_our_own(tmp_path: Path, others: int) 
     for shard in range(1, others + 1):
         state = merge(Table(store), state, store, shard)
     again = table.commit(base, [add], [], {0: (10, 20)}, "merge", NOW_MS + 5)
+    assert store.synced == [DELTA_LOG], "who put it may have died before its name was durable"
     assert again == state
     assert again.version == 1 + others
 
@@ -180,6 +186,49 @@ def test_the_table_moves_on_between_a_listing_and_a_read(tmp_path: Path, monkeyp
             return names
 
     assert Table(Moving(tmp_path)).snapshot() == state
+
+
+def test_a_listing_may_miss_what_is_made_and_removed_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder is no snapshot: it showed the commits that were left, and no checkpoint yet."""
+    monkeypatch.setattr(table_reading, "FENCE_EVERY", 2)
+    store = FastStore(tmp_path)
+    table = Table(store)
+    state = merge(table, table.snapshot(), store, 0)
+    for _ in range(9):
+        state = merge(table, state, store, 0)
+        table.checkpoint(state)
+    table.clean()
+
+    class Half(FastStore):
+        listings = 0
+
+        def list(self, prefix: str, after: str = "") -> list[str]:
+            self.listings += 1
+            names = super().list(prefix, after)
+            return [n for n in names if n.endswith(".json")] if self.listings == 1 else names
+
+    assert Table(Half(tmp_path)).snapshot() == state
+
+
+def test_a_checkpoint_that_was_removed_meanwhile_is_not_damaged(tmp_path: Path) -> None:
+    store = FastStore(tmp_path)
+    table = Table(store)
+    states = [merge(table, table.snapshot(), store, 0)]
+    for _ in range(3):
+        states.append(merge(table, states[-1], store, 0))
+    table.checkpoint(states[1])
+
+    class Cleaned(FastStore):
+        def list(self, prefix: str, after: str = "") -> list[str]:
+            names = super().list(prefix, after)
+            for state in states[2:]:
+                table.checkpoint(state)
+            table.clean()
+            return names
+
+    reader = Table(Cleaned(tmp_path))
+    assert reader.snapshot() == states[-1]
+    assert reader.damaged == {}
 
 
 def test_our_own_commit_in_a_name_that_was_removed_is_no_success(
