@@ -54,7 +54,7 @@ class Table:
             state, is_newest = self._follow(known)
             if is_newest:
                 return state
-        return self._read_whole(known)
+        return self._read_whole()
 
     def make_durable(self) -> None:
         """All commits that can be read are durable when this returns. StorageError where the store refuses."""
@@ -95,7 +95,7 @@ class Table:
                 self.make_durable()
                 return state
             if not is_newest:
-                state = self._read_whole(state)
+                state = self._read_whole()
                 seen_all = False
             why = find_conflict(state, base, change) or self._missing_file(change)
             if why is not None:
@@ -118,12 +118,8 @@ class Table:
             # maybe of those who slept, in names that were removed: what counts is what can be read from a checkpoint
             return state, False
 
-    def _read_whole(self, known: TableSnapshot | None) -> TableSnapshot:
+    def _read_whole(self) -> TableSnapshot:
         state, self.damaged = read_whole(self._store)
-        if known is not None and state.version < known.version:
-            raise CorruptError(
-                commit_name(known.version), "the whole file", f"it was there, and the newest is {state.version} now"
-            )
         return state
 
     def _missing_file(self, change: TableChange) -> str | None:
@@ -177,7 +173,7 @@ class Table:
     def verify(self) -> TableSnapshot:
         """Read every byte of the table's log: the newest version. CorruptError with file and place; checkpoints that
         do not verify, or say something else than the commits, are noted in `damaged`."""
-        newest = self._read_whole(None)
+        newest = self._read_whole()
         names = TableLogNames.listed(self._store)
         state = TableSnapshot()
         for version in sorted({*names.commits, *names.checkpoints}):

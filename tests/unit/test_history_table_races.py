@@ -40,6 +40,10 @@ class _Interrupted(FastStore):
         self.synced.append(prefix)
         super().sync(prefix)
 
+    def delete(self, name: str) -> None:
+        assert self.synced, "whoever put the checkpoint may have died before its name was durable"
+        super().delete(name)
+
     def put_if_absent(self, name: str, parts: Sequence[bytes | memoryview]) -> bool:
         if name.startswith(DELTA_LOG) and self.before_put:
             act = self.before_put.pop(0)
@@ -119,6 +123,16 @@ def test_a_commit_whose_answer_was_lost_is_our_own(tmp_path: Path, others: int) 
     assert store.synced == [DELTA_LOG], "who put it may have died before its name was durable"
     assert again == state
     assert again.version == 1 + others
+
+
+def test_nothing_is_removed_before_what_replaces_it_is_durable(tmp_path: Path) -> None:
+    store = _Interrupted(tmp_path)
+    table = Table(store)
+    state = merge(table, table.snapshot(), store, 0)
+    for _ in range(3):
+        state = merge(table, state, store, 0)
+        table.checkpoint(state)
+    assert table.clean() == 1
 
 
 def test_a_commit_that_lands_in_a_name_that_was_removed_is_not_believed(
