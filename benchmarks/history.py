@@ -174,9 +174,7 @@ def _load(data: Path, settings: Settings, form: Form, rows: int) -> LoadResult:
             merged = max(acked, lag.await_merged(_MERGED_S_MAX + acked - began))
             left = lag.await_deleted(_DELETED_S_MAX + acked - began)
             settled = time.monotonic()
-            say(
-                f"merged {merged - acked:.1f} s after the last ack; a log has {left} segments after {settled - acked:.1f} s"
-            )
+            say(f"merged {merged - acked:.1f} s after the last ack; a log has {left} after {settled - acked:.1f} s")
         say_shards(system)
         messages = rows + warmed * _WARMUP_ROWS * len(loaders) + (len(marks.sends) if marks else 0)
         return LoadResult(
