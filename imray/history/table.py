@@ -18,7 +18,7 @@ from imray.history.changes import TableConflictError as TableConflictError  # wh
 from imray.history.changes import apply_commit, check_change, find_conflict
 from imray.history.layout import DELTA_LOG, commit_name
 from imray.history.snapshot import RunFile, TableSnapshot
-from imray.history.table_checkpoint import CHECKPOINT_EVERY, checkpoint_name, encode_checkpoint
+from imray.history.table_checkpoint import checkpoint_name, encode_checkpoint
 from imray.history.table_reading import (
     TableLogNames,
     fence_from,
@@ -34,6 +34,7 @@ from imray.log.store import Store
 _COMMIT_TRIES = 100
 """Each lost to a commit of somebody else: with so many mergers something is wrong."""
 _CHECKPOINTS_KEPT = 2
+_SAYS_SOMETHING_ELSE = "it says something else than the commits"
 
 
 class Table:
@@ -140,16 +141,14 @@ class Table:
                 commit_name(commit.version), "the whole file", "the commit after it follows another one, which is lost"
             )
 
-    def checkpoint_due(self, snapshot: TableSnapshot) -> bool:
-        """Whether who made this version should make its checkpoint, and clean."""
-        return snapshot.version > 0 and snapshot.version % CHECKPOINT_EVERY == 0
-
-    def checkpoint(self, snapshot: TableSnapshot) -> None:
-        """Write a Delta checkpoint, reread and verify it. DerivedError where it does not hold what it should: it is
-        passed over by readers, and the next one serves."""
+    def checkpoint(self, snapshot: TableSnapshot) -> bool:
+        """Write a Delta checkpoint, reread and verify it. False: it does not hold what it should, which is noted in
+        `damaged`; readers pass it over, and that of a later version serves. StorageError where the store refuses."""
         self._store.put_if_absent(checkpoint_name(snapshot.version), encode_checkpoint(snapshot))
-        if read_checkpoint(self._store, snapshot.version) != snapshot:
-            raise DerivedError(checkpoint_name(snapshot.version), "it is not what the table is at this version")
+        there = self._verified_checkpoint(snapshot.version)
+        if there is not None and there != snapshot:
+            self.damaged[checkpoint_name(snapshot.version)] = _SAYS_SOMETHING_ELSE
+        return there == snapshot
 
     def clean(self) -> int:
         """Remove commits and checkpoints below the second newest checkpoint that verifies: how many files. Commits that
@@ -190,7 +189,7 @@ class Table:
                 continue
             base = self._verified_checkpoint(version)
             if base is not None and base != state and (state.version == version or not _stands_for(base, commit)):
-                self.damaged[checkpoint_name(version)] = "it says something else than the commits"
+                self.damaged[checkpoint_name(version)] = _SAYS_SOMETHING_ELSE
             elif base is not None:
                 state = base
         return max(newest, state, key=lambda s: s.version)

@@ -23,7 +23,7 @@ from imray.log.digest import Parts
 from imray.log.segment import META_KEY, encode_parquet, read_meta
 
 CHECKPOINT_EVERY = 64
-"""Versions: who opens the table reads one checkpoint and at most so many commits of a few KB (a third of a ms each)."""
+"""Versions: who opens the table reads one checkpoint and at most so many commits of a few KB (some 0.1 ms each)."""
 
 _STRING_MAP = pa.map_(pa.string(), pa.string())
 _TXN = pa.struct([("appId", pa.string()), ("version", pa.int64())])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import deltalake
@@ -20,7 +19,6 @@ from tests.support.analytics_logs import FastStore
 from tests.support.table_files import (
     NOW_MS,
     compact,
-    conversations_in,
     merge,
     rows_for_others,
     rows_of,
@@ -254,12 +252,3 @@ def test_a_mark_above_the_table_is_corruption(store: FastStore) -> None:
     with pytest.raises(CorruptError, match="version 1 of the history's table, which is at version 0") as e:
         table.check_mark(Table(store).snapshot(), Mark(end, 1))
     assert e.value.file == "merged/log=00000/00000000000000000020.json"
-
-
-def test_a_checkpoint_is_due_now_and_then(store: FastStore) -> None:
-    table = Table(store)
-    assert [v for v in range(-1, 200) if table.checkpoint_due(replace(TableSnapshot(), version=v))] == [64, 128, 192]
-
-
-def test_conversations_of_a_test_file(store: FastStore) -> None:
-    assert conversations_in(store, [run_file(store, 0, "x", ["b", "a"], [(0, 1, 1)])]) == ["a", "b"]
