@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 from imray.core.errors import CorruptError, DerivedError, InvalidError, StaleError, StorageError
 from imray.core.routing import home_of
@@ -19,6 +18,8 @@ from imray.history.changes import TableConflictError
 from imray.history.cut import Cuts
 from imray.history.holds import Holds
 from imray.history.lag import lag_of, logs_of
+from imray.history.layout import TABLE
+from imray.history.merge_work import Merged, ShardWork
 from imray.history.merging import due, merge_runs, merge_segments
 from imray.history.own_files import OwnFiles, PreparedCommit
 from imray.history.pins import PinWatch
@@ -42,37 +43,6 @@ _READER_CACHE_BYTES = 0
 """Each file is verified once."""
 
 
-@dataclass
-class Merged:
-    """What a merger has done."""
-
-    segments: int = 0
-    runs: int = 0
-    """That were made."""
-    bytes: int = 0
-    """Of them."""
-    files_replaced: int = 0
-    segments_deleted: int = 0
-    files_deleted: int = 0
-    conflicts: int = 0
-
-
-@dataclass
-class _ShardWork:
-    """What is known of one shard."""
-
-    cuts: Cuts
-    live: LiveFiles
-    files: FileDeleter
-    holds: Holds
-    """By stage, or by "log N"."""
-    segments: dict[int, SegmentDeleter] = field(default_factory=dict)
-    prepared: dict[str, PreparedCommit] = field(default_factory=dict)
-    """By operation."""
-    next: int = 0
-    """The stage that is looked at first: work that never ends keeps none of the others waiting."""
-
-
 class Merger:
     """Merges the logs of some shards into the history, and deletes what it has taken over. Not thread-safe."""
 
@@ -94,7 +64,8 @@ class Merger:
         self._reader = RunReader(store, _READER_CACHE_BYTES)
         self._snapshot = TableSnapshot()
         self._checkpointed: int | None = None
-        self._shared = Deleting(store, settings, monotonic_s, PinWatch(store, settings.pin_s_max, monotonic_s))
+        pins = PinWatch(store, settings.pin_s_max, monotonic_s)
+        self._shared = Deleting(store, settings, monotonic_s, pins, self._table)
         self._work = [self._new_work(shard) for shard in range(shards)]
         self.done = Merged()
         merging: list[tuple[str, Callable[[int], bool]]] = [("merge", self._merge_log), ("compact", self._merge_runs)]
@@ -105,9 +76,9 @@ class Merger:
             ("checkpoint", self._keep_table),
         ]
 
-    def _new_work(self, shard: int) -> _ShardWork:
+    def _new_work(self, shard: int) -> ShardWork:
         live = LiveFiles(self._store)
-        return _ShardWork(
+        return ShardWork(
             Cuts(self._store, shard),
             live,
             FileDeleter(self._shared, shard, live, self._shut_out),
@@ -145,8 +116,10 @@ class Merger:
                 self.done.conflicts += 1
                 did = True
             except (CorruptError, DerivedError, StorageError) as e:
-                work.holds.add(name, e)
-                continue
+                did = isinstance(e, CorruptError) and self._is_replaced(e.file)
+                if not did:
+                    work.holds.add(name, e)
+                    continue
             if did:
                 work.holds.end(name)
                 work.next = at + 1
@@ -183,9 +156,17 @@ class Merger:
 
     # The table
 
-    def _refresh(self, work: _ShardWork) -> None:
+    def _refresh(self, work: ShardWork) -> None:
         self._snapshot = self._table.snapshot(self._snapshot)
         work.holds.end("table")
+
+    def _is_replaced(self, file: str) -> bool:
+        """Whether a run's file that was found missing belongs to no version any more: another merger has replaced it,
+        or taken it for an orphan."""
+        if not file.startswith(TABLE) or self._store.exists(file):
+            return False
+        self._snapshot = self._table.snapshot(self._snapshot)
+        return file not in self._snapshot.files
 
     def _shut_out(self, shard: int) -> TableSnapshot:
         self._snapshot = self._table.fence_runs(self._snapshot, shard, self._now_ms())
@@ -282,9 +263,15 @@ class Merger:
         return True
 
     def _verify(self, files: Sequence[RunFile]) -> None:
-        """Read back what is about to take the place of other files."""
+        """Read back what is about to take the place of other files. StorageError where the store has something else
+        than it was given; TableConflictError where another merger took it for an orphan."""
         for file in files:
-            self._reader.verify(file)
+            try:
+                self._reader.verify(file)
+            except CorruptError as e:
+                if not self._store.exists(file.name):
+                    raise TableConflictError(f"{file.name} was removed before it was committed") from e
+                raise StorageError(f"what was written reads as something else: {e}") from e
 
     def _delete_segments(self, shard: int) -> bool:
         """Merged segments are marked and deleted."""
@@ -292,7 +279,7 @@ class Merger:
         limits = work.cuts.deletable()
         for number in sorted(n for n in self._snapshot.merged if home_of(n)[0] == shard):
             if number not in work.segments:
-                work.segments[number] = SegmentDeleter(self._shared, number, work.live, self._table)
+                work.segments[number] = SegmentDeleter(self._shared, number, work.live)
             deleter = work.segments[number]
             before = deleter.deleted
             did = deleter.step(self._snapshot, None if limits is None else limits.get(number))

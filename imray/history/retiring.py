@@ -44,6 +44,7 @@ class Deleting:
     settings: Settings
     monotonic_s: Callable[[], float]
     pins: PinWatch
+    table: Table
 
     def held(self, version: int) -> bool:
         """Whether a pin holds what was merged or replaced at a version of the table."""
@@ -91,9 +92,9 @@ class _Merged:
 class SegmentDeleter:
     """Marks and deletes the merged segments of one log."""
 
-    def __init__(self, shared: Deleting, number: int, live: LiveFiles, table: Table) -> None:
+    def __init__(self, shared: Deleting, number: int, live: LiveFiles) -> None:
         self._shared = shared
-        self._table = table
+        self._table = shared.table
         self._store = shared.store
         self._log = number
         self._live = live

@@ -57,6 +57,7 @@ class FileDeleter:
             self._doomed.extend(self._not_pinned(ripe))
         if self._doomed:
             self._live.confirm(snapshot, self._shard)
+            self._shared.table.make_durable()  # whoever replaced them may have died before that was
             before = list(self._doomed)
             self.deleted += self._shared.delete(self._doomed)
             for name in before[: len(before) - len(self._doomed)]:

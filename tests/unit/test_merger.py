@@ -268,7 +268,7 @@ def test_what_was_written_is_read_back_before_it_counts(store: HookedStore, cloc
     work(merger)
     assert Table(store).snapshot().version == -1
     (why,) = merger.status(0).detail
-    assert why.startswith("merge: corrupt file history/shard=0000/")
+    assert why.startswith("merge: what was written reads as something else: corrupt file history/shard=0000/")
     assert files_of(store.root, "history/shard=0000") == []
     store.put_if_absent = real  # type: ignore[method-assign]
     clock.pass_s(CORRUPT_AGAIN_S)
