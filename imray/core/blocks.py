@@ -130,6 +130,7 @@ class Blocks:
         if not table.add_new(rows.fps, rows.ids, conv, first, rows.payload, -number):
             return None
         state.conversations.heads[conv] = last
+        state.conversations.head_changed(conv)
         touched = np.array([conv], np.int32), np.array([first]), np.array([last])
         self._granted(slot, touched, (table, entry, entry + n), now)
         answer = Granted(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from imray.kernels.arrays import I32, I64, U8
+from imray.kernels.arrays import I32, I64, U8, Bools
 from imray.kernels.hashing import hash_rows
 from imray.kernels.id_table import insert_entries, slots_for
 from imray.kernels.names import append_names, find_names
@@ -27,6 +27,7 @@ class Conversations:
         """The last number given out."""
         self.stable: I64 = np.zeros(16, np.int64)
         """Everything up to it is durable or void."""
+        self._changed: Bools = np.zeros(16, np.bool_)
         self.scratch: I32 = np.zeros(16, np.int32)
         """Zero between calls: the counters of a numbering pass. Kept, or a commit would cost O(conversations)."""
 
@@ -55,6 +56,7 @@ class Conversations:
         keys = hash_rows(data, offsets)[which]
         self._keys[a:b] = keys
         self.count = b
+        self._changed[a:b] = True
         if 2 * b > len(self._slots):
             self._slots = slots_for(len(self._keys))
             insert_entries(self._keys[:b], self._slots, 0)
@@ -68,6 +70,7 @@ class Conversations:
             self._ends = np.concatenate([self._ends, np.zeros(n + 1 - len(self._ends), np.int64)])
             self.heads = np.concatenate([self.heads, np.zeros(n - len(self.heads), np.int64)])
             self.stable = np.concatenate([self.stable, np.zeros(n - len(self.stable), np.int64)])
+            self._changed = np.concatenate([self._changed, np.zeros(n - len(self._changed), np.bool_)])
             self.scratch = np.zeros(n, np.int32)
         if text_bytes > len(self._text):
             self._text = np.resize(self._text, max(text_bytes, 2 * len(self._text)))
@@ -76,13 +79,29 @@ class Conversations:
         """Make room in `heads` and `scratch` for `more` further conversations."""
         self._reserve(self.count + more, 0)
 
+    def head_changed(self, which: I32 | int) -> None:
+        """The heads of some were raised, or of one."""
+        self._changed[which] = True
+
+    def raise_head(self, conv: int, number: int) -> None:
+        """All numbers of a conversation up to one are settled."""
+        for column in (self.heads, self.stable):
+            column[conv] = max(column[conv], number)
+        self.head_changed(conv)
+
+    def take_changed(self) -> I64:
+        """The conversations that are new, or whose heads were raised, since the last time: ascending."""
+        changed = np.flatnonzero(self._changed[: self.count])
+        self._changed[changed] = False
+        return changed
+
     def copy_columns(self) -> tuple[U8, I64, I64]:
-        """A snapshot: text, ends (count + 1) and heads (count)."""
+        """A snapshot: text, ends (count + 1) and heads (count). Names are only ever added, so theirs need no copy."""
         n = self.count
-        return self._text[: self._ends[n]].copy(), self._ends[: n + 1].copy(), self.heads[:n].copy()
+        return self._text[: self._ends[n]], self._ends[: n + 1], self.heads[:n].copy()
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory held."""
         arrays = (self._text, self._ends, self._keys, self._slots, self.heads, self.stable, self.scratch)
-        return sum(a.nbytes for a in arrays)
+        return sum(a.nbytes for a in arrays) + self._changed.nbytes

@@ -31,8 +31,8 @@ class UnavailableError(ImrayError):
 
 
 class StaleError(UnavailableError):
-    """What this knows of a log is behind what was merged of it and deleted meanwhile: it slept. Nothing may be concluded
-    from what it read or wrote; it must begin anew, with the newest checkpoint or the history."""
+    """What this knows of a log is behind what was merged of it and deleted meanwhile: it slept. Nothing may be
+    concluded from what it read or wrote; it must begin anew, with the newest checkpoint or the history."""
 
 
 class FencedError(ImrayError):

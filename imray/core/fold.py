@@ -183,6 +183,7 @@ def reserve(state: ShardState, commit: Commit) -> tuple[IdTable, int, int]:
     state.reserve_members(commit.members, commit.cursors)
     if len(commit.touched):
         np.maximum.at(conversations.heads, commit.touched, commit.touched_last)
+        conversations.head_changed(commit.touched)
     return table, first, table.count
 
 
@@ -259,8 +260,7 @@ def apply_control(state: ShardState, control: Control) -> None:
     group = state.hot.get(control.conv)
     if not control.partitions:
         state.hot.pop(control.conv, None)
-        conversations.heads[control.conv] = max(conversations.heads[control.conv], control.number)
-        conversations.stable[control.conv] = max(conversations.stable[control.conv], control.number)
+        conversations.raise_head(control.conv, control.number)
         return
     if group is None:
         held = state.members.afters_in_flight(control.conv)

@@ -16,9 +16,10 @@ import numpy as np
 
 from imray.core.columns import Senders
 from imray.core.errors import InvalidError
+from imray.core.member_columns import MembersColumns
 from imray.core.members import CursorsChange, MemberEntry, MembersChange, MembersChanged, MembersPage, Role, Roles
-from imray.core.user_lists import UserLists, Users, Values, text_columns
-from imray.kernels.arrays import I8, I32, I64, U8, Bools
+from imray.core.user_lists import UserLists, Users, text_columns
+from imray.kernels.arrays import I8, I32, I64, Bools
 from imray.kernels.senders import judge_senders
 
 CODES: dict[str, int] = {Role.READER: 1, Role.MEMBER: 2, Role.OWNER: 3}
@@ -26,19 +27,6 @@ CODES: dict[str, int] = {Role.READER: 1, Role.MEMBER: 2, Role.OWNER: 3}
 _ROLES = {code: Role(role) for role, code in CODES.items()}
 _CREATED = 1
 _PUBLIC = 2
-
-
-@dataclass(frozen=True)
-class MembersColumns:
-    """A snapshot of all of it, for a checkpoint. Lists are one after the other: offsets, users, values."""
-
-    text: U8
-    ends: I64
-    """The users' names: text[ends[i] : ends[i + 1]]."""
-    flags: I8
-    versions: I64
-    roles: tuple[I64, I32, Values]
-    cursors: tuple[I64, I32, Values]
 
 
 @dataclass(frozen=True)
@@ -65,6 +53,8 @@ class MemberState:
         self._versions: I64 = np.zeros(0, np.int64)
         self.created = 0
         """How many conversations were created."""
+        self._changed: set[int] = set()
+        self._users_taken = 0
         self._in_flight: deque[_Former] = deque()
         """Of changes that are planned and not durable, oldest first: almost always empty."""
 
@@ -95,6 +85,7 @@ class MemberState:
         self._in_flight.append(
             _Former(conv, change.after, self._flag(conv), self.version(conv), self._roles.count(conv), codes)
         )
+        self._changed.add(conv)
         self._room_for(conv)
         self.created += self._flags[conv] == 0
         self._flags[conv] = _CREATED | (_PUBLIC if change.public else 0)
@@ -111,6 +102,7 @@ class MemberState:
             former = self._in_flight.popleft()
             assert former.conv == change.conv
         for read in cursors:
+            self._changed.add(read.conv)
             users = self.users.add(read.seqs)
             seqs = np.array(list(read.seqs.values()), np.int64)
             self._cursors.put(read.conv, users, np.maximum(seqs, self._cursors.values_of(read.conv, users)))
@@ -264,43 +256,48 @@ class MemberState:
         """Whether there was never a member, nor a cursor."""
         return not self.users.count
 
-    def columns(self, conversations: int) -> MembersColumns:
-        """A snapshot, while nothing is in flight."""
-        assert not self._in_flight
-        flags = np.zeros(conversations, np.int8)
-        versions = np.zeros(conversations, np.int64)
-        some = min(conversations, len(self._flags))
-        flags[:some] = self._flags[:some]
-        versions[:some] = self._versions[:some]
-        text, ends = self.users.columns()
-        roles = self._roles.columns(conversations)
-        return MembersColumns(text, ends, flags, versions, roles, self._cursors.columns(conversations))
+    def take_changed(self) -> tuple[I64, int]:
+        """Conversations whose members or cursors changed since the last time, ascending, and how many users there were
+        then."""
+        changed = np.array(sorted(self._changed), np.int64)
+        before = self._users_taken
+        self._changed = set()
+        self._users_taken = self.users.count
+        return changed, before
 
-    @classmethod
-    def restored(
-        cls,
-        users: list[str],
-        flags: I8,
-        versions: I64,
-        roles: tuple[I64, I32, Values],
-        cursors: tuple[I64, I32, Values],
-    ) -> MemberState:
-        """From a snapshot. InvalidError where its lists do not fit together."""
-        made = cls()
-        made.users.add(users)
+    def columns(self, conversations: I64, users_from: int = 0) -> MembersColumns:
+        """A snapshot of some conversations, and of the users from an index on, while nothing is in flight."""
+        assert not self._in_flight
+        known = conversations < len(self._flags)
+        flags = np.zeros(len(conversations), np.int8)
+        versions = np.zeros(len(conversations), np.int64)
+        flags[known] = self._flags[conversations[known]]
+        versions[known] = self._versions[conversations[known]]
+        roles = self._roles.columns(conversations)
+        return MembersColumns(
+            *self.users.columns(users_from), flags, versions, roles, self._cursors.columns(conversations)
+        )
+
+    def restore(self, names: list[str], conversations: I64, columns: MembersColumns) -> None:
+        """Put a snapshot over what is here: further users, and some conversations. InvalidError where its lists do not
+        fit together."""
+        before = self.users.count
+        self.users.add(names)
+        roles, cursors = columns.roles, columns.cursors
         for _, its, _ in (roles, cursors):
-            if len(its) and not 0 <= its.min() <= its.max() < len(users):
+            if len(its) and not 0 <= its.min() <= its.max() < before + len(names):
                 raise InvalidError("it names a user who is not there")
-        if made.users.count != len(users) or (
+        if self.users.count != before + len(names) or (
             len(roles[2]) and not 1 <= roles[2].min() <= roles[2].max() <= len(CODES)
         ):
             raise InvalidError("it names a user twice, or a role that there is not")
-        made._flags = flags.astype(np.int8)
-        made._versions = versions.astype(np.int64)
-        made.created = int(np.count_nonzero(made._flags))
-        made._roles.restore(*roles)
-        made._cursors.restore(*cursors)
-        return made
+        if len(conversations):
+            self._room_for(int(conversations.max()))
+        self._flags[conversations] = columns.flags
+        self._versions[conversations] = columns.versions
+        self.created = int(np.count_nonzero(self._flags))
+        self._roles.restore(conversations, *roles)
+        self._cursors.restore(conversations, *cursors)
 
     @property
     def nbytes(self) -> int:

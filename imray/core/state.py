@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from imray.core.checkpoint_chain import CheckpointChain
 from imray.core.conversations import Conversations
-from imray.core.dedup import IdTable, SealedFilter, SealedIds
+from imray.core.dedup import FilterBank, IdTable, SealedFilter, SealedIds
 from imray.core.errors import InvalidError
 from imray.core.log_progress import LogProgress
 from imray.core.member_state import MemberState
@@ -96,6 +97,8 @@ class ShardState:
     """Replaced whole, never changed in place."""
     sealed_filter: SealedFilter | None = None
     """In front of `sealed`, where it stands for all of it."""
+    _filters: FilterBank = field(default_factory=lambda: FilterBank(()))
+    """Those of `sealed`, as it was when they were last asked."""
     log: LogProgress = field(default_factory=LogProgress)
     """The shard's own log."""
     partitions: dict[int, LogProgress] = field(default_factory=dict)
@@ -113,6 +116,8 @@ class ShardState:
     members: MemberState = field(default_factory=MemberState)
     member_segments: int = 0
     """Segments of members and cursors since the last freeze: no id and no number counts them."""
+    checkpoints: CheckpointChain = field(default_factory=CheckpointChain)
+    """What the next checkpoint may build on."""
     frozen_partitions: dict[int, LogProgress] = field(default_factory=dict)
     """How far the partitions' logs are covered by what is being sealed."""
 
@@ -139,19 +144,18 @@ class ShardState:
 
     def maybe_sealed(self, fps: U64) -> list[tuple[SealedIds, Bools]]:
         """For each sealed file that may have some of these ids: True for each row that may be there."""
+        if self._filters.files is not self.sealed:
+            self._filters = FilterBank(self.sealed)
         if self.sealed_filter is None or not self.sealed_filter.stands_for(self.sealed):
-            return [(ids, hit) for ids in self.sealed if (hit := ids.maybe(fps)) is not None]
+            return self._filters.maybe(fps)
         some = self.sealed_filter.maybe(fps)
         if some is None:
             return []
-        few = fps[some]
         found: list[tuple[SealedIds, Bools]] = []
-        for ids in self.sealed:
-            hit = ids.maybe(few)
-            if hit is not None:
-                whole = np.zeros(len(fps), np.bool_)
-                whole[some] = hit
-                found.append((ids, whole))
+        for ids, hit in self._filters.maybe(fps[some]):
+            whole = np.zeros(len(fps), np.bool_)
+            whole[some] = hit
+            found.append((ids, whole))
         return found
 
     def may_know(self, fps: U64, ids: U64, conv: int) -> bool:

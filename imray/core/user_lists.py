@@ -98,9 +98,10 @@ class Users:
         else:
             insert_entries(hash_rows(data, offsets)[which], self._slots, a)
 
-    def columns(self) -> tuple[U8, I64]:
-        """A snapshot: text and ends (count + 1)."""
-        return self._text[: self._ends[self.count]].copy(), self._ends[: self.count + 1].copy()
+    def columns(self, first: int = 0) -> tuple[U8, I64]:
+        """A snapshot of those from an index on: text and ends (one more than there are users)."""
+        ends = self._ends[first : self.count + 1]
+        return self._text[ends[0] : ends[-1]].copy(), ends - ends[0]
 
     @property
     def nbytes(self) -> int:
@@ -200,7 +201,7 @@ class UserLists:
         self._end = end
 
     def _close_ranks(self) -> None:
-        offsets, users, values = self.columns(len(self.counts))
+        offsets, users, values = self.columns(np.arange(len(self.counts)))
         self.begins = offsets[:-1].astype(np.int64)
         self._rooms = self.counts.copy()
         self.users = users
@@ -208,25 +209,31 @@ class UserLists:
         self._end = len(users)
         self._garbage = 0
 
-    def columns(self, conversations: int) -> tuple[I64, I32, Values]:
-        """A snapshot, one list after the other: offsets (conversations + 1), users and values."""
-        counts = np.zeros(conversations, np.int64)
-        some = min(conversations, len(self.counts))
-        counts[:some] = self.counts[:some]
-        offsets = np.zeros(conversations + 1, np.int64)
+    def columns(self, conversations: I64) -> tuple[I64, I32, Values]:
+        """A snapshot of some conversations, one list after the other: offsets (one more than those), users, values."""
+        known = conversations < len(self.counts)
+        counts = np.zeros(len(conversations), np.int64)
+        counts[known] = self.counts[conversations[known]]
+        begins = np.zeros(len(conversations), np.int64)
+        begins[known] = self.begins[conversations[known]]
+        offsets = np.zeros(len(conversations) + 1, np.int64)
         np.cumsum(counts, out=offsets[1:])
         # each row's place in the arena: its list's begin, and how far it is in the list
-        where = np.arange(offsets[-1]) + np.repeat(self.begins[:some] - offsets[:some], counts[:some])
+        where = np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], counts)
         return offsets, self.users[where], self.values[where]
 
-    def restore(self, offsets: I64, users: I32, values: Values) -> None:
-        """The inverse of `columns`, for lists of which none is there yet."""
-        self.begins = offsets[:-1].astype(np.int64)
-        self.counts = np.diff(offsets).astype(np.int32)
-        self._rooms = self.counts.copy()
-        self.users = users.astype(np.int32)
-        self.values = values.astype(self.values.dtype)
-        self._end = len(users)
+    def restore(self, conversations: I64, offsets: I64, users: I32, values: Values) -> None:
+        """The inverse of `columns`: the lists of some conversations, whole."""
+        if self._end == 0 and np.array_equal(conversations, np.arange(len(conversations))):
+            self.begins = offsets[:-1].astype(np.int64)
+            self.counts = np.diff(offsets).astype(np.int32)
+            self._rooms = self.counts.copy()
+            self.users = users.astype(np.int32)
+            self.values = values.astype(self.values.dtype)
+            self._end = len(users)
+            return
+        for i, conv in enumerate(conversations.tolist()):
+            self._write(conv, users[offsets[i] : offsets[i + 1]], values[offsets[i] : offsets[i + 1]])
 
     @property
     def nbytes(self) -> int:

@@ -9,30 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import msgspec
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from imray.core.checkpoint_chain import ChainLink
 from imray.core.dedup import IdTable
-from imray.core.errors import CorruptError, DerivedError, InvalidError, StorageError
+from imray.core.errors import CorruptError, DerivedError, StorageError
 from imray.core.intervals import Interval, sealed_prefix
 from imray.core.log_progress import LogProgress
 from imray.core.routing import log_of
 from imray.core.state import HotGroup, ShardState
-from imray.log import digest as digests
-from imray.log.checkpoint_members import member_columns, restored_members
+from imray.log.checkpoint_file import (
+    are_there,
+    checkpoint_name,
+    encode_checkpoint,
+    other_name,
+    put_checkpoint,
+    read_checkpoint,
+    read_link,
+)
+from imray.log.checkpoint_file import checkpoint_prefix as checkpoint_prefix
+from imray.log.checkpoint_file import checkpoints as checkpoints
 from imray.log.checkpoint_meta import CheckpointMeta, PartitionMeta
+from imray.log.checkpoint_rows import restore_rows, rows_of
 from imray.log.checkpoint_snapshot import Snapshot, seal_frozen
 from imray.log.marks import marked, newest_mark
 from imray.log.reader import read_segment
-from imray.log.schema import body_parts
-from imray.log.sealed import SealedInterval, merge, merge_due, open_interval, why
-from imray.log.segment import META_KEY, encode_parquet, read_meta, segment_name
+from imray.log.sealed import SealedInterval, merge, merge_due, open_interval
+from imray.log.segment import segment_name
 from imray.log.store import Store
 
-_SUFFIX = ".parquet"
-_TWIN = "-twin"
 _LISTINGS_MAX = 10
 """Every new listing means that a live predecessor made a checkpoint meanwhile: seconds apart."""
 
@@ -40,7 +43,8 @@ _LISTINGS_MAX = 10
 def write(store: Store, snap: Snapshot, before: Sequence[SealedInterval]) -> list[SealedInterval]:
     """Make a checkpoint durable, with a sealed interval for the frozen ids: the intervals that it names, that one last.
 
-    StorageError where the store refuses; nothing is lost then, since all of it can be made again."""
+    StorageError where the store refuses; nothing is lost then, since all of it can be made again. Where a file that it
+    builds on was lost meanwhile it serves nobody, and the state's chain is empty: the next one has everything again."""
     sealed = [*before, seal_frozen(store, snap)]
     meta = CheckpointMeta(
         shard=snap.shard,
@@ -64,27 +68,18 @@ def write(store: Store, snap: Snapshot, before: Sequence[SealedInterval]) -> lis
             for slot, p in snap.partitions.items()
         ],
         hot=snap.hot,
-        users=0 if snap.members is None else len(snap.members.ends) - 1,
+        users=snap.users,
         window=snap.window,
         following=_jump(snap.segment, snap.following),
+        chain=list(snap.before),
+        rows=len(snap.rows) if snap.before else 0,
     )
-    columns = {"conv_id": snap.names.cast(pa.string()), "head": snap.heads}
-    if snap.members is not None:
-        columns |= member_columns(snap.members)
-    data = encode_parquet(pa.table(columns), META_KEY, msgspec.json.encode(meta), "lz4")
-    _put(store, _name(snap.shard, snap.segment), digests.seal(data)[0])
+    name = checkpoint_name(snap.shard, snap.segment)
+    digest = put_checkpoint(store, name, *encode_checkpoint(meta, rows_of(snap)))
+    is_whole = are_there(snap.before, checkpoints(store, snap.shard))
+    links = (*snap.before, ChainLink(name, digest.hex(), len(snap.rows))) if is_whole else ()
+    snap.chain.made(links, len(snap.heads))
     return sealed
-
-
-def _put(store: Store, name: str, parts: digests.Parts) -> None:
-    if store.put_if_absent(name, parts):
-        return
-    # an earlier try of this one, whose outcome was unknown: the number is the writer's own. Its intervals were durable
-    # before it, so it serves as it is; one that does not verify is put anew
-    if not _serves(store, name):
-        store.delete(name)
-        if not store.put_if_absent(name, parts):
-            raise StorageError(f"put {name}: it was taken again")
 
 
 def write_twin(store: Store, shard: int) -> bool:
@@ -92,31 +87,29 @@ def write_twin(store: Store, shard: int) -> bool:
     up to there may be deleted when two cover it. False: there is none, or it has its twin.
 
     StorageError where the store refuses."""
-    for name in reversed(checkpoints(store, shard)):
+    names = checkpoints(store, shard)
+    for name in reversed(names):
         try:
-            _, data = _verified(store, name)
+            file = read_checkpoint(store, name)
         except DerivedError:
             continue
-        other = _other_name(name)
-        if store.exists(other) and _serves(store, other):
+        if not are_there(file.meta.chain, names):
+            continue
+        other = other_name(name)
+        if store.exists(other) and serves(store, other):
             return False
-        _put(store, other, [data])
+        put_checkpoint(store, other, [file.data], file.digest)
         return True
     return False
 
 
-def _serves(store: Store, name: str) -> bool:
+def serves(store: Store, name: str) -> bool:
+    """Whether a file is there and verifies; what it builds on is not looked at."""
     try:
-        checkpoint_meta(store, name)
+        read_checkpoint(store, name)
     except DerivedError:
         return False
     return True
-
-
-def _other_name(name: str) -> str:
-    """The name of a checkpoint's twin, or of that whose twin it is. A twin sorts right before the other."""
-    stem = name.removesuffix(_SUFFIX)
-    return (stem.removesuffix(_TWIN) if stem.endswith(_TWIN) else stem + _TWIN) + _SUFFIX
 
 
 def merge_step(store: Store, intervals: Sequence[SealedInterval]) -> tuple[list[SealedInterval], SealedInterval] | None:
@@ -161,16 +154,13 @@ def restore(
 
 def _restored(store: Store, shard: int, seed: int, name: str, notes: list[str], listed: list[str]) -> ShardState:
     state = ShardState(seed)
-    meta, table = _read(store, name)
-    if meta.shard != shard or name not in (own := _name(shard, meta.segment), _other_name(own)):
+    newest = read_checkpoint(store, name)
+    meta = newest.meta
+    if meta.shard != shard or name not in (own := checkpoint_name(shard, meta.segment), other_name(own)):
         raise DerivedError(name, f"it is the checkpoint of segment {meta.segment} of shard {meta.shard}")
     _check_covered(store, shard, meta, name, notes)
     _check_log_is_there(store, meta, name)
-    if meta.conversations:
-        _, offsets = parts = body_parts(table.column("conv_id").chunk(0))
-        state.conversations.add(*parts, np.arange(len(offsets) - 1, dtype=np.int32))
-        state.conversations.heads[: meta.conversations] = table.column("head").to_numpy()
-        state.conversations.stable[: meta.conversations] = state.conversations.heads[: meta.conversations]
+    restore_rows(state, [*(read_link(store, link) for link in meta.chain), newest])
     state.log = LogProgress(
         segment=meta.segment,
         epoch=meta.epoch,
@@ -184,11 +174,6 @@ def _restored(store: Store, shard: int, seed: int, name: str, notes: list[str], 
     # nothing that was granted before a checkpoint is in flight when it is written
     heads = state.conversations.heads
     state.hot = {h.row: HotGroup(h.partitions, h.ceiling, int(heads[h.row]), h.by_rate) for h in meta.hot}
-    if meta.users:
-        try:
-            state.members = restored_members(table, meta.users)
-        except InvalidError as e:
-            raise DerivedError(name, str(e)) from e
     state.recent = IdTable(meta.segment)
     state.sealed = [_opened(store, i, notes, listed) for i in meta.intervals]
     return state
@@ -236,11 +221,6 @@ def _opened(store: Store, interval: Interval, notes: list[str], listed: list[str
         return SealedInterval(store, interval, None)
 
 
-def checkpoints(store: Store, shard: int) -> list[str]:
-    """The names of a shard's checkpoints, oldest first."""
-    return store.list(checkpoint_prefix(shard))
-
-
 def _progress(partition: PartitionMeta) -> LogProgress:
     return LogProgress(
         segment=partition.segment,
@@ -282,37 +262,18 @@ def _covered_progress(store: Store, home: int, slot: int) -> LogProgress:
 
 
 def checkpoint_meta(store: Store, name: str) -> CheckpointMeta:
-    """What a checkpoint says. DerivedError where it is missing or does not verify."""
-    return _verified(store, name)[0]
+    """What a checkpoint says. DerivedError where its file is missing or does not verify; what it builds on is not
+    looked at."""
+    return read_checkpoint(store, name).meta
 
 
-def _verified(store: Store, name: str) -> tuple[CheckpointMeta, bytes]:
-    data = store.get(name)
-    if data is None:
-        raise DerivedError(name, "it was listed, but it is not there")
-    try:
-        digests.verify(data, name)
-        return read_meta(memoryview(data), name, META_KEY, CheckpointMeta), data
-    except CorruptError as e:
-        raise DerivedError(name, f"it does not verify: {why(e)}") from e
-
-
-def _read(store: Store, name: str) -> tuple[CheckpointMeta, pa.Table]:
-    """What a checkpoint says, and its rows (conv_id, head)."""
-    meta, data = _verified(store, name)
-    try:
-        table = pq.read_table(pa.BufferReader(data), use_threads=False).combine_chunks()
-    except (pa.ArrowException, OSError) as e:
-        raise DerivedError(name, f"it cannot be decoded: {e}") from e
-    if table.num_rows != meta.conversations:
-        raise DerivedError(name, f"it says {meta.conversations} conversations and has {table.num_rows}")
-    return meta, table
-
-
-def checkpoint_prefix(shard: int) -> str:
-    """The folder of a shard's checkpoints."""
-    return f"checkpoint/shard={shard:04d}/"
-
-
-def _name(shard: int, segment: int) -> str:
-    return f"{checkpoint_prefix(shard)}{segment:020d}{_SUFFIX}"
+def whole_checkpoint_meta(store: Store, name: str, verified: set[ChainLink] | None = None) -> CheckpointMeta:
+    """The same, where all that it builds on verifies, too. `verified`: files that were found to, and need not be read
+    again; it is added to."""
+    known: set[ChainLink] = set() if verified is None else verified
+    meta = checkpoint_meta(store, name)
+    for link in meta.chain:
+        if link not in known:
+            read_link(store, link)
+            known.add(link)
+    return meta

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from imray.core.checkpoint_chain import ChainLink
 from imray.core.intervals import Interval
 
 
@@ -31,13 +32,15 @@ class HotMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CheckpointMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a checkpoint says beside its rows (conv_id, head)."""
+    """What a checkpoint says beside its rows: of all conversations (conv_id, head), or of those that changed since the
+    one before (row, conv_id, head)."""
 
     shard: int
     segment: int
     epoch: int
     digest: str
     conversations: int
+    """All of the shard's."""
     epoch_starts: list[tuple[int, int]]
     intervals: list[Interval]
     partitions: list[PartitionMeta] = msgspec.field(default_factory=list, name="topics")
@@ -47,3 +50,12 @@ class CheckpointMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     window: int = 1
     following: int = 0
     """As in `LogProgress`, of the shard's own log; 0: the next number."""
+    chain: list[ChainLink] = []
+    """The files that this one builds on, the one with all conversations first; empty: it has all of them itself."""
+    rows: int = 0
+    """Of one that builds on others: how many conversations it has."""
+
+    @property
+    def rows_in_file(self) -> int:
+        """How many rows its file has."""
+        return self.rows if self.chain else self.conversations

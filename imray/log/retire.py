@@ -7,16 +7,18 @@ the look here, and nothing is deleted, or it reads a checkpoint that does not na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from imray.core.errors import DerivedError
 from imray.core.intervals import sealed_prefix
 from imray.log.checkpoint import checkpoint_meta, checkpoints
+from imray.log.checkpoint_file import are_there
+from imray.log.checkpoint_meta import CheckpointMeta
 from imray.log.sealed import SealedInterval
 from imray.log.store import Store
 
 _KEEP = 2
-"""How many checkpoints stay: the newest, and the one that serves where the newest is damaged."""
+"""How many checkpoints stay, with all that they build on: the newest, and the one that serves where that is damaged."""
 
 
 class Retired:
@@ -38,20 +40,19 @@ class Retired:
     def collect(self, in_use: Iterable[SealedInterval]) -> int:
         """Delete older checkpoints and what no newer one names: how many files. Call it when this writer's own
         checkpoint is durable, and no other is being written."""
-        kept: list[str] = []
+        kept: list[CheckpointMeta] = []
         needed = {file for sealed in in_use for file in sealed.interval.names}
-        old: list[str] = []
-        for name in reversed(checkpoints(self._store, self._shard)):
-            if len(kept) == _KEEP:
-                old.append(name)
+        there = checkpoints(self._store, self._shard)
+        others: list[str] = []
+        for name in reversed(there):
+            meta = self._serving(name, there) if len(kept) < _KEEP else None
+            if meta is None:
+                others.append(name)
                 continue
-            try:
-                meta = checkpoint_meta(self._store, name)
-            except DerivedError:
-                old.append(name)
-                continue
-            kept.append(name)
+            kept.append(meta)
             needed.update(file for interval in meta.intervals for file in interval.names)
+        built_on = {link.name for meta in kept for link in meta.chain}
+        old = [name for name in others if name not in built_on]
         doomed = sorted(self._names - needed)
         if not (old or doomed) or not self._is_writer():
             return 0
@@ -59,3 +60,11 @@ class Retired:
             self._store.delete(name)
         self._names.difference_update(doomed)
         return len(old) + len(doomed)
+
+    def _serving(self, name: str, there: Collection[str]) -> CheckpointMeta | None:
+        """What a checkpoint says, where it verifies and all that it builds on is there."""
+        try:
+            meta = checkpoint_meta(self._store, name)
+        except DerivedError:
+            return None
+        return meta if are_there(meta.chain, there) else None

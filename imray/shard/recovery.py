@@ -84,7 +84,7 @@ def _seal_recent(store: Store, shard: int, state: ShardState) -> bool:
     """Whether the recent ids are in a file now."""
     freeze(state)
     try:
-        made = seal_frozen(store, snapshot(state, shard))
+        made = seal_frozen(store, snapshot(state, shard, with_rows=False))
     except StorageError as e:
         log.warning("shard %d: ids stay in memory: %s", shard, e)
         thaw(state)
@@ -240,11 +240,11 @@ def become_partition_writer(
     try:
         progress = checkpoint.partition_progress(store, shard, slot)
     except CorruptError as e:
-        end = Table(store).snapshot().end(number)
-        if end is None or end.segment < marked(store, number):
+        merged = Table(store).snapshot().end(number)
+        if merged is None or merged.segment < marked(store, number):
             raise
         log.warning("log %d: %s; the history's table says where it goes on", number, e)
-        progress = end.progress()
+        progress = merged.progress()
     end = last_segment(store, number, progress.segment)
 
     def follow() -> None:

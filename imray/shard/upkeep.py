@@ -177,6 +177,11 @@ class Upkeep:
             sealed_filter = await self._in(sealing, grown, committer.state.sealed_filter, files)
             await self._on_state(committer.sealed, files, sealed_filter)
             self._timing.made()
+            if not committer.state.checkpoints.links:
+                committer.note(
+                    "a file that the newest checkpoint builds on was lost: the next one has everything again"
+                )
+                committer.rewrite = True
             await self._collect()
             if self._merge_task is None or self._merge_task.done():
                 self._merge_task = self._spawn(self._merge())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from imray.core.member_state import CODES
 from imray.core.members import MembersChange, Role
 from imray.core.membership import Change, Create, judge
@@ -57,7 +59,7 @@ def mark_read(committer: Committer, conv_id: str, **seqs: int) -> Job:
 def known(state: ShardState) -> dict[str, Any]:
     """All that a state knows of members and cursors, by name."""
     members = state.members
-    columns = members.columns(state.conversations.count)
+    columns = members.columns(np.arange(state.conversations.count))
     found: dict[str, Any] = {}
     for conv in range(state.conversations.count):
         cursors = {}

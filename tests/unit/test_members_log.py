@@ -13,6 +13,7 @@ from imray.core.members import MembersChanged, Role
 from imray.core.membership import Change
 from imray.core.state import ShardState
 from imray.log import checkpoint
+from imray.log.checkpoint_file import read_checkpoint
 from imray.log.manifest import create_or_open
 from imray.log.schema import CursorsRecord, LogRecord, MembersRecord, RecordKind, record_table
 from imray.log.store import LocalStore
@@ -90,8 +91,8 @@ def test_a_folder_without_members_has_no_columns_of_them(tmp_path: Path) -> None
     commit(committer, [Msg("open", msg_id(1))])
     seal(committer)
     store = LocalStore(tmp_path)
-    meta, table = checkpoint._read(store, checkpoint.checkpoints(store, 0)[-1])
-    assert (meta.users, table.column_names) == (0, ["conv_id", "head"])
+    file = read_checkpoint(store, checkpoint.checkpoints(store, 0)[-1])
+    assert (file.meta.users, file.table().column_names) == (0, ["conv_id", "head"])
     assert _as_recovered(tmp_path).members.is_empty
 
 
