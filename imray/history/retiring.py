@@ -120,9 +120,9 @@ class SegmentDeleter:
         self._see(snapshot)
         if self._doomed:
             return self._delete_some()
-        end = None if limit is None else self._ripe(limit)
-        if end is not None:
-            self._put_mark(snapshot, end)
+        merged = None if limit is None else self._ripe(limit)
+        if merged is not None:
+            self._put_mark(snapshot, merged)
             self._list_doomed()
             return True
         is_due = self._mark is not None and self._shared.monotonic_s() >= self._sweep_at
@@ -144,16 +144,14 @@ class SegmentDeleter:
     def _see(self, snapshot: TableSnapshot) -> None:
         """Note where the log stands after each run: it can be marked there."""
         home, _ = home_of(self._log)
-        known = {m.end.segment for m in self._ends}
         now = self._shared.monotonic_s()
-        for run in snapshot.runs.get(home, ()):
-            for end in run.ends:
-                if end.log == self._log and end.segment not in known and end.segment > self._marked:
-                    known.add(end.segment)
-                    self._ends.append(_Merged(end, snapshot.version, now))
-        self._ends = sorted((m for m in self._ends if m.end.segment > self._marked), key=lambda m: m.end.segment)
+        live = {end.segment: end for run in snapshot.runs.get(home, ()) for end in run.ends if end.log == self._log}
+        known = {m.end.segment: m for m in self._ends}
+        for segment, end in live.items():
+            known.setdefault(segment, _Merged(end, snapshot.version, now))
+        self._ends = [known[segment] for segment in sorted(known) if segment > self._marked]
         if len(self._ends) > _ENDS_KEPT_MAX:
-            self._ends = self._ends[::2]
+            self._ends = [m for i, m in enumerate(self._ends) if i % 2 or m.end.segment in live]
 
     @property
     def _marked(self) -> int:
@@ -162,23 +160,23 @@ class SegmentDeleter:
     def _may_mark(self, merged: _Merged, limit: int | None) -> bool:
         return limit is not None and self._marked < merged.end.segment <= limit
 
-    def _ripe(self, limit: int) -> LogEnd | None:
+    def _ripe(self, limit: int) -> _Merged | None:
         """The highest place up to which everything may go."""
         before = self._shared.monotonic_s() - self._shared.settings.read_s_max
         ripe = [m for m in self._ends if self._may_mark(m, limit) and m.seen_s <= before]
         if not ripe:
             return None
         lowest = self._shared.pins.lowest()
-        free = [m.end for m in ripe if lowest is None or m.version <= lowest]
+        free = [m for m in ripe if lowest is None or m.version <= lowest]
         return free[-1] if free else None
 
-    def _put_mark(self, snapshot: TableSnapshot, end: LogEnd) -> None:
+    def _put_mark(self, snapshot: TableSnapshot, merged: _Merged) -> None:
         home, _ = home_of(self._log)
         self._live.confirm(snapshot, home)
         # a merger or a shard may have died between giving a file its name and making that durable
         self._table.make_durable()
         self._store.sync(checkpoint_prefix(home))
-        mark = Mark(end, snapshot.version)
+        mark = Mark(merged.end, merged.version)
         put_mark(self._store, mark)
         self._mark = mark
 
