@@ -12,6 +12,7 @@ import pytest
 
 from imray.core.errors import CorruptError, StaleError
 from imray.core.members import Role
+from imray.core.replies import Appended
 from imray.core.routing import log_of
 from imray.core.state import ShardState
 from imray.history.merging import merge_segments
@@ -24,9 +25,11 @@ from imray.log.store import LocalStore, Store
 from imray.settings import Settings
 from imray.shard import recovery
 from imray.shard.recovery import replay
+from imray.shard.shard_writer import ShardWriter
 from tests.support.analytics_logs import FastStore, HotLog
-from tests.support.batches import SEED, Msg, msg_id, seal
+from tests.support.batches import SEED, Msg, answers_of, ipc_of, msg_id, seal
 from tests.support.deleting import log_end, mark_and_delete
+from tests.support.owners import until_async
 
 CONVS = ["room", "lobby", "plain", "ätsch"]
 USERS = ["ann", "bob", "eve"]
@@ -298,3 +301,27 @@ def test_a_run_that_was_replaced_meanwhile_is_begun_anew(tmp_path: Path) -> None
     history._table = Newer(store)
     with pytest.raises(StaleError, match=gone.run):
         history.recovered()
+
+
+async def test_old_ids_are_known_again(tmp_path: Path) -> None:
+    """Their intervals are made from the history, beside the commits; until then who may be known comes back."""
+    store, log = _plain(tmp_path)
+    log.make_hot("room", 1)
+    for n in range(3):
+        log.send(1, Msg("room", msg_id(100 + n)))
+    merged(store, {0: log_end(store, 0), log_of(0, 1): log_end(store, log_of(0, 1))})
+    delete_merged(store)
+    log.close()
+    shard = ShardWriter(store, 0, SEED, Settings())
+    await shard.start()
+    assert shard.current is not None
+    upkeep = shard.current.upkeep
+    await until_async(lambda: not upkeep.at_work, "the ids are there")
+    old = [Msg("plain", msg_id(n)) for n in range(6)] + [Msg("room", msg_id(100 + n)) for n in range(3)]
+    answer = await shard.append(ipc_of([*old, Msg("plain", msg_id(7))]))
+    assert isinstance(answer, Appended)
+    rows = [(row.status, row.seq) for row in answers_of(answer)]
+    assert rows == [*(("duplicate", n + 1) for n in range(6)), *(("duplicate", n + 1) for n in range(3)), ("new", 7)]
+    (meta,) = {checkpoint.checkpoint_meta(store, name).segment for name in checkpoint.checkpoints(store, 0)}
+    assert meta > log_end(store, 0, 8).segment, "a checkpoint was made, since none served"
+    await shard.stop()
