@@ -22,11 +22,13 @@ from imray.log.schema import body_parts
 
 def rows_of(snap: Snapshot) -> pa.Table:
     """The rows of a snapshot."""
-    names = snap.names.cast(pa.string())
-    columns = {"conv_id": names, "head": snap.heads}
     if snap.before:
-        new_names = names.take(pa.array(snap.rows, mask=snap.rows < snap.conversations_before))
-        columns = {"row": pa.array(snap.rows, pa.int32()), "conv_id": new_names, "head": snap.heads[snap.rows]}
+        new_names = snap.names.take(pa.array(snap.rows, mask=snap.rows < snap.conversations_before))
+        columns = {"row": pa.array(snap.rows, pa.int32()), "head": snap.heads[snap.rows]}
+    else:
+        new_names = snap.names
+        columns = {"head": snap.heads}
+    columns["conv_id"] = new_names.cast(pa.string())
     if snap.members is not None:
         columns |= member_columns(snap.members, np.searchsorted(snap.rows, snap.member_rows), len(snap.rows))
     return pa.table(columns)

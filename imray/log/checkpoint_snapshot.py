@@ -116,12 +116,12 @@ def _take_rows(state: ShardState, snap: Snapshot) -> None:
     count = len(snap.heads)
     changed = state.conversations.take_changed()
     member_rows, users_before = state.members.take_changed()
-    rows = np.union1d(changed, member_rows)
-    if state.checkpoints.next_is_base(count, len(rows)):
+    if state.checkpoints.next_is_base(count, len(changed) + len(member_rows)):
         rows = np.arange(count)
         member_rows = rows
         users_before = 0
     else:
+        rows = np.union1d(changed, member_rows)
         snap.before = state.checkpoints.links
         snap.conversations_before = state.checkpoints.conversations
     snap.rows = rows

@@ -92,7 +92,7 @@ def test_a_folder_without_members_has_no_columns_of_them(tmp_path: Path) -> None
     seal(committer)
     store = LocalStore(tmp_path)
     file = read_checkpoint(store, checkpoint.checkpoints(store, 0)[-1])
-    assert (file.meta.users, file.table().column_names) == (0, ["conv_id", "head"])
+    assert (file.meta.users, file.table().column_names) == (0, ["head", "conv_id"])
     assert _as_recovered(tmp_path).members.is_empty
 
 
