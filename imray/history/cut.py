@@ -6,9 +6,11 @@ in its partitions', so nothing below it changes any more, and it contains every 
 
 from __future__ import annotations
 
+from imray.core.checkpoint_chain import ChainLink
 from imray.core.errors import DerivedError, StorageError
 from imray.core.routing import log_of
-from imray.log.checkpoint import checkpoint_meta, checkpoints
+from imray.log.checkpoint import whole_checkpoint_meta
+from imray.log.checkpoint_file import checkpoints
 from imray.log.checkpoint_meta import CheckpointMeta
 from imray.log.marks import LogEnd
 from imray.log.store import Store
@@ -28,6 +30,8 @@ class Cuts:
         self._shard = shard
         self._known: dict[str, CheckpointMeta | None] = {}
         """By name; None: it does not verify."""
+        self._verified: set[ChainLink] = set()
+        """Files that checkpoints build on."""
 
     def cut(self) -> dict[int, LogEnd]:
         """By log: where the newest checkpoint that verifies has it; empty where there is none."""
@@ -57,13 +61,14 @@ class Cuts:
             if len(found) < min(count, len(names)) and checkpoints(self._store, self._shard) != names:
                 continue  # what was listed was replaced before it was read
             self._known = {name: meta for name, meta in self._known.items() if name in names}
+            self._verified = {link for meta in self._known.values() if meta is not None for link in meta.chain}
             return found
         raise StorageError(f"checkpoints of shard {self._shard}: they are replaced faster than they can be read")
 
     def _read(self, name: str) -> CheckpointMeta | None:
         if name not in self._known:
             try:
-                meta = checkpoint_meta(self._store, name)
+                meta = whole_checkpoint_meta(self._store, name, self._verified)
             except DerivedError:
                 self._known[name] = None
             else:

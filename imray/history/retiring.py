@@ -17,7 +17,7 @@ from imray.core.routing import home_of
 from imray.history.pins import PinWatch
 from imray.history.snapshot import TableSnapshot
 from imray.history.table import Table
-from imray.log.checkpoint import checkpoint_prefix
+from imray.log.checkpoint_file import checkpoint_prefix
 from imray.log.marks import LogEnd, Mark, mark_prefix, marked, newest_mark, put_mark
 from imray.log.segment import open_segment, segment_name, segment_number, segment_prefix
 from imray.log.store import Store

@@ -15,12 +15,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from imray.core.log_progress import LogProgress
 from imray.core.replies import Appended, Refusal
+from imray.history.merger import Merger
 from imray.log.reader import read_log
 from imray.log.store import LocalStore
 from imray.settings import Settings
@@ -92,6 +94,8 @@ class Service:
     def __init__(self, root: str, settings: Settings) -> None:
         self.store = FaultStore(root)
         self.root = Path(root)
+        self._settings = settings
+        self._merger: Merger | None = None
         self.fenced = asyncio.Event()
         self.owner = ShardWriter(self.store, 0, SEED, settings, on_fenced=self.fenced.set)
 
@@ -120,6 +124,24 @@ class Service:
     async def status(self) -> dict[str, Any]:
         """The owner's figures."""
         return (await self.owner.status()).to_json()
+
+    async def merge(self) -> dict[str, Any]:
+        """Merge and delete all that can be now, in a thread of its own: what was done so far, and what is held back."""
+        if self._merger is None:
+            store = LocalStore(self.root)
+            self._merger = Merger(store, 1, self._settings, time.monotonic, lambda: time.time_ns() // 1_000_000)
+        merger = self._merger
+
+        def work() -> None:
+            while merger.step(0):
+                pass
+
+        await asyncio.to_thread(work)
+        return {"done": vars(merger.done), "held": merger.status(0).detail}
+
+    async def names(self, under: str) -> dict[str, Any]:
+        """The files below a folder; the disk may be seen by this process only."""
+        return {"names": sorted(str(path.relative_to(self.root)) for path in (self.root / under).rglob("*"))}
 
     async def fill(self, leave: int) -> dict[str, Any]:
         """Fill the disk but for `leave` bytes."""

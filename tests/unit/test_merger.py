@@ -13,7 +13,7 @@ from imray.history import merging
 from imray.history.cut import cut_of, deletable_up_to
 from imray.history.holds import BACK_OFF_S_MAX, CORRUPT_AGAIN_S
 from imray.history.table import Table
-from imray.log.checkpoint import checkpoints
+from imray.log.checkpoint_file import checkpoints
 from imray.log.segment import segment_name
 from tests.support.merging import (
     READ_S_MAX,
