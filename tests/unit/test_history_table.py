@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import deltalake
@@ -10,7 +11,8 @@ import polars
 import pytest
 
 from imray.core.errors import CorruptError, InvalidError
-from imray.history import actions, table_reading
+from imray.history import actions, table_checkpoint, table_reading
+from imray.history.changes import apply_commit
 from imray.history.layout import commit_name
 from imray.history.snapshot import RunFile, TableSnapshot
 from imray.history.table import Table, TableConflictError
@@ -229,11 +231,52 @@ def test_a_newer_format_is_refused(store: FastStore, monkeypatch: pytest.MonkeyP
     state = merge(table, table.snapshot(), store, 0)
     with monkeypatch.context() as newer:
         newer.setattr(actions, "FORMAT_VERSION", 2)
-        merge(table, state, store, 0)
+        newest = merge(table, state, store, 0)
     with pytest.raises(InvalidError, match=r"format 2.*upgrade imray"):
         table.snapshot(state)
     with pytest.raises(InvalidError, match="upgrade imray"):
         merge(table, state, store, 1)
+    with monkeypatch.context() as newer:
+        newer.setattr(table_checkpoint, "FORMAT_VERSION", 2)
+        store.put_if_absent(table_checkpoint.checkpoint_name(1), table_checkpoint.encode_checkpoint(newest))
+    store.delete(commit_name(1))
+    with pytest.raises(InvalidError, match="upgrade imray"):
+        table.snapshot()
+
+
+def _impossible(base: TableSnapshot) -> dict[str, tuple[TableSnapshot, actions.TableChange]]:
+    live = base.runs[0][0].files[0]
+    new = run_file(None, 0, "new", ["a"], [(0, 11, 20)])
+    merge_of_new = actions.TableChange((new,), (), {0: (10, 20)}, "merge", NOW_MS)
+    return {
+        "is in the table already": (base, replace(merge_of_new, add=(live,))),
+        "is not in the table": (base, replace(merge_of_new, remove=(new.name,))),
+        "log 0 was merged up to 10, and now up to 5": (base, replace(merge_of_new, moves={0: (0, 5)})),
+        "it is version 8": (replace(base, version=7), merge_of_new),
+        "its predecessor is": (replace(base, digest="0" * 32), merge_of_new),
+    }
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_a_commit_that_is_whole_and_cannot_be_is_corruption(store: FastStore, which: int) -> None:
+    table = Table(store)
+    base = merge(table, table.snapshot(), store, 0)
+    check, (said, change) = list(_impossible(base).items())[which]
+    assert store.put_if_absent(commit_name(1), [actions.encode_commit(change, said)[0]])
+    with pytest.raises(CorruptError, match=check) as e:
+        table.snapshot(base)
+    assert e.value.file == commit_name(1)
+
+
+def test_the_first_commit_says_what_the_table_is(store: FastStore) -> None:
+    table = Table(store)
+    merge(table, table.snapshot(), store, 0)
+    first = table_reading.read_commit(store, 0)
+    assert first is not None
+    with pytest.raises(CorruptError, match="the first commit has one"):
+        apply_commit(TableSnapshot(), replace(first, meta=None))
+    configuration = deltalake.DeltaTable(str(store.root / "history")).metadata().configuration
+    assert configuration == {"imray.format": "1", "delta.enableExpiredLogCleanup": "false"}
 
 
 def test_a_mark_above_the_table_is_corruption(store: FastStore) -> None:
