@@ -70,6 +70,16 @@ class First:
 
 
 @dataclass(frozen=True)
+class LookedUp:
+    """What sealed files said of the ids of a request, when they were asked."""
+
+    firsts: dict[int, First]
+    """By row of the request: of those that are old, or of which a file could not be read. Others are in no file."""
+    last: int
+    """Files of segments of the shard's own log up to this one were asked: later ones may know more."""
+
+
+@dataclass(frozen=True)
 class KnownIds:
     """What memory knows of a batch's ids before it is planned; `maybe` rows need a look into files."""
 

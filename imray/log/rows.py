@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from imray.core.columns import Commit, Control, Rows, Senders
+from imray.core.columns import Commit, Control, LookedUp, Rows, Senders
 from imray.core.errors import CorruptError, InvalidError
 from imray.core.fold import ReadBack, check_sequencer, commit_read_back
 from imray.core.members import CursorsChange, MembersChange
@@ -54,6 +54,8 @@ class Prepared:
     seed: int
     rows: Rows | None
     """Its rows as columns; None: there are few, and the columns are made for all of a commit at once."""
+    looked: LookedUp | None = None
+    """What files said of its ids, where they were asked."""
 
     def __len__(self) -> int:
         return self.batch.num_rows  # type: ignore[no-any-return]

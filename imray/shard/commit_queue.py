@@ -16,7 +16,7 @@ from imray.settings import Settings
 from imray.shard.jobs import Job, Records
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Waiting:
     """One request or record."""
 
@@ -53,6 +53,8 @@ class CommitQueue:
         self._waiting: deque[Waiting] = deque()
         self.rows = 0
         self.bytes = 0
+        self._aside: set[Waiting] = set()
+        """They take room, too, and are not to be planned yet."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -60,7 +62,9 @@ class CommitQueue:
     def has_room(self, rows: int, size: int) -> bool:
         """Whether so much more may wait."""
         settings = self._settings
-        return self.rows + rows <= settings.shard_queue_rows_max and self.bytes + size <= settings.shard_queue_bytes_max
+        rows += self.rows + sum(one.rows for one in self._aside)
+        size += self.bytes + sum(one.bytes for one in self._aside)
+        return rows <= settings.shard_queue_rows_max and size <= settings.shard_queue_bytes_max
 
     def add(self, what: Prepared | Records, rows: int, size: int) -> asyncio.Future[Any]:
         """Let it wait; the answer will be here."""
@@ -89,10 +93,26 @@ class CommitQueue:
                 break
         return taken
 
+    def set_aside(self, one: Waiting) -> None:
+        """It was taken, and cannot be planned yet."""
+        self._aside.add(one)
+
+    def is_aside(self, one: Waiting) -> bool:
+        """Whether it still waits to be put back: else it was refused meanwhile."""
+        return one in self._aside
+
+    def put_back(self, one: Waiting) -> None:
+        """What was set aside can be planned now, and is the next to be."""
+        self._aside.remove(one)
+        self._waiting.appendleft(one)
+        self.rows += one.rows
+        self.bytes += one.bytes
+
     def refuse_all(self, before: Iterable[Waiting], refusal: object) -> None:
         """Answer `before` and everything that waits with a refusal."""
-        waiting = [*before, *self._waiting]
+        waiting = [*before, *self._waiting, *self._aside]
         self._waiting.clear()
+        self._aside.clear()
         self.rows = 0
         self.bytes = 0
         for one in waiting:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,13 +21,13 @@ from imray.core.fold import are_hot, commit_read_back, freeze, mark_durable, res
 from imray.core.hot_detector import HotDetector
 from imray.core.replies import Appended, Located, Refusal
 from imray.core.routing import log_position_of
-from imray.core.sequencer import commit_of, locate, plan
+from imray.core.sequencer import commit_of, plan
 from imray.core.state import ShardState
 from imray.core.status import LogFigures
 from imray.log.checkpoint_snapshot import Snapshot, snapshot
 from imray.log.confirm import Confirmer
 from imray.log.retire import Retired
-from imray.log.rows import Prepared, gather, read_back, senders_of
+from imray.log.rows import Prepared, read_back, senders_of
 from imray.log.schema import record_table, segment_table
 from imray.log.sealed import SealedInterval
 from imray.log.store import Store
@@ -34,6 +35,8 @@ from imray.log.writer import Writer
 from imray.settings import Settings
 from imray.shard.answers import Written, answers_of
 from imray.shard.jobs import Job, Records
+from imray.shard.locating import located as located
+from imray.shard.old_ids import FoundIds, find
 from imray.shard.recovery import Readable, become_writer
 
 log = logging.getLogger("imray.committer")
@@ -116,21 +119,22 @@ class Committer:
 
     def plan(self, requests: Sequence[Prepared]) -> Job:
         """Number the requests' rows and encode the new ones as the next segment. They are reserved now: if `put` does
-        not succeed, this incarnation is over and its state worthless."""
-        job = self._plan(requests, True)
-        assert job is not None
-        return job
+        not succeed, this incarnation is over and its state worthless.
 
-    def plan_from_memory(self, requests: Sequence[Prepared]) -> Job | None:
-        """As `plan`. None where files must be read for it: nothing was planned."""
-        return self._plan(requests, False)
+        Reads no file: requests with rows that files must be asked for are left out (`Job.aside`)."""
+        found = find(self.state, self.confirmer, requests)
+        if not found.aside:
+            return self._planned(requests, found)
+        left_out = {each.request for each in found.aside}
+        rest = [request for i, request in enumerate(requests) if i not in left_out]
+        job = self._planned(rest, find(self.state, self.confirmer, rest)) if rest else Job([], None, None)
+        return replace(job, aside=found.aside)
 
-    def _plan(self, requests: Sequence[Prepared], may_read: bool) -> Job | None:
-        table, rows = gather(requests)
-        located = locate(self.state, rows)
-        if located.maybe and not may_read:
-            return None
-        old = self.confirmer.confirm(rows, located) if located.maybe else {}
+    def _planned(self, requests: Sequence[Prepared], found: FoundIds) -> Job:
+        table = found.table
+        rows = found.rows
+        located = found.located
+        old = found.old
         forbidden = self.state.members.forbidden(located.conv, lambda: senders_of(table), self.open_to_all)
         planned = plan(self.state, rows, located, old, forbidden=forbidden)
         now = self.clock_ms()
@@ -196,7 +200,13 @@ class Committer:
             self.writer.acked(job.encoded.segment)
 
     def commit(self, requests: Sequence[Prepared]) -> list[Appended | Refusal]:
-        """Plan, put and mark durable: an answer for each request."""
+        """Plan, put and mark durable: an answer for each request. Files are read here, too."""
+        requests = list(requests)
+        while aside := find(self.state, self.confirmer, requests).aside:
+            for each in aside:
+                while each.look_up.step():
+                    pass
+                requests[each.request] = replace(requests[each.request], looked=each.look_up.looked)
         job = self.plan(requests)
         self.put(job)
         self.mark_durable(job)
@@ -314,15 +324,3 @@ class Committer:
             bytes=state.conversations.nbytes + state.members.nbytes + sum(t.nbytes for t in tables) + filters_bytes,
             checkpoint_segment=state.covered.get(0, 0),
         )
-
-
-def located(state: ShardState, conv_id: str, low: int, high: int) -> Located:
-    """Where numbers low..high of a conversation are, as a state has them."""
-    index = state.conversations.index(conv_id)
-    head = int(state.conversations.stable[index]) if index >= 0 else 0
-    spans: list[tuple[int, int, int]] = []
-    if index >= 0 and low <= min(high, head):
-        spans = state.frozen_postings.spans(index, low, high) + state.postings.spans(index, low, high)
-    intervals = [sealed.interval for sealed in state.sealed]  # type: ignore[attr-defined]
-    given = int(state.conversations.heads[index]) if index in state.hot else head
-    return Located(given, head, state.log.epoch, state.covered.get(0, 0), intervals, spans)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from imray.core.blocks import Block, Blocks, conversations_of, ranges_of
 from imray.core.ceilings import next_ceiling, unexplained
-from imray.core.columns import Rows
+from imray.core.columns import LookedUp, Rows
 from imray.core.errors import CorruptError, InvalidError
 from imray.core.grants import Declined, DeclineReason, Granted, Report
 from imray.core.routing import log_of
@@ -21,6 +21,7 @@ from imray.log.schema import HotRecord, LogRecord, RecordKind, VoidRecord
 from imray.log.segment import segment_name
 from imray.shard.committer import Committer
 from imray.shard.jobs import Records
+from imray.shard.old_ids import LookUp, look_up_for, old_of
 from imray.shard.recovery import fence_log
 
 _CEILING_MIN = 1 << 10
@@ -69,11 +70,11 @@ class Grants:
         rows: Rows,
         reports: Sequence[Report],
         now_s: float,
-        may_read: bool = True,
-    ) -> Granted | Declined | None:
+        looked: LookedUp | None = None,
+    ) -> Granted | Declined | LookUp:
         """A partition's batch: numbers for what is new in it. The same `ask` gets the same answer.
 
-        None where files must be read for it and `may_read` is False: nothing was granted, ask again."""
+        Reads no file. A look-up: nothing was granted, ask again with what it finds (`looked`)."""
         self.report(slot, epoch, reports)
         known = self.blocks.answered(slot, epoch, ask)
         if known is not None:
@@ -85,9 +86,9 @@ class Grants:
             self._asked(self._counted(at_once), len(rows))
             return at_once
         located = locate(self.committer.state, rows)
-        if located.maybe and not may_read:
-            return None
-        old = self.committer.confirmer.confirm(rows, located) if located.maybe else {}
+        old, still = old_of(self.committer.state, located, looked, 0, len(rows))
+        if still:
+            return look_up_for(self.committer.state, self.committer.confirmer, rows, still, old)
         answer = self.blocks.grant(slot, ask, rows, located, old, now_s)
         if isinstance(answer, Granted) and answer.grant:
             self._counted(answer)

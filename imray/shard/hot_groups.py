@@ -19,8 +19,10 @@ from imray.core.routing import PARTITIONS_MAX
 from imray.core.status import HotFigures
 from imray.settings import Settings
 from imray.shard.grants import Grants
-from imray.shard.hot_status import group_statuses
+from imray.shard.hot_status import TimedAsks, group_statuses
 from imray.shard.jobs import Records
+from imray.shard.look_ups import LookUps
+from imray.shard.old_ids import LookUp
 from imray.shard.runtime import Runtime, StateThread
 
 log = logging.getLogger("imray.hot")
@@ -30,8 +32,6 @@ _WATCH_S = 0.1
 _TICK_S = 1.0
 _ROWS_AT_ONCE_MAX = 16_000
 """Up to so many rows take about a millisecond: answered on the event loop, where no file is read."""
-_TIMED_EVERY = 16
-"""One ask of so many is timed, and stands for them: asking the kernel twice took a tenth of a small block's time."""
 _COOL_TIMEOUT_S = 10.0
 """A group turns cold once its grants are settled, by fencing if need be (`grant_timeout_s`)."""
 _NOT_THE_WRITER = Refusal(Refused.UNAVAILABLE, "the shard is not the writer any more: ask again")
@@ -66,8 +66,8 @@ class HotGroups:
         self._waiting: list[asyncio.Future[None]] = []
         self._turning: asyncio.Task[None] | None = None
         self._ended = False
-        self._asks = self._tried = 0
-        self._asks_cpu_s = 0.0
+        self._look_ups = LookUps(runtime, f"asked-ids-{grants.committer.shard}")
+        self._asks = TimedAsks(grants, runtime)
         self.on_progress: Callable[[], None] = lambda: None
         """Called when asks or reports may have made a checkpoint due."""
         self.on_stable: Callable[[], None] = lambda: None
@@ -86,6 +86,7 @@ class HotGroups:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._look_ups.end()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -118,10 +119,10 @@ class HotGroups:
             return None
         now_s = self._runtime.monotonic_s()
         try:
-            _, answer = self._state.run_now(self._timed_ask, slot, epoch, ask, rows, reports, now_s, False)
+            _, answer = self._state.run_now(self._asks.ask, slot, epoch, ask, rows, reports, now_s)
         finally:
             self._after_ask()
-        return answer
+        return None if isinstance(answer, LookUp) else answer
 
     async def ask(
         self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report]
@@ -130,25 +131,17 @@ class HotGroups:
         if self._ended:
             return _NOT_THE_WRITER
         now_s = self._runtime.monotonic_s()
+        looked = None
         try:
-            answer = await self._state.run(self._timed_ask, slot, epoch, ask, rows, reports, now_s, True)
+            while True:
+                answer = await self._state.run(self._asks.ask, slot, epoch, ask, rows, reports, now_s, looked)
+                if not isinstance(answer, LookUp):
+                    return answer
+                looked = await self._look_ups.looked((slot, epoch, ask), answer)
+        except UnavailableError:
+            return _NOT_THE_WRITER
         finally:
             self._after_ask()
-        assert answer is not None
-        return answer
-
-    def _timed_ask(
-        self, slot: int, epoch: int, ask: int, rows: Rows, reports: Sequence[Report], now_s: float, may_read: bool
-    ) -> Granted | Declined | None:
-        self._tried += 1
-        if self._tried % _TIMED_EVERY:
-            answer = self.grants.ask(slot, epoch, ask, rows, reports, now_s, may_read)
-        else:
-            before_s = self._runtime.thread_cpu_s()
-            answer = self.grants.ask(slot, epoch, ask, rows, reports, now_s, may_read)
-            self._asks_cpu_s += _TIMED_EVERY * (self._runtime.thread_cpu_s() - before_s)
-        self._asks += answer is not None
-        return answer
 
     def _after_ask(self) -> None:
         """Its reports were heard, even where the ask itself failed."""
@@ -264,7 +257,7 @@ class HotGroups:
     async def figures(self) -> HotFigures:
         """Of each hot group, for operators."""
         found = await self._state.run(group_statuses, self.grants, self._runtime.monotonic_s())
-        return HotFigures(found, self._asks, round(self._asks_cpu_s, 6))
+        return HotFigures(found, self._asks.answered, round(self._asks.cpu_s, 6))
 
     async def _restart_partitions(self) -> None:
         """After a restart of the shard: its partitions may have died with the node."""

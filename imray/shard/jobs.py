@@ -17,6 +17,7 @@ from imray.core.state import ShardState
 from imray.log.rows import Prepared
 from imray.log.schema import LogRecord
 from imray.log.writer import Encoded
+from imray.shard.old_ids import Aside
 
 Records = Callable[[ShardState], list[LogRecord]]
 """Makes records that are no messages from the state as it is when their turn comes."""
@@ -27,7 +28,7 @@ class Job:
     """One commit, planned and encoded: its answers are true once it is durable."""
 
     answers: list[Appended | Refusal]
-    """One for each request; empty for records."""
+    """One for each request that is not set aside; empty for records."""
     commit: Commit | None
     """How the state changes. None: nothing in it is new, or the state is another process's."""
     encoded: Encoded | None
@@ -43,6 +44,8 @@ class Job:
     of_last_writer: bool = False
     """Its answers are true only as long as nobody else writes: what is so already, and who may not. Where no segment's
     put tells that, a look at the store must. What was sent before stays true."""
+    aside: tuple[Aside, ...] = ()
+    """Requests that were left out: to be planned once they are looked up."""
 
 
 class Incarnation(Protocol):

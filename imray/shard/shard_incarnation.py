@@ -123,7 +123,7 @@ class ShardIncarnation:
         if not isinstance(what, list):
             return await self._state.run(self.committer.record, what)
         if sum(map(len, what)) <= self._rows_at_once_max:
-            _, job = self._state.run_in_turn(self.committer.plan_from_memory, what)
+            _, job = self._state.run_in_turn(self.committer.plan, what)
             if job is not None:
                 return job
         return await self._state.run(self.committer.plan, what)

@@ -23,7 +23,9 @@ from imray.log.schema import from_ipc
 from imray.settings import Settings
 from imray.shard.commit_queue import CommitQueue, Flight, Waiting
 from imray.shard.jobs import Incarnation, Open, Records
+from imray.shard.look_ups import LookUps
 from imray.shard.runtime import Runtime
+from imray.shard.set_aside import SetAside
 
 log = logging.getLogger("imray.write_loop")
 
@@ -59,6 +61,7 @@ class WriteLoop:
         self._window = window
         self._queue = CommitQueue(settings)
         self._wake = asyncio.Event()
+        self._set_aside = SetAside(LookUps(runtime, f"old-ids-{label}"), self._queue, self._wake, self.fail)
         self._putting = runtime.worker(f"put-{label}", window)
         self._refusal: Refusal | None = None
         self._planning: list[Waiting] = []
@@ -66,10 +69,8 @@ class WriteLoop:
         """Commits that are not acked yet, oldest first."""
         self.current: Incarnation | None = None
         """The one that serves, or served last."""
-        self.number = 0
-        """Of the incarnation that serves, or is being opened."""
-        self._failure: BaseException | None = None
-        """What ended this incarnation."""
+        self.number = 0  # of the incarnation that serves, or is being opened
+        self._failure: BaseException | None = None  # what ended this incarnation
         self._when_idle: deque[Callable[[], Awaitable[None]]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -102,6 +103,7 @@ class WriteLoop:
         if self._task is not None:
             await asyncio.wait([self._task])  # it ends when what is on its way has returned
         await self._end_incarnation()
+        await self._set_aside.end()
         if not self._flights:  # else its thread hangs, and the process must end
             await self._putting.end()
 
@@ -175,6 +177,7 @@ class WriteLoop:
         self._refusal = refusal
         self._queue.refuse_all(self._planning, refusal)
         self._planning = []
+        self._set_aside.drop()
 
     async def _run(self) -> None:
         while (incarnation := await self._open()) is not None:
@@ -221,13 +224,10 @@ class WriteLoop:
     async def _ended_by(self, error: Exception) -> bool:
         """Answer everybody, and wait until nothing of the incarnation is on its way. True: there is no other one."""
         log.error("%s stops: %s", self.label, error, exc_info=not isinstance(error, ImrayError))
-        why = Refused.CORRUPT if isinstance(error, CorruptError) else Refused.UNAVAILABLE
-        detail = (
-            str(error) if why is Refused.CORRUPT else f"unknown whether it landed: {error}. Retry with the same ids"
-        )
-        self._refuse(Refusal(why, detail))
-        returned = await self._puts_returned()
-        if not returned:
+        unknown = f"unknown whether it landed: {error}. Retry with the same ids"
+        corrupt = isinstance(error, CorruptError)
+        self._refuse(Refusal(Refused.CORRUPT, str(error)) if corrupt else Refusal(Refused.UNAVAILABLE, unknown))
+        if not (returned := await self._puts_returned()):
             log.critical("%s: a put does not return; the process ends", self.label)
         self.replaced = any(isinstance(e, FencedError) and not e.by_home for e in (error, self._failure))
         await self._end_incarnation()
@@ -246,11 +246,11 @@ class WriteLoop:
         """Commit after commit until an error, which is raised, or a refusal with nothing left on its way."""
         while await self._work():
             taken = self._planning = self._queue.take()
-            first = taken[0].what
-            if isinstance(first, Prepared):
-                job = await incarnation.plan([w.what for w in taken if isinstance(w.what, Prepared)])
-            else:
-                job = await incarnation.plan(first)
+            requests = [w.what for w in taken if isinstance(w.what, Prepared)]
+            job = await incarnation.plan(requests or taken[0].what)  # type: ignore[arg-type]
+            taken = self._planning = self._set_aside.planned(self.number, taken, job)
+            if not taken:
+                continue
             await self._until(self._window_open)
             self._planning = []
             flight = Flight(self.number, job, taken)
