@@ -6,7 +6,11 @@ file a question.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 from analytics.findings import ROWS_SHOWN_MAX, AuditReport, Finding, questions
@@ -14,13 +18,13 @@ from analytics.parts import AuditPart, PartAnswers, ask_part, combined
 from analytics.snapshots import Opened, on_snapshot, sources_of
 from analytics.verified import VerifiedSegment, Verifier
 from analytics.views import connect, open_files
-from imray.core.errors import CorruptError
+from imray.core.errors import CorruptError, UnavailableError
 from imray.core.routing import home_of
 from imray.history.layout import run_prefix
 from imray.log.segment import segment_prefix
 from imray.settings import Settings
 
-__all__ = ["AuditReport", "Finding", "questions", "run"]
+__all__ = ["AuditPart", "AuditReport", "Finding", "PartAnswers", "in_processes", "in_sequence", "questions", "run"]
 
 _CORRUPT_TITLE = "files that are missing, changed, or not in their place"
 ROWS_TOGETHER_MAX = 2_000_000
@@ -34,6 +38,15 @@ Spread = Callable[[AskPart, Sequence[AuditPart], Settings, bool], Iterable[PartA
 def in_sequence(ask: AskPart, parts: Sequence[AuditPart], settings: Settings, reports: bool) -> Iterable[PartAnswers]:
     """One part after the other, here."""
     return [ask(part, settings, reports) for part in parts]
+
+
+def in_processes(ask: AskPart, parts: Sequence[AuditPart], settings: Settings, reports: bool) -> Iterable[PartAnswers]:
+    """As many at once as there are processors."""
+    if len(parts) == 1:
+        return in_sequence(ask, parts, settings, reports)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(len(parts), os.cpu_count() or 1), context) as pool:
+        return list(pool.map(ask, parts, repeat(settings), repeat(reports)))
 
 
 def run(
@@ -59,10 +72,13 @@ def _audit(opened: Opened, settings: Settings, reports: bool, spread: Spread) ->
     hit = {home for home in range(shards) for fault in damaged if fault.file.startswith(run_prefix(home))}
     homes = [home for home in range(shards) if home not in hit]
     parts = _parts(opened, found, unsure, homes, settings)
-    answers = list(spread(ask_part, parts, settings, reports))
     try:
-        verifier.unchanged(found)
-        opened.runs.unchanged([f for part in parts for f in part.files])
+        answers = list(spread(ask_part, parts, settings, reports))
+    except UnavailableError:
+        _check_unchanged(opened, found, parts)
+        raise
+    try:
+        _check_unchanged(opened, found, parts)
     except CorruptError as e:
         opened.raise_if_replaced(e)
         faults.append(e)
@@ -70,6 +86,11 @@ def _audit(opened: Opened, settings: Settings, reports: bool, spread: Spread) ->
     columns = ["file", "place", "check"]
     corrupt = Finding("corrupt", _CORRUPT_TITLE, "violation", len(faults), columns, rows)
     return AuditReport(sum(a.segments for a in answers), [corrupt, *combined(answers, settings)])
+
+
+def _check_unchanged(opened: Opened, found: Sequence[VerifiedSegment], parts: Sequence[AuditPart]) -> None:
+    opened.verifier.unchanged(found)
+    opened.runs.unchanged([f for part in parts for f in part.files])
 
 
 def _parts(

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from analytics.page_rows import PageRows
 from analytics.replaced import STARTS_MAX, was_replaced
+from analytics.run_rows import RunRows
 from analytics.spans import FILES_MAX, Span, Window, choose, covered, mirrored, nearest
 from analytics.tail import PostingsReader, TailReader
 from imray.core.errors import CorruptError, StorageError, UnavailableError
@@ -23,8 +24,7 @@ from imray.core.intervals import Interval
 from imray.core.pages import Page
 from imray.core.routing import log_of, offset_of
 from imray.history.layout import run_prefix
-from imray.history.run_reader import RunReader
-from imray.history.snapshot import RunFile, TableSnapshot
+from imray.history.snapshot import TableSnapshot
 from imray.history.table import Table
 from imray.log.page_schema import MESSAGES_SCHEMA as MESSAGES_SCHEMA
 from imray.log.segment import segment_name
@@ -96,8 +96,7 @@ class HistoryReader:
         store = LocalStore(data)
         self._table = Table(store)
         self._snapshot = TableSnapshot()
-        # postings are few, and stand in for themselves until their segments are merged
-        self._runs = RunReader(store, settings.history_cache_bytes // 2)
+        self._runs = RunRows(store, settings.history_cache_bytes // 2)
         self._tail = TailReader(data, settings.history_cache_bytes // 4)
         self._postings = PostingsReader(data, settings.history_cache_bytes // 4)
 
@@ -210,17 +209,13 @@ class HistoryReader:
             merged = self._snapshot.end(log) if log in self._snapshot.merged else None
             numbers = [number for _, number in several]
             rows.add(self._tail.rows(log, numbers, merged, asked.conv_id, low, high))
-        for file in self._files(asked):
-            if rows.explained:
-                break
-            rows.add_run(self._runs.rows(file, asked.conv_id, low, high, None, asked.descending))
+        if not rows.explained:
+            runs = self._snapshot.runs.get(asked.shard, ())
+            for found in self._runs.read(runs, asked.conv_id, window.range, asked.stable, descending=asked.descending):
+                rows.add([found])
+                if rows.explained:
+                    break
         return rows
-
-    def _files(self, asked: Asked) -> list[RunFile]:
-        """The runs' files that may have the conversation, those first whose numbers lie at the asked end."""
-        runs = self._snapshot.runs.get(asked.shard, ())
-        ordered = reversed(runs) if asked.descending else runs
-        return [f for run in ordered for f in run.files if f.first <= asked.conv_id <= f.last]
 
     def _begins(self, asked: Asked, window: Window) -> str:
         """The file in which a number that is missing would stand."""

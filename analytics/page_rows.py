@@ -6,18 +6,46 @@ Owns no reading (`analytics.history`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analytics.tail import I64, ROWS_SCHEMA
 from imray.core.errors import CorruptError
 from imray.log.page_schema import MESSAGES_SCHEMA
 from imray.log.schema import RecordKind, VoidRecord
 
+I64 = npt.NDArray[np.int64]
 Void = tuple[int, int, str]
+
+ROWS_SCHEMA = pa.schema([pa.field("kind", pa.int8()), *MESSAGES_SCHEMA])
+"""A page's messages and the void records between them."""
+
+
+@dataclass(frozen=True)
+class ConversationRows:
+    """Rows of one conversation, ascending, and their numbers at hand."""
+
+    seq: I64
+    table: pa.Table
+    """ROWS_SCHEMA, in one chunk."""
+    has_voids: bool
+    """Then rows below a number may reach above it."""
+
+    @classmethod
+    def of(cls, table: pa.Table) -> ConversationRows:
+        """The rows of a table of ROWS_SCHEMA, which is sorted."""
+        has_voids = bool((table["kind"].to_numpy() == RecordKind.VOID).any())
+        return cls(table["conv_seq"].to_numpy(), table.combine_chunks(), has_voids)
+
+    def between(self, low: int, high: int) -> pa.Table:
+        """Those of the numbers low..high, and with voids all below."""
+        first = 0 if self.has_voids else int(np.searchsorted(self.seq, low))
+        end = int(np.searchsorted(self.seq, high, "right"))
+        return self.table.slice(first, max(0, end - first))
 
 
 class PageRows:
@@ -46,22 +74,16 @@ class PageRows:
 
     def add(self, tables: Sequence[pa.Table]) -> None:
         """Rows of ROWS_SCHEMA, voids among them that may not reach into the range."""
+        low, high = self.range
         for table in tables:
             kind = table["kind"].to_numpy()
             if kind.any():
-                self._add_voids(table.filter(pc.equal(table["kind"], RecordKind.VOID)))
-                table = table.filter(pc.equal(table["kind"], RecordKind.MESSAGE))
+                seq = table["conv_seq"].to_numpy()
+                self._add_voids(table.filter(pa.array(kind == RecordKind.VOID)))
+                table = table.filter(pa.array((kind == RecordKind.MESSAGE) & (seq >= low) & (seq <= high)))
             if table.num_rows:
                 self._parts.append(table)
                 self._seq = np.concatenate([self._seq, table["conv_seq"].to_numpy()])
-
-    def add_run(self, table: pa.Table) -> None:
-        """Rows as a run has them: records of other kinds among them."""
-        if table.num_rows:
-            kind = table["kind"].to_numpy()
-            if (kind > RecordKind.VOID).any():
-                table = table.take(pa.array(np.flatnonzero(kind <= RecordKind.VOID)))
-            self.add([table.select(ROWS_SCHEMA.names).cast(ROWS_SCHEMA)])
 
     def _add_voids(self, rows: pa.Table) -> None:
         low, high = self.range

@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from analytics.findings import ROWS_SHOWN_MAX, Finding, Question, questions
 from analytics.gaps import GAPS
-from analytics.screen import ScreenSums, screen_shard
+from analytics.screen import ScreenSums, ShardRows, screen_shard
 from analytics.verified import VerifiedSegment
+from analytics.verified_runs import VerifiedRuns
 from analytics.views import (
     RECORDS_BODIES,
     ROWS_VIEWS,
@@ -27,6 +28,7 @@ from analytics.views import (
     lock,
     open_files,
 )
+from imray.core.errors import UnavailableError
 from imray.core.routing import shard_of
 from imray.history.snapshot import RunFile
 from imray.settings import Settings
@@ -46,6 +48,11 @@ class AuditPart:
     """(log, segment) of what may rest on others that are not here."""
     newest_us: int | None = None
     """The newest record of the whole folder, microseconds since 1970; None: there is no other part."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is no other part."""
+        return self.newest_us is None
 
     @property
     def sources(self) -> Sources:
@@ -76,18 +83,25 @@ class PartAnswers:
 def ask_part(part: AuditPart, settings: Settings, reports: bool) -> PartAnswers:
     """Ask every question; without `reports` only for violations, and in SQL only of what is not plainly in order.
 
-    UnavailableError or CorruptError where a file is gone."""
-    with connect(settings) as connection:
-        open_files(connection, part.sources, "TABLE")
-        if reports:
-            connection.execute(f"CREATE TABLE log_rows AS {all_rows(RECORDS_BODIES)}")
-            connection.execute(_SUMS)
-        else:
-            _screen(connection, part)
-        _prepare(connection, part)
-        count = connection.sql("SELECT count(*) FROM segments").fetchall()[0][0]
-        asked = [q for q in questions() if reports or q.kind == "violation"]
-        return PartAnswers(count, [_ask(connection, q) for q in asked])
+    UnavailableError where a file cannot be read."""
+    try:
+        with connect(settings) as connection:
+            return _ask_all(connection, part, reports)
+    except (duckdb.Error, OSError) as e:
+        raise UnavailableError(f"audit: {' '.join(str(e).split())}") from e
+
+
+def _ask_all(connection: duckdb.DuckDBPyConnection, part: AuditPart, reports: bool) -> PartAnswers:
+    open_files(connection, part.sources, "TABLE")
+    if reports:
+        connection.execute(f"CREATE TABLE log_rows AS {all_rows(RECORDS_BODIES)}")
+        connection.execute(_SUMS)
+    else:
+        _screen(connection, part)
+    _prepare(connection, part)
+    count = connection.sql("SELECT count(*) FROM segments").fetchall()[0][0]
+    asked = [q for q in questions() if reports or q.kind == "violation"]
+    return PartAnswers(count, [_ask(connection, q, part.is_whole) for q in asked])
 
 
 _SUMS = """
@@ -104,13 +118,15 @@ def _screen(connection: duckdb.DuckDBPyConnection, part: AuditPart) -> None:
     """Fill `log_rows` with the rows of conversations that are not plainly in order, and `segment_sums` with all."""
     connection.execute(f"CREATE TABLE log_rows AS FROM ({all_rows(RECORDS_BODIES)}) LIMIT 0")
     blocks = connection.sql("SELECT DISTINCT home, conv_id FROM blocks").fetchall()
+    lacking = VerifiedRuns(part.data).lacking(part.files)
     sums = ScreenSums()
     for home in part.homes:
         named = {conv_id for of, conv_id in blocks if of == home}
         tail = connection.sql(
             f"FROM ({TAIL_ROWS.format(body='r.body')}) WHERE home_of(shard) = {home} ORDER BY conv_id, conv_seq"
         ).to_arrow_table()
-        for rows in screen_shard(part.data, part.shards, home, part.files, tail, named, sums):
+        files = [file for file in part.files if file.shard == home]
+        for rows in screen_shard(ShardRows(part.data, part.shards, home, files, lacking, tail, named), sums):
             connection.register("suspects", rows)
             connection.execute("INSERT INTO log_rows BY NAME FROM suspects")
             connection.unregister("suspects")
@@ -124,7 +140,7 @@ def _prepare(connection: duckdb.DuckDBPyConnection, part: AuditPart) -> None:
     connection.register("conversation_shards", pa.table(owners).cast(_OWNERS))
     places = [{"shard": log, "segment": segment} for log, segment in part.unsure]
     connection.register("unsure_segments", pa.Table.from_pylist(places, schema=_PLACES))
-    if part.newest_us is None:
+    if part.is_whole:
         # of records, not of fences: after a pause of the whole system fences come before the voids
         connection.execute("CREATE VIEW newest_record AS SELECT max(server_ts) AS ts FROM segments WHERE rows > 0")
     else:
@@ -133,9 +149,10 @@ def _prepare(connection: duckdb.DuckDBPyConnection, part: AuditPart) -> None:
     lock(connection)
 
 
-def _ask(connection: duckdb.DuckDBPyConnection, question: Question) -> Answer:
+def _ask(connection: duckdb.DuckDBPyConnection, question: Question, is_whole: bool) -> Answer:
     if question.combine:
-        found = connection.sql(question.sql).to_arrow_table()
+        sql = f"WITH parts AS ({question.sql}) {question.combine}" if is_whole else question.sql
+        found = connection.sql(sql).to_arrow_table()
         return Answer(question.name, found.num_rows, found)
     found = connection.sql(f"FROM ({question.sql}) LIMIT {ROWS_SHOWN_MAX}").to_arrow_table()
     total = found.num_rows
@@ -150,20 +167,24 @@ def combined(parts: Sequence[PartAnswers], settings: Settings) -> list[Finding]:
     for part in parts:
         for answer in part.answers:
             by_name.setdefault(answer.name, []).append(answer)
+    if len(parts) == 1:
+        return [_finding(q, by_name[q.name][0]) for q in questions() if q.name in by_name]
     with connect(settings) as connection:
         return [_combine(connection, q, by_name[q.name]) for q in questions() if q.name in by_name]
 
 
 def _combine(connection: duckdb.DuckDBPyConnection, question: Question, answers: Sequence[Answer]) -> Finding:
-    rows = pa.concat_tables([a.rows for a in answers])
-    total = sum(a.total for a in answers)
-    if question.combine or len(answers) > 1:
-        connection.register("parts", rows)
-        sql = question.combine or f"FROM parts ORDER BY {question.order or 'ALL'}"
-        rows = connection.sql(sql).to_arrow_table()
-        connection.unregister("parts")
-        # a question that ends itself after so many rows has no more
-        total = rows.num_rows if question.combine or "LIMIT" in question.order else total
-        rows = rows.slice(0, ROWS_SHOWN_MAX)
+    connection.register("parts", pa.concat_tables([a.rows for a in answers]))
+    sql = question.combine or f"FROM parts ORDER BY {question.order or 'ALL'}"
+    rows = connection.sql(sql).to_arrow_table()
+    connection.unregister("parts")
+    # a question that ends itself after so many rows has no more
+    ended = question.combine or "LIMIT" in question.order
+    total = rows.num_rows if ended else sum(a.total for a in answers)
+    return _finding(question, Answer(question.name, total, rows))
+
+
+def _finding(question: Question, answer: Answer) -> Finding:
+    rows = answer.rows.slice(0, ROWS_SHOWN_MAX)
     values = [list(row.values()) for row in rows.to_pylist()]
-    return Finding(question.name, question.title, question.kind, total, rows.column_names, values)
+    return Finding(question.name, question.title, question.kind, answer.total, rows.column_names, values)

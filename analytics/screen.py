@@ -8,6 +8,7 @@ conversations are read one after the other, so memory does not grow with the his
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -18,12 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imray.core.routing import shard_of
-from imray.history.layout import SEGMENT_KIND, US
+from imray.history.layout import US
 from imray.history.run_groups import GroupReader
 from imray.history.snapshot import RunFile
 from imray.log.schema import RecordKind
 from imray.log.store import LocalStore
 
+I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
@@ -50,8 +52,13 @@ _SCHEMA = pa.schema(
         ("row", pa.int32()), ("epoch", pa.int64()),
     ]
 )  # fmt: skip
-_COLUMNS = _SCHEMA.names
+_PAYLOAD = ["sender", "body"]
+"""Half of the time that reading takes: read only where a file is not known to have them in every message."""
+_LIGHT = [name for name in _SCHEMA.names if name not in _PAYLOAD]
+_FIRST_NAME = "\x01"
+"""Below all names of conversations, and above what rows that stand for segments have."""
 _ID_BYTES = 16
+_SEQ_BITS = 40
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9))
 
 
@@ -62,8 +69,11 @@ class ScreenSums:
     _logs: dict[int, tuple[int, I64, I64, I64]] = field(default_factory=dict)
     """By log: the first segment, and by segment from there: rows, lowest and highest time."""
 
-    def add(self, log: I64, segment: I64, times: I64) -> None:
+    def add(self, log: I32, segment: I64, times: I64) -> None:
         """Rows, as columns."""
+        if (log == log[0]).all():
+            self._add(int(log[0]), segment, times)
+            return
         for number in np.unique(log).tolist():
             of = log == number
             self._add(number, segment[of], times[of])
@@ -108,27 +118,39 @@ _SUMS = pa.schema(
 )
 
 
-def screen_shard(
-    data: str,
-    shards: int,
-    home: int,
-    files: Sequence[RunFile],
-    tail: pa.Table,
-    named: Collection[str],
-    sums: ScreenSums,
-) -> Iterator[pa.Table]:
+def screen_shard(part: ShardRows, sums: ScreenSums) -> Iterator[pa.Table]:
     """The rows (columns as `log_rows`, some left out) of a shard's conversations that are not plainly in order, and of
-    those `named`. `tail`: rows of `log_rows` that are not merged, sorted by conv_id. All rows are added to `sums`."""
-    own = [_RunGroups.open(data, f) for f in files if f.shard == home]
-    tail = _like_runs(tail)
+    those `named`. All rows are added to `sums`."""
+    own = [_RunGroups.open(part.data, file, file.name in part.lacking) for file in part.files]
+    tail = _like_runs(part.tail)
     edges = _edges([group for run in own for group in run.groups], tail)
-    for low, high in zip([None, *edges], [*edges, None], strict=True):
-        parts = [run.read(low, high) for run in own]
-        rows = pa.concat_tables([*parts, _between(tail, low, high)])
+    for low, high in zip([_FIRST_NAME, *edges], [*edges, None], strict=True):
+        tables = [*(run.read(low, high) for run in own), _between(tail, low, high)]
+        suspects = sorted({name for table in tables for name in _without_payload(table)})
+        rows = pa.concat_tables([table.select(_LIGHT) for table in tables])
         if rows.num_rows:
-            suspects = _screen(rows, shards, home, named, sums)
-            if suspects.num_rows:
-                yield suspects
+            suspects = sorted({*suspects, *_screen(rows, part, sums)})
+        if suspects:
+            found = [*(run.rows_of(suspects) for run in own), _of(tail, suspects)]
+            yield _as_log_rows(pa.concat_tables(found))
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """Where a shard's rows are."""
+
+    data: str
+    shards: int
+    """Of the whole folder."""
+    home: int
+    files: Sequence[RunFile]
+    """Verified."""
+    lacking: Collection[str]
+    """Those (their names) in which a message may lack its sender or its body."""
+    tail: pa.Table
+    """Rows of `log_rows` that are not merged, sorted by conv_id."""
+    named: Collection[str]
+    """Conversations that are handed on, whatever their rows are."""
 
 
 @dataclass(frozen=True)
@@ -137,25 +159,34 @@ class _RunGroups:
 
     path: str
     groups: list[tuple[str, str, int]]
+    columns: list[str]
 
     @classmethod
-    def open(cls, data: str, file: RunFile) -> _RunGroups:
+    def open(cls, data: str, file: RunFile, is_lacking: bool) -> _RunGroups:
         index = GroupReader(LocalStore(data)).index(file)
         groups = [(g.first[0], g.last[0], g.rows) for g in index.note.groups]
-        return cls(f"{data}/{file.name}", groups)
+        return cls(f"{data}/{file.name}", groups, _SCHEMA.names if is_lacking else _LIGHT)
 
-    def read(self, low: str | None, high: str | None) -> pa.Table:
-        """The rows of low <= conv_id < high."""
-        which = [
-            i
-            for i, (first, last, _) in enumerate(self.groups)
-            if (low is None or last >= low) and (high is None or first < high)
-        ]
-        if not which:
-            return _SCHEMA.empty_table()
+    def read(self, low: str, high: str | None) -> pa.Table:
+        """The rows of low <= conv_id < high; without senders and bodies where all messages have them."""
+        which = [i for i, (first, last, _) in enumerate(self.groups) if last >= low and (high is None or first < high)]
+        return _between(self._read(which, self.columns), low, high)
+
+    def rows_of(self, names: Sequence[str]) -> pa.Table:
+        """All rows of some conversations, ascending."""
+        which = []
+        for i, (first, last, _) in enumerate(self.groups):
+            at = bisect.bisect_left(names, first)
+            if at < len(names) and names[at] <= last:
+                which.append(i)
+        return _of(self._read(which, _SCHEMA.names), names)
+
+    def _read(self, groups: Sequence[int], columns: list[str]) -> pa.Table:
+        schema = pa.schema([_SCHEMA.field(name) for name in columns])
+        if not groups:
+            return schema.empty_table()
         file = pq.ParquetFile(self.path, read_dictionary=["conv_id", "sender"])
-        table = file.read_row_groups(which, columns=_COLUMNS, use_threads=False).select(_COLUMNS)
-        return _between(table.cast(_SCHEMA), low, high)
+        return file.read_row_groups(groups, columns=columns, use_threads=False).select(columns).cast(schema)
 
 
 def _edges(groups: Sequence[tuple[str, str, int]], tail: pa.Table) -> list[str]:
@@ -173,49 +204,51 @@ def _edges(groups: Sequence[tuple[str, str, int]], tail: pa.Table) -> list[str]:
 
 
 def _between(table: pa.Table, low: str | None, high: str | None) -> pa.Table:
-    if not table.num_rows or (low is None and high is None):
-        return table
-    kept = pa.scalar(True)
-    if low is not None:
-        kept = pc.and_(kept, pc.greater_equal(table["conv_id"].cast(pa.string()), low))
-    if high is not None:
-        kept = pc.and_(kept, pc.less(table["conv_id"].cast(pa.string()), high))
-    return table.filter(kept)
+    """The rows of low <= conv_id < high, of sorted ones."""
+    names = table["conv_id"]
+    rows = range(table.num_rows)
+    first = 0 if low is None else bisect.bisect_left(rows, low, key=lambda row: names[row].as_py())
+    end = len(rows) if high is None else bisect.bisect_left(rows, high, lo=first, key=lambda row: names[row].as_py())
+    return table.slice(first, end - first)
+
+
+def _of(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The rows of some conversations."""
+    return table.filter(pc.is_in(table["conv_id"], pa.array(names, pa.string())))
+
+
+def _without_payload(table: pa.Table) -> set[str]:
+    """Conversations with a message without a sender or a body, as far as they were read."""
+    found: set[str] = set()
+    for name in set(_PAYLOAD).intersection(table.column_names):
+        if table[name].null_count:
+            lacking = pc.and_(table[name].is_null(), pc.equal(table["kind"], RecordKind.MESSAGE))
+            found.update(table["conv_id"].filter(lacking).to_pylist())
+    return found
 
 
 def _like_runs(tail: pa.Table) -> pa.Table:
-    columns = {name: tail["shard" if name == "log" else name] for name in _COLUMNS}
+    columns = {name: tail["shard" if name == "log" else name] for name in _SCHEMA.names}
     for name in ("conv_id", "sender"):
         columns[name] = columns[name].dictionary_encode()
     return pa.table(columns).cast(_SCHEMA)
 
 
-def _screen(rows: pa.Table, shards: int, home: int, named: Collection[str], sums: ScreenSums) -> pa.Table:
-    """The rows of what is not plainly in order."""
-    rows = rows.unify_dictionaries().combine_chunks()
-    kind = rows["kind"].to_numpy()
-    if (kind == SEGMENT_KIND).any():
-        rows = rows.filter(pa.array(kind != SEGMENT_KIND)).combine_chunks()
-        kind = rows["kind"].to_numpy()
-    if not rows.num_rows:
-        return rows
-    conv = rows["conv_id"].chunk(0)
+def _screen(rows: pa.Table, part: ShardRows, sums: ScreenSums) -> list[str]:
+    """The conversations that are not plainly in order."""
+    conv = rows["conv_id"].unify_dictionaries().combine_chunks()
     names = conv.dictionary.to_pylist()
-    code = conv.indices.to_numpy().astype(np.int64)
-    log, segment = rows["log"].to_numpy(), rows["segment"].to_numpy()
+    code = conv.indices.to_numpy()
+    kind, log, segment, seq, row = (rows[name].to_numpy() for name in ("kind", "log", "segment", "conv_seq", "row"))
     sums.add(log, segment, rows["server_ts"].cast(pa.int64()).to_numpy())
-    flagged = np.array([name in named or shard_of(name, shards) != home for name in names], np.bool_)
-    seq, row = rows["conv_seq"].to_numpy(), rows["row"].to_numpy()
-    flagged[code[_odd_records(kind, seq, log != home)]] = True
-    messages = np.flatnonzero(kind == RecordKind.MESSAGE)
-    whole = np.ones(rows.num_rows, np.bool_)
-    for name in ("client_msg_id", "sender", "body"):
-        if rows[name].null_count:
-            whole &= rows[name].is_valid().to_numpy()
-    flagged[code[messages[~whole[messages]]]] = True
-    flagged[code[messages[_out_of_order(code[messages], seq[messages], segment[messages], row[messages])]]] = True
-    flagged[_with_repeated_ids(rows["client_msg_id"].chunk(0), code, messages)] = True
-    return _as_log_rows(rows.filter(pa.array(flagged[code])))
+    suspect = np.array([name in part.named or shard_of(name, part.shards) != part.home for name in names], np.bool_)
+    suspect[code[_odd_records(kind, seq, log != part.home)]] = True
+    message = kind == RecordKind.MESSAGE
+    which = slice(None) if message.all() else np.flatnonzero(message)
+    suspect[_out_of_order(code[which], seq[which], segment[which], row[which])] = True
+    suspect[_with_repeated_ids(rows["client_msg_id"].combine_chunks(), code, which)] = True
+    there = np.bincount(code, minlength=len(names)) > 0
+    return [names[at] for at in np.flatnonzero(suspect & there)]
 
 
 def _odd_records(kind: npt.NDArray[np.int8], seq: I64, elsewhere: Bools) -> Bools:
@@ -225,44 +258,46 @@ def _odd_records(kind: npt.NDArray[np.int8], seq: I64, elsewhere: Bools) -> Bool
     return odd
 
 
-def _out_of_order(code: I64, seq: I64, segment: I64, row: npt.NDArray[np.int32]) -> I64:
-    """The messages that are not the next of their conversation, or stand before the one before them."""
+def _out_of_order(code: I32, seq: I64, segment: I64, row: I32) -> I32:
+    """The conversations (their codes) of messages that are not the next one, or stand before the one before them."""
     if not len(code):
-        return np.empty(0, np.int64)
-    order = np.lexsort((seq, code))
+        return code
+    key = code.astype(np.int64) << _SEQ_BITS | seq
+    # of several sorted runs one after the other: merging them is nearly linear
+    order = np.lexsort((seq, code)) if (seq >> _SEQ_BITS).any() else np.argsort(key, kind="stable")
     code, seq, segment, row = code[order], seq[order], segment[order], row[order]
     same = code[1:] == code[:-1]
     wrong = np.empty(len(code), np.bool_)
     wrong[0] = seq[0] != 1
     wrong[1:] = seq[1:] != np.where(same, seq[:-1] + 1, 1)
     wrong[1:] |= same & ((segment[1:] < segment[:-1]) | ((segment[1:] == segment[:-1]) & (row[1:] <= row[:-1])))
-    found: I64 = order[wrong]
+    found: I32 = code[wrong]
     return found
 
 
-def _with_repeated_ids(ids: pa.Array, code: I64, messages: I64) -> I64:
+def _with_repeated_ids(ids: pa.Array, code: I32, which: slice | I64) -> I32:
     """The conversations (their codes) of messages that have an id twice, or one that is no id. Of 64 bits of a hash: an
     accident hands on a conversation that is in order."""
     offsets = np.frombuffer(ids.buffers()[1], np.int32)[ids.offset : ids.offset + len(ids) + 1]
-    is_id = np.diff(offsets)[messages] == _ID_BYTES
-    odd = np.unique(code[messages[~is_id]])
-    messages = messages[is_id]
-    if not len(messages):
+    is_id = np.diff(offsets)[which] == _ID_BYTES
+    begins = offsets[:-1][which][is_id]
+    odd: I32 = code[which][~is_id]
+    of = code[which][is_id].astype(np.uint64)
+    if not len(begins):
         return odd
-    begins = offsets[messages]
     data = np.frombuffer(ids.buffers()[2], np.uint8)
-    if (np.diff(begins) == _ID_BYTES).all():
+    if begins[-1] - begins[0] == _ID_BYTES * (len(begins) - 1):
         words = data[begins[0] : begins[-1] + _ID_BYTES].reshape(-1, _ID_BYTES).view(np.uint64)
     else:
         words = data[begins[:, None] + np.arange(_ID_BYTES)].view(np.uint64)
-    of = code[messages]
-    prints = (words[:, 0] ^ (of.astype(np.uint64) * _MIX[0])) * _MIX[1]
+    prints = (words[:, 0] ^ (of * _MIX[0])) * _MIX[1]
     prints ^= prints >> np.uint64(29)
     prints = (prints ^ words[:, 1]) * _MIX[2]
     prints ^= prints >> np.uint64(32)
     ordered = np.sort(prints)
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    return np.concatenate([odd, of[np.isin(prints, repeated)]]) if len(repeated) else odd
+    again = of[np.isin(prints, repeated)] if len(repeated) else of[:0]
+    return np.concatenate([odd, again.astype(np.int32)])
 
 
 def _as_log_rows(rows: pa.Table) -> pa.Table:

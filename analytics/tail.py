@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import msgspec
 import numpy as np
@@ -19,50 +17,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analytics.cache import Cache
 from analytics.checks import check_chain, check_chain_after, check_postings
+from analytics.page_rows import I64, ROWS_SCHEMA
 from analytics.spans import Span
 from analytics.verified import Identity, identity_of
 from imray.core.errors import CorruptError, DerivedError
 from imray.core.intervals import Interval
 from imray.log import digest as digests
 from imray.log.marks import LogEnd
-from imray.log.page_schema import MESSAGES_SCHEMA
 from imray.log.segment import META_KEY, SegmentMeta, segment_name
 
-T = TypeVar("T")
-I64 = npt.NDArray[np.int64]
-
-ROWS_SCHEMA = pa.schema([pa.field("kind", pa.int8()), *MESSAGES_SCHEMA])
-"""A page's messages and the void records between them."""
-_ENTRY_BYTES = 2048
-"""What an entry of a cache costs beside its columns."""
+_ARRAYS_BYTES = 13
+"""Of each row, beside its columns."""
 _NO_NAMES = pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), pa.array([], pa.string()))
-
-
-class Cache(Generic[T]):
-    """What was decoded of files, by name, up to so many bytes; the newest is kept whatever it takes."""
-
-    def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
-        self._bytes = 0
-        self._entries: OrderedDict[str, tuple[Identity, int, T]] = OrderedDict()
-
-    def get(self, name: str, identity: Identity | None) -> T | None:
-        """What was decoded of a file, if it is still that file."""
-        entry = self._entries.get(name)
-        if entry is None or entry[0] != identity:
-            return None
-        self._entries.move_to_end(name)
-        return entry[2]
-
-    def put(self, name: str, identity: Identity, size: int, value: T) -> None:
-        """Keep what was decoded of a file; `size` in bytes."""
-        before = self._entries.pop(name, None)
-        self._bytes += size + _ENTRY_BYTES - (before[1] if before else 0)
-        self._entries[name] = (identity, size + _ENTRY_BYTES, value)
-        while self._bytes > self._bytes_max and len(self._entries) > 1:
-            _, (_, freed, _) = self._entries.popitem(last=False)
-            self._bytes -= freed
 
 
 @dataclass(frozen=True)
@@ -98,7 +66,7 @@ class TailReader:
 
     def __init__(self, data: Path | str, cache_bytes: int) -> None:
         self._data = Path(data)
-        self._segments: Cache[SegmentRows] = Cache(cache_bytes)
+        self._segments: Cache[str, tuple[Identity, SegmentRows]] = Cache(cache_bytes)
         self.bytes_read = 0
 
     def rows(
@@ -125,13 +93,13 @@ class TailReader:
     def _segment(self, log: int, number: int) -> SegmentRows:
         name = segment_name(log, number)
         path = f"{self._data}/{name}"
-        known = self._segments.get(name, _identity(path))
-        if known is not None:
-            return known
+        known = self._segments.get(name)
+        if known is not None and known[0] == _identity(path):
+            return known[1]
         identity, data = read_file(name, path)
         self.bytes_read += len(data)
         decoded = _decode(log, number, data, name)
-        self._segments.put(name, identity, decoded.table.nbytes + 13 * len(decoded.seq), decoded)
+        self._segments.put(name, (identity, decoded), decoded.table.nbytes + _ARRAYS_BYTES * len(decoded.seq))
         return decoded
 
 
@@ -140,14 +108,15 @@ class PostingsReader:
 
     def __init__(self, data: Path | str, cache_bytes: int) -> None:
         self._data = Path(data)
-        self._known: Cache[_Postings] = Cache(cache_bytes)
+        self._known: Cache[str, tuple[Identity, _Postings]] = Cache(cache_bytes)
         self.bytes_read = 0
 
     def spans(self, interval: Interval, conv_id: str, low: int, high: int) -> list[Span]:
         """The spans of a conversation that reach into low..high. DerivedError: the file is missing or changed."""
         name = interval.name("postings")
         path = f"{self._data}/{name}"
-        known = self._known.get(name, _identity(path))
+        entry = self._known.get(name)
+        known = entry[1] if entry is not None and entry[0] == _identity(path) else None
         if known is None:
             try:
                 identity, data = read_file(name, path)
@@ -156,7 +125,7 @@ class PostingsReader:
                 known = _Postings.of(pq.read_table(pa.BufferReader(data), use_threads=False))
             except (CorruptError, pa.ArrowException) as e:
                 raise DerivedError(name, e.check if isinstance(e, CorruptError) else str(e)) from e
-            self._known.put(name, identity, known.bytes, known)
+            self._known.put(name, (identity, known), known.bytes)
         return known.spans(conv_id, low, high)
 
 

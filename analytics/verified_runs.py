@@ -1,6 +1,6 @@
 """Which files of runs were read whole and found sound: remembered while they cannot have changed, over processes too.
 
-Owns the notes `verified/` in the data folder: an empty file for each, named by the run and the identity (inode, size,
+Owns the notes `verified/` in the data folder: empty files, named by the run's file and its identity (inode, size,
 times), so that a copy, or a file that was written to, is read again. What rots under an unchanged inode is for a scrub.
 """
 
@@ -12,13 +12,19 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from analytics.verified import Identity, identity_of
 from imray.core.errors import CorruptError, StorageError
 from imray.history.run_reader import RunReader
 from imray.history.snapshot import RunFile
+from imray.log.schema import RecordKind
 from imray.log.store import LocalStore
 
 NOTES = "verified/"
+_COMPLETE = "-complete"
+_BATCH_ROWS = 64 * 1024
 
 
 class VerifiedRuns:
@@ -43,6 +49,21 @@ class VerifiedRuns:
         """CorruptError at the first fault."""
         for fault in self.faults(files):
             raise fault
+
+    def lacking(self, files: Sequence[RunFile]) -> set[str]:
+        """The files (their names) in which a message has no sender or no body. Of verified files; what has none is
+        noted, too, so that it is read once."""
+        noted = self._noted()
+        found = set()
+        for file in files:
+            identity = self._identity(file)
+            if identity is None or _note(file, identity) + _COMPLETE in noted:
+                continue
+            if _is_complete(self._data / file.name):
+                self._put(_note(file, identity) + _COMPLETE)
+            else:
+                found.add(file.name)
+        return found
 
     def path(self, file: RunFile) -> Path:
         """Where a file lies."""
@@ -74,10 +95,13 @@ class VerifiedRuns:
         if identity is None or identity != self._identity(file):
             return CorruptError(file.name, "the whole file", "it was changed while it was being read")
         self._known[file.name] = identity
+        self._put(_note(file, identity))
+        return None
+
+    def _put(self, note: str) -> None:
         # a folder that we may not write to is audited all the same, only slower the next time
         with contextlib.suppress(StorageError):
-            self._store.put_if_absent(NOTES + _note(file, identity), [])
-        return None
+            self._store.put_if_absent(NOTES + note, [])
 
     def _noted(self) -> set[str]:
         with contextlib.suppress(StorageError):
@@ -88,7 +112,7 @@ class VerifiedRuns:
         """Remove the notes of files that are no part of the history any more, or are others now."""
         live = {_note(f, identity) for f in files if (identity := self._known.get(f.name))}
         with contextlib.suppress(StorageError):
-            for name in noted - live:
+            for name in noted - live - {note + _COMPLETE for note in live}:
                 self._store.delete(NOTES + name)
 
     def _identity(self, file: RunFile) -> Identity | None:
@@ -101,3 +125,15 @@ class VerifiedRuns:
 def _note(file: RunFile, identity: Identity) -> str:
     stem = file.name.removesuffix(".parquet").rsplit("/", 1)[-1]
     return "-".join([stem, *(f"{part:x}" for part in identity)])
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether each message of a file has a sender and a body."""
+    columns = ("sender", "body")
+    file = pq.ParquetFile(path, read_dictionary=["sender"])
+    for batch in file.iter_batches(_BATCH_ROWS, columns=["kind", *columns], use_threads=False):
+        missing = [batch.column(name).is_null() for name in columns if batch.column(name).null_count]
+        is_message = pc.equal(batch.column("kind"), RecordKind.MESSAGE)
+        if any(pc.any(pc.and_(one, is_message)).as_py() for one in missing):
+            return False
+    return True

@@ -142,7 +142,7 @@ def audit(
     folder = find_log(data)
     from analytics import audit as audits
 
-    report = audits.run(folder)
+    report = audits.run(folder, reports=reports or as_json, spread=audits.in_processes)
     typer.echo(json.dumps(_value(report.to_dict()), ensure_ascii=False) if as_json else report.to_text(reports))
     if not report.ok:
         raise typer.Exit(1)

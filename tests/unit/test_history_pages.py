@@ -74,7 +74,7 @@ def _merged_room(root: Path, seed: int) -> Room:
     return room
 
 
-@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=15, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(seed=st.integers(0, 10**6), data=st.data())
 def test_random_pages_while_merging(seed: int, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +92,7 @@ def test_random_pages_while_merging(seed: int, data: st.DataObject) -> None:
             chat.check(page, after, before, limit, descending)
 
 
-@settings(max_examples=20, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(seed=st.integers(0, 10**6), data=st.data())
 def test_random_pages_of_hot_groups_while_merging(seed: int, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
