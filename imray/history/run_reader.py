@@ -19,6 +19,7 @@ from imray.history.run_file import void_at
 from imray.history.run_groups import GroupReader, decode, stretches
 from imray.history.run_index import RunIndex
 from imray.history.snapshot import RunFile
+from imray.kernels.arrays import I64
 from imray.log.schema import RecordKind
 from imray.log.store import Store
 
@@ -96,12 +97,19 @@ class RunReader:
         groups = index.groups_of(conv_id, low, high)
         found: list[pa.Table] = []
         messages = 0
+        reached = 0  # the number of the message that was found last
         for group in reversed(groups) if descending else groups:
-            if limit is not None and messages >= limit:
+            note = index.note.groups[group]
+            # what has the number of the last message belongs to the answer, also where it is in the next group
+            is_beyond = note.last[1] < reached if descending else note.first[1] > reached
+            if limit is not None and messages >= limit and is_beyond:
                 break
-            if index.note.groups[group].shown:
+            if note.shown:
                 part = _shown(self._group(index, group), conv_id, low, high)
-                messages += int(np.count_nonzero(part.column("kind").to_numpy() == RecordKind.MESSAGE))
+                numbers = _message_numbers(part)
+                if len(numbers):
+                    messages += len(numbers)
+                    reached = int(numbers[0 if descending else -1])
                 found.append(part)
         if descending:
             found.reverse()
@@ -148,10 +156,16 @@ def _shown(table: pa.Table, conv_id: str, low: int, high: int) -> pa.Table:
 
 def _cut(table: pa.Table, limit: int | None, descending: bool) -> pa.Table:
     """The rows up to the message at which the limit is reached, whatever else has its number."""
-    seq = table.column("conv_seq").to_numpy()
-    messages = seq[table.column("kind").to_numpy() == RecordKind.MESSAGE]
+    messages = _message_numbers(table)
     if limit is None or len(messages) < limit:
         return table
+    seq = table.column("conv_seq").to_numpy()
     if descending:
         return table.slice(int(np.searchsorted(seq, messages[-limit])))
     return table.slice(0, int(np.searchsorted(seq, messages[limit - 1], "right")))
+
+
+def _message_numbers(table: pa.Table) -> I64:
+    seq: I64 = table.column("conv_seq").to_numpy()
+    messages: I64 = seq[table.column("kind").to_numpy() == RecordKind.MESSAGE]
+    return messages

@@ -30,7 +30,7 @@ def merged_tables(store: Store, runs: Sequence[Run], step_bytes: int) -> Iterato
     heapq.heapify(waiting)
     while waiting:
         read = sum(s.bytes for s in streams)
-        end = read + step_bytes
+        end = read + max(1, step_bytes)
         while waiting and read < end:
             _, number = heapq.heappop(waiting)
             stream = streams[number]

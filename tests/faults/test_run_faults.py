@@ -19,14 +19,14 @@ from imray.history.snapshot import Run, RunFile
 from imray.log.store import LocalStore
 from imray.settings import Settings
 from tests.support.batches import flips
-from tests.support.history_rows import HistoryRow, keys_of, put_rows, void_row
+from tests.support.history_rows import HistoryRow, UnsyncedStore, keys_of, put_rows, void_row
 
 _SETTINGS = Settings(run_group_bytes=4096)
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
-    return LocalStore(tmp_path)
+    return UnsyncedStore(tmp_path)
 
 
 def _rows(kind: str = "a") -> list[HistoryRow]:

@@ -22,14 +22,23 @@ from imray.history.snapshot import Run
 from imray.log.schema import RecordKind
 from imray.log.store import LocalStore
 from imray.settings import Settings
-from tests.support.history_rows import SMALL, HistoryRow, history_table, keys_of, put_rows, void_row, wanted
+from tests.support.history_rows import (
+    SMALL,
+    HistoryRow,
+    UnsyncedStore,
+    history_table,
+    keys_of,
+    put_rows,
+    void_row,
+    wanted,
+)
 
 CACHE = 1 << 20
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
-    return LocalStore(tmp_path)
+    return UnsyncedStore(tmp_path)
 
 
 def _many(conversations: int = 20, each: int = 60) -> list[HistoryRow]:

@@ -23,7 +23,7 @@ from imray.log.segment import segment_name
 from imray.log.store import LocalStore
 from imray.settings import Settings
 from tests.support.batches import Msg, commit, msg_id, open_committer
-from tests.support.history_rows import SMALL, HistoryRow, LogMaker, keys_of, put_rows, void_row
+from tests.support.history_rows import SMALL, HistoryRow, LogMaker, UnsyncedStore, keys_of, put_rows, void_row
 
 _MESSAGE = RecordKind.MESSAGE
 
@@ -34,7 +34,7 @@ class _WindowStore(LocalStore):
 
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
-    return LocalStore(tmp_path)
+    return UnsyncedStore(tmp_path)
 
 
 def _read(store: LocalStore, files: Sequence[RunFile]) -> list[dict[str, object]]:
