@@ -283,7 +283,8 @@ class MemberState:
         fit together."""
         before = self.users.count
         self.users.add(names)
-        roles, cursors = columns.roles, columns.cursors
+        roles = columns.roles
+        cursors = columns.cursors
         for _, its, _ in (roles, cursors):
             if len(its) and not 0 <= its.min() <= its.max() < before + len(names):
                 raise InvalidError("it names a user who is not there")

@@ -151,7 +151,7 @@ class _History:
         self._args = (store, shard, seed)
         self._notes = notes
         self._state: HistoryState | None = None
-        self._is_settled = True
+        self._has_partitions = True
 
     def recovered(self) -> ShardState:
         """The state to fold the logs into."""
@@ -160,14 +160,14 @@ class _History:
             return ShardState(seed)
         self._notes.append("no checkpoint serves: the state is made from the history")
         self._state = HistoryState(store, shard, seed)
-        self._is_settled = False
+        self._has_partitions = False
         return self._state.recovered()
 
-    def settle(self, state: ShardState) -> None:
+    def add_partitions(self, state: ShardState) -> None:
         """The shard's own log was folded: go on with its partitions. Once."""
-        if self._state is not None and not self._is_settled:
-            self._is_settled = True
-            self._state.settle(state)
+        if self._state is not None and not self._has_partitions:
+            self._has_partitions = True
+            self._state.add_partitions(state)
 
 
 def _forget(store: Store, state: ShardState, restored: list[SealedIds]) -> None:
@@ -183,7 +183,7 @@ def _fence_all(
     # its own log first: then no earlier incarnation can make a further partition, or move a ceiling
     end = last_segment(store, shard, state.log.segment)
     writer = fence_log(store, shard, state.log, 0, lambda: replay(store, shard, state, 0, end, ids_max), now_ms)
-    history.settle(state)
+    history.add_partitions(state)
     for slot in sorted(state.partitions):
         try:
             fence_partition(store, shard, slot, state, now_ms, ids_max)
@@ -203,7 +203,7 @@ def _offer(
     try:
         replay(store, shard, state)
         store.sync(segment_prefix(shard))
-        history.settle(state)
+        history.add_partitions(state)
         for slot in sorted(state.partitions):
             try:
                 replay(store, shard, state, slot)

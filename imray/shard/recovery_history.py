@@ -2,8 +2,9 @@
 
 The state is the one that folding the logs gives, up to where each is merged; the logs after that are folded as ever.
 What the shard itself wrote comes first (`recovered`), then its own log, then what partitions wrote in conversations
-that are hot by then (`settle`), then their logs: the same order as when there are logs alone. Rows are read group by
-group, however large the history is. Ids are not read: their intervals are there in name only, and upkeep makes them.
+that are hot by then (`add_partitions`), then their logs: the same order as when there are logs alone. Rows are read
+group by group, however large the history is. Ids are not read: their intervals are there in name only, and upkeep makes
+them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from imray.log.store import Store
 
 _COLUMNS = ("conv_id", "conv_seq", "kind", "body", "log")
 _RECORD_COLUMNS = ("conv_seq", "kind", "body")
+_SEGMENT_BITS = 40
 _SEQ_MAX = (1 << 63) - 1
 _CACHE_BYTES = 16 * 1024 * 1024
 
@@ -77,7 +79,7 @@ class HistoryState:
         state.sealed = [SealedInterval(self._store, interval, None) for interval in self._intervals(ids)]
         return state
 
-    def settle(self, state: ShardState) -> None:
+    def add_partitions(self, state: ShardState) -> None:
         """The shard's own log was folded to its end: what partitions wrote in conversations that are hot now, up to
         where their logs are merged. Errors as `recovered`."""
         for conv, group in state.hot.items():
@@ -217,8 +219,9 @@ def _ranges(table: pa.Table) -> tuple[I64, I64]:
     voids = np.flatnonzero(is_void)
     void_rows = table.take(pa.array(voids)).combine_chunks().to_batches()
     lasts = [void_of(batch, row).last for batch in void_rows for row in range(batch.num_rows)]
-    place = np.stack([table.column("log").to_numpy().astype(np.int64), table.column("segment").to_numpy()])[:, ~is_void]
-    _, which = np.unique(place, axis=1, return_inverse=True)
+    log = table.column("log").to_numpy().astype(np.int64)
+    log_position = log << _SEGMENT_BITS | table.column("segment").to_numpy()
+    _, which = np.unique(log_position[~is_void], return_inverse=True)
     of_messages = seq[~is_void]
     segments = int(which.max()) + 1 if len(which) else 0
     first = np.full(segments, _SEQ_MAX, np.int64)

@@ -141,7 +141,7 @@ def remade(store: Store) -> ShardState:
     history = recovery._History(store, 0, SEED, [])
     state = checkpoint.restore(store, 0, SEED, [], history.recovered)
     replay(store, 0, state)
-    history.settle(state)
+    history.add_partitions(state)
     for slot in sorted(state.partitions):
         replay(store, 0, state, slot)
     return state
