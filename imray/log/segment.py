@@ -111,9 +111,9 @@ class Segment:
 
     def table(self, columns: list[str] | None = None) -> pa.Table:
         """Its rows; dictionary columns come back as dictionaries."""
-        return pq.read_table(
-            pa.BufferReader(self.data), columns=columns, use_threads=False, read_dictionary=_DICTIONARY
-        )
+        # `read_table` makes a dataset of it, which takes four times as long for a few rows (600 against 150 us)
+        file = pq.ParquetFile(pa.BufferReader(self.data), read_dictionary=_DICTIONARY)
+        return file.read(columns=columns, use_threads=False)
 
 
 def segment_name(shard: int, segment: int) -> str:
