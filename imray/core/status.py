@@ -94,12 +94,13 @@ class MergeStatus(msgspec.Struct, frozen=True):
     logs: list[LogLag]
     detail: list[str]
     """Why something is not merged or not deleted; empty where nothing is in the way."""
+    pid: int | None = None
+    """The merger's process; None: not known."""
 
 
 class MergerStatus(msgspec.Struct, frozen=True):
     """What the merger of a deployment says of itself."""
 
-    pid: int
     shards: list[MergeStatus]
 
 

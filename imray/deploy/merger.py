@@ -75,7 +75,6 @@ class MergerProcess:
     """Runs a merger in a thread, as soon as the actor lives: a restarted one merges again."""
 
     def __init__(self, data: str, shards: int, settings: Settings) -> None:
-        os.nice(_NICENESS)
         self._settings = settings
         self._store = EndingStore(data, settings.store_put_delay_s)
         self._merger = Merger(self._store, shards, settings, time.monotonic, lambda: time.time_ns() // 1_000_000)
@@ -119,7 +118,7 @@ class MergerProcess:
         return encode_struct(await asyncio.shield(task))
 
     def _count(self) -> MergerStatus:
-        return MergerStatus(os.getpid(), [self._count_of(shard) for shard in range(self._merger.shards)])
+        return MergerStatus([self._count_of(shard) for shard in range(self._merger.shards)])
 
     def _count_of(self, shard: int) -> MergeStatus:
         try:
@@ -127,9 +126,10 @@ class MergerProcess:
         except ImrayError as e:
             status = MergeStatus(shard, self._merger.version, [], [f"segments cannot be counted: {e}"])
         failed = [self._failed] if self._failed else []
-        return MergeStatus(shard, status.version, status.logs, [*status.detail, *failed])
+        return MergeStatus(shard, status.version, status.logs, [*status.detail, *failed], os.getpid())
 
     def _run(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)  # on Linux of this thread; those that it starts inherit it
         while not self._ended.is_set():
             if not self._round():
                 self._ended.wait(self._settings.merge_interval_s)
