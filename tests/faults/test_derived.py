@@ -13,8 +13,8 @@ import pytest
 
 from imray.core.errors import CorruptError, DerivedError
 from imray.core.replies import Appended
-from imray.log import checkpoint, sealed
 from imray.history.remake import remake
+from imray.log import checkpoint, sealed
 from imray.log.segment import segment_name
 from imray.log.store import LocalStore
 from imray.settings import Settings

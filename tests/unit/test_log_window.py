@@ -10,9 +10,9 @@ import pytest
 from imray.core.errors import CorruptError, FencedError
 from imray.core.log_progress import Fence, LogProgress
 from imray.core.routing import log_of
+from imray.history.remake import remake
 from imray.log import checkpoint
 from imray.log.reader import read_log, read_segment
-from imray.history.remake import remake
 from imray.log.sealed import SealedInterval
 from imray.log.segment import segment_name
 from imray.log.store import LocalStore
