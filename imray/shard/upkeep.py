@@ -20,6 +20,7 @@ from imray.log.sealed_filter import grown
 from imray.settings import Settings
 from imray.shard.checkpoint_timing import CheckpointTiming
 from imray.shard.committer import Committer
+from imray.shard.interval_merging import IntervalMerger
 from imray.shard.runtime import Runtime, StateThread, Worker
 
 log = logging.getLogger("imray.upkeep")
@@ -35,9 +36,11 @@ class UpkeepWorkers:
     def __init__(self, runtime: Runtime, shard: int) -> None:
         self.sealing = runtime.worker(f"checkpoint-{shard}", background=True)
         self.merging = runtime.worker(f"merge-{shard}", background=True)
+        self.merger = IntervalMerger()
 
     async def end(self) -> None:
-        """Wait until both are at rest; a merge takes seconds."""
+        """Wait until both are at rest."""
+        self.merger.stop()
         for worker in (self.sealing, self.merging):
             await worker.end(drop_waiting=True)
 
@@ -178,9 +181,7 @@ class Upkeep:
             await self._on_state(committer.sealed, files, sealed_filter)
             self._timing.made()
             if not committer.state.checkpoints.links:
-                committer.note(
-                    "a file that the newest checkpoint builds on was lost: the next one has everything again"
-                )
+                committer.note("a file that the newest checkpoint builds on was lost: the next one has all again")
                 committer.rewrite = True
             await self._collect()
             if self._merge_task is None or self._merge_task.done():
@@ -260,7 +261,7 @@ class Upkeep:
             )
 
     def _merge_step(self, intervals: Sequence[SealedInterval]) -> tuple[list[SealedInterval], SealedInterval] | None:
-        step = checkpoint.merge_step(self._committer.store, intervals)
+        step = self._workers.merger.step(self._committer.store, intervals)
         if step is not None and self._ended:
             remove(self._committer.store, step[1].interval)
         return step
