@@ -136,7 +136,8 @@ class Merger:
             deleter = work.segments.get(number)
             fences = 0 if deleter is None else len(deleter.fences)
             lags.append(lag_of(self._store, number, snapshot.merged.get(number, 0), fences))
-        return MergeStatus(shard, snapshot.version, lags, work.holds.details())
+        passed_over = [f"passed over: {name}: {why}" for name, why in sorted(self._table.damaged.copy().items())]
+        return MergeStatus(shard, snapshot.version, lags, [*work.holds.details(), *passed_over])
 
     def more_in_s(self, shard: int) -> float | None:
         """In how many seconds there is more to delete, once readers cannot need it any more; None: it does not depend
@@ -173,7 +174,7 @@ class Merger:
         return self._snapshot
 
     def _commit(self, shard: int, prepared: PreparedCommit) -> None:
-        """Make a commit of what is durable. TableConflictError: it is void, and its files are gone.
+        """Make a commit of what is durable. TableConflictError: it is void, and its files are gone, or orphans.
 
         StorageError: whether it landed is unknown. Its files stay, and it is tried again: it may land later still."""
         work = self._work[shard]
@@ -182,11 +183,12 @@ class Merger:
             self._snapshot = self._table.commit(
                 prepared.base, prepared.add, prepared.remove, prepared.moves, prepared.operation, self._now_ms()
             )
-        except TableConflictError:
+        except TableConflictError as e:
             self._snapshot = self._table.snapshot(self._snapshot)
             if not self._landed(prepared):
                 del work.prepared[prepared.operation]
-                prepared.own.remove()
+                if e.is_void:
+                    prepared.own.remove()
                 raise
         except InvalidError:
             del work.prepared[prepared.operation]

@@ -10,6 +10,7 @@ import pytest
 from imray.core.errors import StorageError
 from imray.history import merger as mergers
 from imray.history import merging
+from imray.history.changes import TableConflictError
 from imray.history.cut import cut_of, deletable_up_to
 from imray.history.holds import BACK_OFF_S_MAX, CORRUPT_AGAIN_S
 from imray.history.table import Table
@@ -237,6 +238,41 @@ def test_a_commit_that_failed_is_made_of_the_same_files(store: HookedStore, cloc
     work(merger)
     assert rows_of_table(store) == once(log)
     assert len(files_of(store.root, "history/shard=0000")) == 1
+
+
+def test_a_commit_that_may_have_counted_long_ago_leaves_its_files(
+    store: HookedStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be live for others, or have been: they are for who deletes orphans."""
+    written(store, 2)
+
+    def slept(*_: object) -> None:
+        raise TableConflictError("long past", is_void=False)
+
+    monkeypatch.setattr(Table, "commit", slept)
+    assert merger_of(store, clock).step(0)
+    assert len(files_of(store.root, "history/shard=0000")) == 1
+    monkeypatch.setattr(Table, "commit", lambda *_: (_ for _ in ()).throw(TableConflictError("somebody else's")))
+    assert merger_of(store, clock).step(0)
+    assert len(files_of(store.root, "history/shard=0000")) == 1
+
+
+def test_a_checkpoint_of_the_table_that_is_damaged_is_said(
+    store: HookedStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mergers, "CHECKPOINT_EVERY", 1)
+    log = written(store, 1)
+    work(merger_of(store, clock))
+    (name,) = [n for n in files_of(store.root, "history/_delta_log") if "checkpoint" in n]
+    path = store.root / name
+    path.write_bytes(path.read_bytes()[:-1])
+    log.write(1)
+    log.checkpoint()
+    merger = merger_of(store, clock)
+    work(merger)
+    assert rows_of_table(store) == once(log)
+    (why,) = merger.status(0).detail
+    assert why.startswith(f"passed over: {name}: ")
 
 
 def test_a_damaged_table_stops_merging_and_is_said(store: HookedStore, clock: ManualClock) -> None:
