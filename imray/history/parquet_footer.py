@@ -86,7 +86,7 @@ def read_footer(data: bytes | memoryview) -> ParquetFooter:
 def _moved(fields: bytes) -> bytes:
     """The fields behind the key-value metadata, as they follow the row groups: the head of a field counts from the one
     before."""
-    step = fields[0] >> 4
+    step = fields[0] >> 4 if fields else 0
     if not 1 <= step < _KIND:
         raise InvalidError("the footer ends with its key-value metadata")
     return bytes([fields[0] + _FIELD]) + fields[1:]
@@ -113,10 +113,7 @@ class _FieldReader:
 
     def next_field(self) -> tuple[int, int] | None:
         """Number and kind of the next field; None: there is none."""
-        if self.at >= len(self.view):
-            raise InvalidError("the footer has no end")
-        head = self.view[self.at]
-        self.at += 1
+        head = self._byte()
         if not head:
             return None
         if not head >> 4:
@@ -133,14 +130,17 @@ class _FieldReader:
         value = 0
         shift = 0
         while True:
-            if self.at >= len(self.view):
-                raise InvalidError("the footer is cut off")
-            byte = self.view[self.at]
-            self.at += 1
+            byte = self._byte()
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return value
             shift += 7
+
+    def _byte(self) -> int:
+        if self.at >= len(self.view):
+            raise InvalidError("the footer is cut off")
+        self.at += 1
+        return self.view[self.at - 1]
 
     def structs(self) -> I64:
         """Where each struct of a list begins, and the last one ends."""
@@ -166,6 +166,8 @@ class _FieldReader:
         size = self._unsigned()
         start = self.at
         self.at += size
+        if self.at > len(self.view):
+            raise InvalidError("the footer is cut off")
         return bytes(self.view[start : self.at])
 
     def pass_over(self, kind: int) -> None:
@@ -175,11 +177,13 @@ class _FieldReader:
             raise InvalidError("the footer is malformed")
 
     def _list_size(self) -> int:
-        head = self.view[self.at]
-        self.at += 1
+        head = self._byte()
         if head & _KIND != STRUCT:
             raise InvalidError("the footer has a list of something else")
-        return self._unsigned() if head >> 4 == _LONG_LIST else head >> 4
+        size = self._unsigned() if head >> 4 == _LONG_LIST else head >> 4
+        if size > len(self.view):
+            raise InvalidError("the footer has a list that is longer than itself")
+        return size
 
     def _passed(self, starts: I64) -> I64:
         if starts[-1] < 0:

@@ -19,10 +19,10 @@ import xxhash
 
 from imray.core.errors import CorruptError, StorageError
 from imray.history.layout import FORMAT_VERSION, HISTORY_SCHEMA, run_name
-from imray.history.run_index import META_KEY, GroupNote, Key, RunNote, key_rows
+from imray.history.run_index import META_KEY, GroupNote, Key, RunNote, key_at
 from imray.history.segment_rows import CODED_SCHEMA, TEXT_COLUMNS
 from imray.history.snapshot import Covered, RunFile
-from imray.kernels.arrays import I64
+from imray.kernels.arrays import I32, I64
 from imray.kernels.row_order import compact_codes
 from imray.log.marks import LogEnd
 from imray.log.posix import aligned_memory
@@ -55,6 +55,8 @@ _NO_NAMES = pa.array([], pa.string())
 _SLACK_BYTES = 256 * 1024
 _FIRST_RATIO = 0.4
 """Encoded to memory bytes, before the first group is written."""
+_RATIO_MIN = 0.02
+"""Rows that compress better make smaller groups than asked for: they are in memory, too, when one of them is read."""
 
 
 def write_run(
@@ -89,30 +91,43 @@ class _RunMaker:
         self._ends = ends
         self._settings = s
         self._run = secrets.token_hex(8)
+        self._waiting: list[pa.Table] = []
+        self._waiting_bytes = 0
         self._files: list[RunFile] = []
         self._file: _FileMaker | None = None
         self._ratio = _FIRST_RATIO
+        self._compactor = _Compactor()
         self._memory = memoryview(b"")
 
     def add(self, table: pa.Table) -> None:
         """More rows."""
-        if not table.num_rows:
-            return
+        if table.num_rows:
+            self._waiting.append(table)
+            self._waiting_bytes += table.nbytes
+        if self._waiting_bytes * self._ratio >= self._settings.run_group_bytes:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        # few rows wait for those that follow, so that no group is small
+        table = self._waiting[0] if len(self._waiting) == 1 else _joined(self._waiting)
+        self._waiting = []
+        self._waiting_bytes = 0
         table = table.combine_chunks()
         sizes = _row_sizes(table)
-        group_bytes = self._settings.run_group_bytes / self._ratio
-        edges = _edges(sizes, group_bytes)
+        edges = _edges(sizes, self._settings.run_group_bytes / self._ratio)
         for first, end in itertools.pairwise(edges):
             raw = int(sizes[first:end].sum())
-            group = _compacted(table.slice(first, end - first))
+            group = self._compactor.compact(table.slice(first, end - first))
             file = self._with_room(group.nbytes + raw)
             written = file.add(group, raw)
-            self._ratio = max(0.02, 0.8 * self._ratio + 0.2 * written / raw)
+            self._ratio = max(_RATIO_MIN, 0.8 * self._ratio + 0.2 * written / raw)
             if file.size >= self._settings.run_file_bytes:
                 self._close()
 
     def finish(self) -> list[RunFile]:
         """All files of the run."""
+        if self._waiting:
+            self._write_waiting()
         self._close()
         return self._files
 
@@ -188,17 +203,17 @@ class _FileMaker:
         self._writer.write_table(group, row_group_size=group.num_rows)
         end: int = self._sink.tell()
         kind = group.column("kind").to_numpy()
-        ends = list(key_rows(pa.concat_tables([group.slice(0, 1), group.slice(group.num_rows - 1)])))
+        last = key_at(group, group.num_rows - 1)
         before = self.voids.groups()
-        self.voids.add(len(self.groups), group, kind, ends[1])
+        self.voids.add(len(self.groups), group, kind, last)
         self.groups.append(
             GroupNote(
                 end=end,
                 digest=xxhash.xxh3_128_hexdigest(self._memory[start:end]),
                 rows=group.num_rows,
                 memory=memory,
-                first=ends[0],
-                last=ends[1],
+                first=key_at(group, 0),
+                last=last,
                 shown=int(np.count_nonzero((kind == RecordKind.MESSAGE) | (kind == RecordKind.VOID))),
                 open=before,
             )
@@ -246,6 +261,12 @@ def void_at(table: pa.Table, row: int) -> VoidRecord:
         raise CorruptError(f"segment {segment} of log {log}", f"row {at}", f"no record of a void: {e}") from e
 
 
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables as one, with texts as dictionaries."""
+    coded = [table if table.schema.equals(CODED_SCHEMA) else table.cast(CODED_SCHEMA) for table in tables]
+    return pa.concat_tables(coded).unify_dictionaries()
+
+
 def _row_sizes(table: pa.Table) -> I64:
     """Bytes of each row in memory, about."""
     body = table.column("body").chunk(0)
@@ -265,25 +286,32 @@ def _edges(sizes: I64, group_bytes: float) -> list[int]:
     return found
 
 
-def _compacted(group: pa.Table) -> pa.Table:
-    """The same rows with dictionaries of only what they use: the whole one would be written with every group."""
-    arrays: list[pa.Array] = []
-    for name, column in zip(group.schema.names, group.columns, strict=True):
-        chunk = column.chunk(0)
-        arrays.append(_compact(chunk) if name in TEXT_COLUMNS else chunk)
-    return pa.Table.from_arrays(arrays, schema=CODED_SCHEMA)
+class _Compactor:
+    """Leaves in dictionaries only what a row group uses: the whole of one would be written with every group."""
 
+    def __init__(self) -> None:
+        self._renumbered: dict[str, I32] = {}
 
-def _compact(column: pa.Array) -> pa.DictionaryArray:
-    rows = len(column)
-    if column.null_count == rows:
-        return pa.DictionaryArray.from_arrays(pa.nulls(rows, pa.int32()), _NO_NAMES)
-    if not isinstance(column, pa.DictionaryArray):
-        return column.dictionary_encode()
-    codes = dictionary_rows(column)
-    names = column.dictionary
-    out = np.empty(rows, np.int32)
-    used = np.empty(rows, np.int32)
-    count = compact_codes(codes, np.full(len(names), -1, np.int32), out, used)
-    indices = pa.array(out, mask=out < 0) if column.null_count else pa.array(out)
-    return pa.DictionaryArray.from_arrays(indices, names.take(pa.array(used[:count])))
+    def compact(self, group: pa.Table) -> pa.Table:
+        """The same rows, as CODED_SCHEMA."""
+        arrays: list[pa.Array] = []
+        for name, column in zip(group.schema.names, group.columns, strict=True):
+            chunk = column.chunk(0)
+            arrays.append(self._compact(name, chunk) if name in TEXT_COLUMNS else chunk)
+        return pa.Table.from_arrays(arrays, schema=CODED_SCHEMA)
+
+    def _compact(self, name: str, column: pa.Array) -> pa.DictionaryArray:
+        rows = len(column)
+        if column.null_count == rows:
+            return pa.DictionaryArray.from_arrays(pa.nulls(rows, pa.int32()), _NO_NAMES)
+        if not isinstance(column, pa.DictionaryArray):
+            return column.dictionary_encode()
+        names = column.dictionary
+        renumbered = self._renumbered.get(name)
+        if renumbered is None or len(renumbered) < len(names):
+            renumbered = self._renumbered[name] = np.full(len(names), -1, np.int32)
+        out = np.empty(rows, np.int32)
+        used = np.empty(rows, np.int32)
+        count = compact_codes(dictionary_rows(column), renumbered, out, used)
+        indices = pa.array(out, mask=out < 0) if column.null_count else pa.array(out)
+        return pa.DictionaryArray.from_arrays(indices, names.take(pa.array(used[:count])))

@@ -7,7 +7,6 @@ byte of a file is covered: up to the end of the last group by the groups' digest
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -147,7 +146,7 @@ def read_index(footer: bytes, start: int, file: RunFile) -> RunIndex:
     return RunIndex(file.name, note, parquet, len(footer))
 
 
-def key_rows(table: pa.Table) -> Iterator[Key]:
-    """The keys of a table's rows, in their order."""
-    columns = [table.column(name).to_pylist() for name in ("conv_id", "conv_seq", "log", "segment", "row")]
-    yield from zip(*columns, strict=True)
+def key_at(table: pa.Table, row: int) -> Key:
+    """The key of a table's row."""
+    conv_id, *place = (table.column(name)[row].as_py() for name in ("conv_id", "conv_seq", "log", "segment", "row"))
+    return (conv_id, *place)

@@ -23,6 +23,7 @@ _TAKE_ROWS = 32 * 1024
 """Rows that are put in order at once: little memory beside what is sorted."""
 _TAKE_BYTES = 16 * 1024 * 1024
 """Of bodies, likewise; far below what 32-bit offsets hold."""
+_BYTES = ("client_msg_id", "body")
 _PLACE = ("conv_seq", "log", "segment", "row")
 
 
@@ -32,12 +33,14 @@ def sorted_tables(table: pa.Table) -> Iterator[pa.Table]:
     The code of a conversation is its name's rank in all of them."""
     if not table.num_rows:
         return
-    bodies = _Bodies(table.column("body"))
-    columns = _ranked(table.drop_columns(["body"]))
+    strings = {name: _ByteStrings(table.column(name)) for name in _BYTES}
+    columns = _ranked(table.drop_columns(list(_BYTES)))
     order = _order(columns)
-    for which in _pieces(order, bodies.sizes):
+    for which in _pieces(order, strings["body"].sizes):
         taken = pa.array(which)
-        arrays = [bodies.take(which) if name == "body" else _take(columns[name], taken) for name in CODED_SCHEMA.names]
+        arrays = [
+            strings[name].take(which) if name in strings else _take(columns[name], taken) for name in CODED_SCHEMA.names
+        ]
         yield pa.Table.from_arrays(arrays, schema=CODED_SCHEMA)
 
 
@@ -80,8 +83,8 @@ def _take(column: pa.Array, taken: pa.Array) -> pa.Array:
     return pa.DictionaryArray.from_arrays(column.indices.take(taken), column.dictionary)
 
 
-class _Bodies:
-    """The bodies of a table, where they are: its chunks are not joined."""
+class _ByteStrings:
+    """A binary column, where it is: its chunks are not joined."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self._kept = column

@@ -18,6 +18,7 @@ from imray.history.layout import HISTORY_SCHEMA
 from imray.history.run_file import write_run
 from imray.history.run_groups import GroupReader
 from imray.history.run_reader import RunReader
+from imray.history.segment_rows import CODED_SCHEMA
 from imray.history.snapshot import Run
 from imray.log.schema import RecordKind
 from imray.log.store import LocalStore
@@ -97,6 +98,16 @@ def test_other_libraries_read_a_file(store: LocalStore) -> None:
     assert [row[:3] for row in found] == list(
         zip(*(expected.column(n).to_pylist() for n in ("conv_id", "conv_seq", "client_msg_id")), strict=True)
     )
+
+
+def test_small_tables_make_no_small_groups(store: LocalStore) -> None:
+    rows = sorted(_many(), key=lambda r: r.key)
+    tables = [history_table([row]) for row in rows]
+    tables[7] = tables[7].cast(CODED_SCHEMA)
+    run = Run(tuple(write_run(store, 0, 0, tables, [], [], SMALL)))
+    groups = sum(pq.read_metadata(store.root / f.name).num_row_groups for f in run.files)
+    assert groups < len(rows) / 8
+    assert _read(RunReader(store, CACHE), run).equals(history_table(rows))
 
 
 def test_nothing_written_makes_no_run(store: LocalStore) -> None:

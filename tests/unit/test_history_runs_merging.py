@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -251,8 +252,9 @@ def test_memory_of_a_merge_is_bounded(store: LocalStore) -> None:
     """However large the runs are, and a single conversation in them."""
     settings = Settings(run_group_bytes=8192, run_file_bytes=64 * 1024, merge_step_bytes_max=1 << 20)
     runs = []
+    noise = random.Random(1)
     for r in range(3):
-        rows = [HistoryRow("busy", n * 3 + r, segment=r, row=n, body=bytes(8000)) for n in range(400)]
+        rows = [HistoryRow("busy", n * 3 + r, segment=r, row=n, body=noise.randbytes(8000)) for n in range(400)]
         runs.append(put_rows(store, rows, settings))
     total = sum(t.nbytes for run in runs for f in run.files for t in RunReader(store, 0).tables(f))
     assert total > 9_000_000
