@@ -105,4 +105,4 @@ def ends_of(meta: CheckpointMeta) -> dict[int, LogEnd]:
 
 
 def _answers_without_log(meta: CheckpointMeta) -> bool:
-    return all(getattr(interval, "version", 1) >= _INTERVAL_VERSION_MIN for interval in meta.intervals)
+    return all(interval.version >= _INTERVAL_VERSION_MIN for interval in meta.intervals)

@@ -19,7 +19,7 @@ from imray.history.merger import Merger
 from imray.history.table import Table
 from imray.log import checkpoint
 from imray.log.marks import MARKS_KEPT, mark_prefix
-from tests.support.batches import Msg, commit, msg_id, open_committer
+from tests.support.batches import DUPLICATE, Msg, commit, msg_id, open_committer
 from tests.support.merging import (
     READ_S_MAX,
     SETTINGS,
@@ -28,7 +28,6 @@ from tests.support.merging import (
     UnsyncedStore,
     WrittenLog,
     all_rows,
-    allow_old_intervals,
     files_of,
     merger_of,
     once,
@@ -49,7 +48,6 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few runs become a larger one, and a few commits a checkpoint."""
-    allow_old_intervals(monkeypatch)
     monkeypatch.setattr(merging, "MERGE_FANOUT", 2)
     monkeypatch.setattr(mergers, "CHECKPOINT_EVERY", 3)
 
@@ -246,6 +244,15 @@ def _restore(journal: Journal, cut: int, how: str, seed: int, root: Path) -> Uns
     return UnsyncedStore(root)
 
 
+def _check_recovery(store: UnsyncedStore, log: WrittenLog) -> None:
+    """A new writer goes on where the log ended, and knows every id."""
+    committer = open_committer(store)
+    assert [row.seq for row in commit(committer, [Msg("a", msg_id(999_999))])] == [7]
+    retries = [Msg(conv, id_, log.bodies[id_]) for (conv, _), id_ in log.acked.items()]
+    answers = [(row.status, row.seq) for row in commit(committer, retries)]
+    assert answers == [(DUPLICATE, seq) for _, seq in log.acked]
+
+
 @pytest.mark.parametrize("dies_in", [None, "history/shard=0000", "history/_delta_log", "merged/log=00000"])
 def test_nothing_is_lost_whenever_the_power_fails(tmp_path: Path, dies_in: str | None) -> None:
     """`dies_in`: a first merger ended just before a sync of that folder, and another one went on: it may not build on
@@ -263,7 +270,7 @@ def test_nothing_is_lost_whenever_the_power_fails(tmp_path: Path, dies_in: str |
         assert all_rows(store) == once(log), (cut, how)
         _merge_all(store)
         _check(root, once(log))
-        assert [row.seq for row in commit(open_committer(store), [Msg("a", msg_id(999_999))])] == [7]
+        _check_recovery(store, log)
         shutil.rmtree(root)
 
 

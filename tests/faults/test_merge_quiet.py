@@ -7,14 +7,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
+from imray.core.replies import Refusal
 from imray.core.routing import log_of
 from imray.history.merger import Merger
 from imray.history.table import Table
 from tests.hot.test_group import _hot, _m
 from tests.support.groups import Group
-from tests.support.merging import SETTINGS, UnsyncedStore, allow_old_intervals, rows_of_table
+from tests.support.merging import SETTINGS, UnsyncedStore, rows_of_table
 from tests.support.owners import until_async
 
 _COMMITS = 120
@@ -36,13 +35,15 @@ async def _merge_until_quiet(store: UnsyncedStore) -> Merger:
     return merger
 
 
-async def test_a_quiet_hot_group_leaves_few_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    allow_old_intervals(monkeypatch)
+async def test_a_quiet_hot_group_leaves_few_segments(tmp_path: Path) -> None:
     store = UnsyncedStore(tmp_path)
     async with Group(store, **_QUICK) as group:
         await _hot(group, 2)
+        first: dict[int, int] = {}
         for n in range(_COMMITS):
-            await group.send(n % 3, _m(n))
+            answer = await group.send(n % 3, _m(n))
+            assert not isinstance(answer, Refusal)
+            first[n] = answer[0].seq
         merger = await _merge_until_quiet(store)
         assert merger.status(0).detail == []
         assert merger.done.segments_deleted >= _COMMITS - 3 * _LEFT_MAX // 10
@@ -53,3 +54,5 @@ async def test_a_quiet_hot_group_leaves_few_segments(tmp_path: Path, monkeypatch
         await group.new_home()  # it recovers from what is left
         (row,) = await group.deliver(_m(_COMMITS))
         assert row.seq > _COMMITS
+        again = [await group.deliver(_m(n)) for n in range(0, _COMMITS, 7)]
+        assert [(r.status, r.seq) for (r,) in again] == [("duplicate", first[n]) for n in range(0, _COMMITS, 7)]

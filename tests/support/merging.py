@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from imray.history import cut
 from imray.history.merger import Merger
 from imray.history.run_reader import RunReader
 from imray.history.table import Table
@@ -116,6 +115,8 @@ class WrittenLog:
         self._n = 0
         self.acked: dict[tuple[str, int], bytes] = {}
         """By conversation and number: the id."""
+        self.bodies: dict[bytes, bytes] = {}
+        """By id."""
         self.committer: Committer = open_committer(store, settings)
 
     def write(self, commits: int, conversations: Sequence[str] = ("a", "b", "c")) -> None:
@@ -127,6 +128,7 @@ class WrittenLog:
             self._n += 1
             for message, row in zip(messages, commit(self.committer, messages), strict=True):
                 self.acked[message.conv, row.seq] = message.id
+                self.bodies[message.id] = message.body
 
     def checkpoint(self, times: int = 1) -> None:
         """Seal what came; each needs a segment of its own."""
@@ -190,11 +192,6 @@ def all_rows(store: Store) -> Counter[tuple[str, int]]:
 def files_of(root: Path, folder: str) -> list[str]:
     """Names of the files below a folder."""
     return sorted(str(p.relative_to(root)) for p in (root / folder).rglob("*") if p.is_file())
-
-
-def allow_old_intervals(monkeypatch: object) -> None:
-    """Segments may go although ids are answered from them."""
-    monkeypatch.setattr(cut, "_INTERVAL_VERSION_MIN", 1)  # type: ignore[attr-defined]
 
 
 def written(store: UnsyncedStore, checkpoints_: int = 3, commits: int = 4) -> WrittenLog:

@@ -23,7 +23,6 @@ from tests.support.merging import (
     ManualClock,
     WrittenLog,
     all_rows,
-    allow_old_intervals,
     files_of,
     merger_of,
     once,
@@ -32,12 +31,6 @@ from tests.support.merging import (
     work_all,
     written,
 )
-
-
-@pytest.fixture(autouse=True)
-def old_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Segments may go although the ids of these logs are in intervals of version 1."""
-    allow_old_intervals(monkeypatch)
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from tests.support.merging import (
     UnsyncedStore,
     WrittenLog,
     all_rows,
-    allow_old_intervals,
     files_of,
     once,
     segment_numbers,
@@ -36,7 +35,6 @@ Cli = Callable[..., tuple[int, str, str]]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers are waited for, but not for long."""
-    allow_old_intervals(monkeypatch)
     monkeypatch.setenv("IMRAY_READ_S_MAX", "0.05")
 
 

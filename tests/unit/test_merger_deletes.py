@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from imray.core.intervals import VERSION
 from imray.history import retiring
 from imray.history.cut import cut_of, deletable_up_to
 from imray.history.holds import CORRUPT_AGAIN_S
@@ -20,7 +21,6 @@ from tests.support.merging import (
     ManualClock,
     WrittenLog,
     all_rows,
-    allow_old_intervals,
     files_of,
     merger_of,
     once,
@@ -30,12 +30,6 @@ from tests.support.merging import (
     work_all,
     written,
 )
-
-
-@pytest.fixture(autouse=True)
-def old_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Segments may go although the ids of these logs are in intervals of version 1."""
-    allow_old_intervals(monkeypatch)
 
 
 @pytest.fixture
@@ -114,9 +108,8 @@ def test_what_may_be_needed_for_recovery_stays(store: HookedStore, clock: Manual
 
 def test_what_answers_retries_stays(store: HookedStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids of the former kind are answered from the segments themselves."""
-    monkeypatch.undo()
     written(store)
-    monkeypatch.setattr("imray.history.cut._answers_without_log", lambda _meta: False)
+    monkeypatch.setattr("imray.history.cut._INTERVAL_VERSION_MIN", VERSION + 1)
     merger = merger_of(store, clock)
     work_all(merger, clock)
     assert deletable_up_to(store, 0) is None

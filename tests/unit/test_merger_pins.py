@@ -19,7 +19,6 @@ from tests.support.merging import (
     ManualClock,
     UnsyncedStore,
     WrittenLog,
-    allow_old_intervals,
     files_of,
     merger_of,
     segments_left,
@@ -29,12 +28,6 @@ from tests.support.merging import (
 )
 
 PIN_S = SETTINGS.pin_s_max
-
-
-@pytest.fixture(autouse=True)
-def old_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Segments may go although the ids of these logs are in intervals of version 1."""
-    allow_old_intervals(monkeypatch)
 
 
 @pytest.fixture
