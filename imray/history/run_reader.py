@@ -6,13 +6,13 @@ Owns a bounded cache of indexes and decoded groups. Safe for threads: locks are 
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from imray.history.layout import HISTORY_SCHEMA
 from imray.history.run_file import void_at
@@ -124,7 +124,7 @@ class RunReader:
             table = self._known.get((index.name, group))
         if table is None:
             alone = range(group, group + 1)
-            table = decode(index, alone, self._reader.groups(index, alone))
+            table = decode(index, alone, self._reader.groups(index, alone)).combine_chunks()
             with self._lock:
                 self._known.put((index.name, group), table, table.nbytes)
         return table
@@ -143,15 +143,21 @@ class RunReader:
 
 
 def _shown(table: pa.Table, conv_id: str, low: int, high: int) -> pa.Table:
-    """Messages and voids of a conversation that are or reach into low..high."""
-    own = pc.equal(table.column("conv_id"), conv_id).to_numpy()
-    seq = table.column("conv_seq").to_numpy()
-    kind = table.column("kind").to_numpy()
+    """Messages and voids of a conversation that are or reach into low..high, of a sorted table."""
+    names = table.column("conv_id")
+    rows = range(table.num_rows)
+    start = bisect_left(rows, conv_id, key=lambda i: str(names[i]))
+    own = table.slice(start, bisect_right(rows, conv_id, lo=start, key=lambda i: str(names[i])) - start)
+    seq = own.column("conv_seq").to_numpy()
+    kind = own.column("kind").to_numpy()
+    first = int(np.searchsorted(seq, low))
+    end = int(np.searchsorted(seq, high, "right"))
     is_void = kind == RecordKind.VOID
-    wanted = own & (seq >= low) & (seq <= high) & (is_void | (kind == RecordKind.MESSAGE))
-    for at in np.flatnonzero(own & is_void & (seq < low)).tolist():
-        wanted[at] = void_at(table, at).last >= low
-    return table.filter(pa.array(wanted))
+    wanted = is_void | (kind == RecordKind.MESSAGE)
+    reaching = [at for at in np.flatnonzero(is_void[:first]).tolist() if void_at(own, at).last >= low]
+    if not reaching and wanted[first:end].all():
+        return own.slice(first, end - first)
+    return own.take(pa.array([*reaching, *(first + np.flatnonzero(wanted[first:end]))], pa.int64()))
 
 
 def _cut(table: pa.Table, limit: int | None, descending: bool) -> pa.Table:
