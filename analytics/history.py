@@ -96,9 +96,10 @@ class HistoryReader:
         store = LocalStore(data)
         self._table = Table(store)
         self._snapshot = TableSnapshot()
-        self._runs = RunRows(store, settings.history_cache_bytes // 2)
-        self._tail = TailReader(data, settings.history_cache_bytes // 4)
-        self._postings = PostingsReader(data, settings.history_cache_bytes // 4)
+        eighth = settings.history_cache_bytes // 8
+        self._runs = RunRows(store, 5 * eighth)
+        self._tail = TailReader(data, 2 * eighth)
+        self._postings = PostingsReader(data, eighth)
 
     @property
     def bytes_read(self) -> int:
@@ -211,7 +212,7 @@ class HistoryReader:
             rows.add(self._tail.rows(log, numbers, merged, asked.conv_id, low, high))
         if not rows.explained:
             runs = self._snapshot.runs.get(asked.shard, ())
-            for found in self._runs.read(runs, asked.conv_id, window.range, asked.stable, descending=asked.descending):
+            for found in self._runs.read(runs, asked.conv_id, window.range, asked.stable):
                 rows.add([found])
                 if rows.explained:
                     break

@@ -1,11 +1,12 @@
 """Rows of a conversation in runs: which of them to look into for some numbers, and what is remembered of each.
 
 Owns the order in which runs are asked, and a bounded memory of conversations: of one with few rows in a run all of
-them, since its row group is mostly other conversations'. Owns no reading of files (`imray.history.run_reader`).
+them, since its row group is mostly other conversations'. Owns no reading of files (`imray.history.run_groups`).
 """
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,13 +17,18 @@ import pyarrow as pa
 from analytics.cache import Cache
 from analytics.page_rows import ROWS_SCHEMA, ConversationRows
 from imray.core.pages import SEQ_MAX
-from imray.history.run_reader import RunReader
+from imray.history.layout import HISTORY_SCHEMA
+from imray.history.run_groups import GroupReader, decode
+from imray.history.run_index import RunIndex
 from imray.history.snapshot import Run, RunFile
 from imray.log.schema import RecordKind
 from imray.log.store import Store
 
-_FEW_ROWS = 256
-"""Of a conversation in a file: all of them are remembered. More are read where they lie, in row groups of their own."""
+_FEW_GROUPS = 2
+"""That hold a conversation in a file: its rows are remembered. Where they are more, these are."""
+_INDEX_COST = 2
+"""Memory of an index, in bytes of its footer."""
+_COLUMNS = ["conv_id", *ROWS_SCHEMA.names]
 
 
 @dataclass(frozen=True)
@@ -40,18 +46,16 @@ class RunRows:
     """Reads a conversation's rows from runs. Not thread-safe."""
 
     def __init__(self, store: Store, cache_bytes: int) -> None:
-        # footers take most of it: half a megabyte for each file of a run
-        self._reader = RunReader(store, cache_bytes // 4 * 3)
-        self._known: Cache[tuple[str, str], _Known] = Cache(cache_bytes // 4)
+        self._reader = GroupReader(store)
+        self._cache: Cache[tuple[str, str | int | None], RunIndex | pa.Table | _Known] = Cache(cache_bytes)
+        """Of a file's name: its index, of a conversation what is known of it there, of a row group its rows."""
 
     @property
     def bytes_read(self) -> int:
         """Bytes that the store gave so far."""
         return self._reader.bytes_read
 
-    def read(
-        self, runs: Sequence[Run], conv_id: str, asked: tuple[int, int], head: int, descending: bool
-    ) -> Iterator[pa.Table]:
+    def read(self, runs: Sequence[Run], conv_id: str, asked: tuple[int, int], head: int) -> Iterator[pa.Table]:
         """The rows (ROWS_SCHEMA) of a conversation for the numbers `asked`, run by run, until the caller has enough:
         first from the runs that should have them, since its numbers ascend from run to run, for the most part."""
         low, high = asked
@@ -67,7 +71,7 @@ class RunRows:
             known = [self._look(file, conv_id) for file in files[at]]
             for file, one in zip(files[at], known, strict=True):
                 if one.first <= high and (one.last >= low or one.rows is None or one.rows.has_voids):
-                    yield self._rows(file, one, conv_id, low, high, descending)
+                    yield self._rows(file, one, conv_id, low, high)
             there = [one for one in known if one.first <= one.last]
             if there:
                 is_below = max(one.last for one in there) < low
@@ -75,34 +79,73 @@ class RunRows:
                 late += [i for i in waiting if (is_below and i < at) or (is_above and i > at)]
                 waiting = [i for i in waiting if i not in late]
 
-    def _rows(self, file: RunFile, known: _Known, conv_id: str, low: int, high: int, descending: bool) -> pa.Table:
+    def _rows(self, file: RunFile, known: _Known, conv_id: str, low: int, high: int) -> pa.Table:
         if known.rows is not None:
             return known.rows.between(low, high)
-        return _page_rows(self._reader.rows(file, conv_id, low, high, None, descending))
+        index = self._index(file)
+        groups = index.groups_of(conv_id, low, high)
+        found = []
+        for group in [*index.open_at(groups.start), *groups]:
+            rows = ConversationRows.of(_rows_of(self._group(index, group), conv_id))
+            found.append(rows.between(low, high))
+        return pa.concat_tables([ROWS_SCHEMA.empty_table(), *found])
 
     def _look(self, file: RunFile, conv_id: str) -> _Known:
         key = (file.name, conv_id)
-        known = self._known.get(key)
-        if known is None:
-            known, size = self._first_look(file, conv_id)
-            self._known.put(key, known, size)
+        known = self._cache.get(key)
+        if not isinstance(known, _Known):
+            known = self._first_look(file, conv_id)
+            self._cache.put(key, known, known.rows.table.nbytes if known.rows is not None else 0)
         return known
 
-    def _first_look(self, file: RunFile, conv_id: str) -> tuple[_Known, int]:
-        table = _page_rows(self._reader.rows(file, conv_id, 1, SEQ_MAX, _FEW_ROWS, False))
-        seq = table["conv_seq"].to_numpy()
-        if not len(seq):
-            return _Known(ConversationRows.of(table), 1, 0), 0
-        is_message = table["kind"].to_numpy() == RecordKind.MESSAGE
-        if np.count_nonzero(is_message) < _FEW_ROWS:
-            rows = ConversationRows.of(table.take(pa.array(np.arange(len(seq)))))  # a copy, or it would hold its group
-            return _Known(rows, int(seq[0]), int(seq[-1])), rows.table.nbytes
-        return _Known(None, int(seq[0]), SEQ_MAX), 0
+    def _first_look(self, file: RunFile, conv_id: str) -> _Known:
+        index = self._index(file)
+        groups = index.groups_of(conv_id, 1, SEQ_MAX)
+        if len(groups) > _FEW_GROUPS:
+            first, last = (index.note.groups[group] for group in (groups[0], groups[-1]))
+            return _Known(
+                None,
+                first.first[1] if first.first[0] == conv_id else 1,
+                last.last[1] if last.last[0] == conv_id else SEQ_MAX,
+            )
+        table = self._decoded(index, groups) if len(groups) else HISTORY_SCHEMA.empty_table()
+        rows = _rows_of(table, conv_id)
+        # a copy, or it would hold its group
+        rows = rows.take(pa.array(np.arange(rows.num_rows)))
+        seq = rows["conv_seq"].to_numpy()
+        return _Known(ConversationRows.of(rows), *((int(seq[0]), int(seq[-1])) if len(seq) else (1, 0)))
+
+    def _group(self, index: RunIndex, group: int) -> pa.Table:
+        key = (index.name, group)
+        table = self._cache.get(key)
+        if not isinstance(table, pa.Table):
+            table = self._decoded(index, range(group, group + 1))
+            self._cache.put(key, table, table.nbytes)
+        return table
+
+    def _decoded(self, index: RunIndex, groups: range) -> pa.Table:
+        return decode(index, groups, self._reader.groups(index, groups), _COLUMNS)
+
+    def _index(self, file: RunFile) -> RunIndex:
+        index = self._cache.get((file.name, None))
+        if not isinstance(index, RunIndex):
+            index = self._reader.index(file)
+            self._cache.put((file.name, None), index, _INDEX_COST * index.tail_bytes)
+        return index
 
 
-def _page_rows(table: pa.Table) -> pa.Table:
-    """Rows of a run as a page has them."""
-    return table.select(ROWS_SCHEMA.names).cast(ROWS_SCHEMA)
+def _rows_of(table: pa.Table, conv_id: str) -> pa.Table:
+    """The messages and voids of a conversation in some row groups, as a page has them."""
+    names = table["conv_id"]
+    rows = range(table.num_rows)
+    first = bisect.bisect_left(rows, conv_id, key=lambda row: names[row].as_py())
+    end = bisect.bisect_right(rows, conv_id, lo=first, key=lambda row: names[row].as_py())
+    own = table.slice(first, end - first)
+    # casting a column costs 15 us, whether there is anything to do or not
+    columns = [own[f.name] if own[f.name].type == f.type else own[f.name].cast(f.type) for f in ROWS_SCHEMA]
+    found = pa.Table.from_arrays(columns, schema=ROWS_SCHEMA)
+    kind = found["kind"].to_numpy()
+    return found.take(pa.array(np.flatnonzero(kind <= RecordKind.VOID))) if (kind > RecordKind.VOID).any() else found
 
 
 def _by_distance(sizes: Sequence[int], low: int, high: int, head: int) -> list[int]:
