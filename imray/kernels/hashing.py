@@ -178,21 +178,19 @@ def keyed_hashes(count: int, offsets: int, data: int, seed: np.uint64) -> U64:
 
 @jit
 def keyed_hashes_of(which: I32, count: int, offsets: int, data: int, seed: np.uint64) -> U64:
-    """As `keyed_hashes` of the byte string `which[i]` for each row i. There are `count` strings, between the int64 at
-    the address `offsets`; each one that is named is hashed once."""
+    """As `keyed_hashes`, of `count` byte strings between the int64 at the address `offsets`; only those that `which`
+    names are hashed, the others are 0. Below 0 it names none."""
     key_a = mix(seed ^ _P1)
     key_b = mix(seed ^ _P2)
     known = np.zeros(count, np.bool_)
-    hashes = np.empty(count, np.uint64)
-    out = np.empty(len(which), np.uint64)
+    out = np.zeros(count, np.uint64)
     for i in range(len(which)):
         k = which[i]
-        if not known[k]:
+        if k >= 0 and not known[k]:
             start = np.int64(_u64_at(offsets + 8 * k))
             end = np.int64(_u64_at(offsets + 8 * k + 8))
-            hashes[k] = _keyed(data + start, data + end, key_a, key_b)
+            out[k] = _keyed(data + start, data + end, key_a, key_b)
             known[k] = True
-        out[i] = hashes[k]
     return out
 
 

@@ -60,12 +60,20 @@ class RunMeta(msgspec.Struct, frozen=True):
 
 
 class IdRunWriter:
-    """One part being made, in the memory of its file."""
+    """The parts of an interval being made, one after the other, in the memory of one file: fresh memory costs more than
+    what is written to it."""
 
     def __init__(self, rows: int) -> None:
-        """`rows`: about how many there will be."""
+        """`rows`: about how many a part has."""
+        self._take((rows // BLOCK_ROWS + 2) * (block_bytes_max(BLOCK_ROWS) + _INDEX_BYTES))
+        self._begin()
+
+    def _take(self, size: int) -> None:
         # what nobody writes to takes no memory
-        self._memory = aligned_memory((rows // BLOCK_ROWS + 2) * (block_bytes_max(BLOCK_ROWS) + _INDEX_BYTES))
+        self._memory = aligned_memory(size)
+        self._at = _address(self._memory)
+
+    def _begin(self) -> None:
         self._memory[: len(_HEAD)] = _HEAD
         self._rest: U64 = np.empty((COLUMNS, 0), np.uint64)
         self._first: list[int] = []
@@ -74,17 +82,24 @@ class IdRunWriter:
         self._rows = 0
 
     def add(self, ids: U64) -> None:
-        """Further rows (COLUMNS, rows), ascending by fingerprint, none below those before."""
-        ids = np.concatenate([self._rest, ids], axis=1)
-        whole = ids.shape[1] // BLOCK_ROWS * BLOCK_ROWS
-        for begin in range(0, whole, BLOCK_ROWS):
+        """Further rows (COLUMNS, rows) of a part, ascending by fingerprint, none below those before."""
+        ids = np.ascontiguousarray(ids)
+        begin = 0
+        if left := self._rest.shape[1]:
+            begin = BLOCK_ROWS - left
+            self._rest = np.concatenate([self._rest, ids[:, :begin]], axis=1)
+            if self._rest.shape[1] < BLOCK_ROWS:
+                return
+            self._block(self._rest, 0, BLOCK_ROWS)
+        while begin + BLOCK_ROWS <= ids.shape[1]:
             self._block(ids, begin, begin + BLOCK_ROWS)
-        self._rest = ids[:, whole:]
+            begin += BLOCK_ROWS
+        self._rest = ids[:, begin:].copy()
 
     def _block(self, ids: U64, begin: int, end: int) -> None:
         at = self._begins[-1]
         self._make_room(at + block_bytes_max(BLOCK_ROWS))
-        size = pack_block(ids, begin, end, _address(self._memory) + at)
+        size = pack_block(ids, begin, end, self._at + at)
         self._first.append(int(ids[FP, begin]))
         self._digests.append(xxhash.xxh3_64_intdigest(self._memory[at : at + size]))
         self._begins.append(at + size)
@@ -92,12 +107,12 @@ class IdRunWriter:
 
     def _make_room(self, size: int) -> None:
         if size > len(self._memory):
-            larger = aligned_memory(2 * size)
-            larger[: len(self._memory)] = self._memory
-            self._memory = larger
+            before = self._memory
+            self._take(2 * size)
+            self._memory[: len(before)] = before
 
     def seal(self, interval: Interval, part: int) -> digests.Parts:
-        """The file, whole."""
+        """The file of a part, whole, until the next one is begun by this."""
         if self._rest.shape[1]:
             self._block(self._rest, 0, self._rest.shape[1])
         index = np.array([*self._first, *self._digests, *self._begins], np.uint64).tobytes()
@@ -110,7 +125,9 @@ class IdRunWriter:
         for piece in (footer, len(footer).to_bytes(4, "little") + digests.RUN):
             self._memory[end : end + len(piece)] = piece
             end += len(piece)
-        return digests.seal(self._memory[:end])[0]
+        file = digests.seal(self._memory[:end])[0]
+        self._begin()
+        return file
 
 
 class IdRun:

@@ -44,12 +44,12 @@ of 100 million in one shard there are ten intervals at most, and each id was wri
 three times, and twice as many filters."""
 LIKE_SIZE_IDS_MIN = 32_768
 """Smaller intervals count as of one size: a quiet shard makes a checkpoint of a few ids a minute."""
-FILTERED_IDS_MAX = 8_000_000
+FILTERED_IDS_MAX = 2_000_000
 """So many have one filter in front of them (`imray.log.sealed_filter`), 2 to 4 bytes of memory each. Beyond that it
 would grow with the history, and spares little: the filters behind it are asked all at once."""
-IDS_PER_PART = 1 << 20
-"""About, 50 MB: what a merge holds in memory at once."""
-_IDS_AT_ONCE = 1 << 17
+IDS_PER_PART = 1 << 19
+"""At most, about: 23 MB, which a merge holds in memory at once."""
+_IDS_AT_ONCE = 1 << 16
 """So many are sorted at once, in the processor's caches."""
 
 POSTINGS_SCHEMA = pa.schema(
@@ -126,7 +126,6 @@ def _of_table(table: IdTable, names: pa.Array, seed: int, written: Written) -> I
         kept = conv[order] != RELEASED
         order = order[kept]
         sorted_fps = sorted_fps[kept]
-        conv = np.maximum(conv, 0)
     _, offsets, data = names.buffers()
     address = data.address if data else 0
     keys = keyed_hashes_of(conv, len(names), offsets.address + 8 * names.offset, address, _key(seed))
@@ -134,16 +133,16 @@ def _of_table(table: IdTable, names: pa.Array, seed: int, written: Written) -> I
     starts = np.flatnonzero(np.diff(log_position, prepend=log_position[0] - 1))
     commit = np.repeat(np.arange(len(starts), dtype=np.int32), np.diff(starts, append=n))
     # of a grant that became void nothing was written
-    said = [written(p) if p > 0 else (0, 0) for p in log_position[starts].tolist()]
-    epochs, times = np.array(said, np.int64).T.copy()
+    said = [(p, *(written(p) if p > 0 else (0, 0))) for p in log_position[starts].tolist()]
+    commits = np.array(said, np.int64)
 
     def between(low: int, high: int) -> U64:
         begin = int(np.searchsorted(sorted_fps, np.uint64(low), "left"))
         end = int(np.searchsorted(sorted_fps, np.uint64(high), "right"))
         out = np.empty((COLUMNS, end - begin), np.uint64)
         take_entries(
-            order[begin:end], table.fps, table.ids, keys, table.seq, table.payload, table.log_position, table.row,
-            commit, epochs, times, out,
+            order[begin:end], sorted_fps[begin:end], table.ids, table.conv, keys, table.seq, table.payload, table.row,
+            commit, commits, out,
         )  # fmt: skip
         return out
 
@@ -263,8 +262,8 @@ def write_interval(store: Store, interval: Interval, ids: IdsBetween, postings: 
     bloom = WordBloom(filter_file.columns["words"])
     rows = 0
     try:
+        writer = IdRunWriter(interval.ids // interval.parts)
         for part in range(interval.parts):
-            writer = IdRunWriter(interval.ids // interval.parts)
             for low, high in _ranges(interval.ids, interval.parts, part):
                 some = ids(low, high)
                 bloom.put(some[FP])
