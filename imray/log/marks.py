@@ -91,9 +91,15 @@ def newest_mark(store: Store, log: int) -> Mark | None:
 
 
 def marked(store: Store, log: int) -> int:
-    """The last segment of a log that may have been deleted, from the marks' names; 0: none."""
+    """The last segment of a log that may have been deleted, from the marks' names; 0: none. CorruptError for a name
+    that is no mark's."""
     names = store.list(mark_prefix(log))
-    return int(names[-1].rsplit("/", 1)[-1].removesuffix(".json")) if names else 0
+    if not names:
+        return 0
+    number = names[-1].rsplit("/", 1)[-1].removesuffix(".json")
+    if not number.isdecimal() or mark_name(log, int(number)) != names[-1]:
+        raise CorruptError(names[-1], "name", "not a mark's name: remove the foreign file")
+    return int(number)
 
 
 def check_not_deleted(store: Store, log: int, segment: int) -> None:
@@ -110,8 +116,8 @@ def check_not_deleted(store: Store, log: int, segment: int) -> None:
 
 def marked_logs(store: Store) -> list[int]:
     """The numbers of the logs of which something may have been deleted, ascending."""
-    folders = {name.removeprefix(_MARKS).split("/")[0] for name in store.list(_MARKS)}
-    return sorted(int(folder.removeprefix("log=")) for folder in folders)
+    folders = {name.removeprefix(_MARKS).split("/")[0].removeprefix("log=") for name in store.list(_MARKS)}
+    return sorted(int(folder) for folder in folders if folder.isdecimal())
 
 
 def read_mark(data: bytes, name: str) -> Mark:
