@@ -83,14 +83,15 @@ class Gateway:
         upto = min(upto, located.stable)
         spans = list(located.spans)
         for interval in located.intervals:
-            found = self._files.postings(interval)
-            if found is None:
+            postings = self._files.postings(interval)
+            if postings is None:
                 # it was merged meanwhile, or is lost: ask again
                 name = messages.encode_mend(interval.name("postings"))
                 await call(self._process, self._directory.get(0), Method.MEND, name, 60 * MS)
                 return LOST
-            spans += [p[1:] for p in found if p[0] == conv and p[2] <= upto and p[3] > after]
-        return *page(self._files, conv, spans, after, upto), upto, located.stable
+            spans += [p[1:] for p in postings if p[0] == conv and p[2] <= upto and p[3] > after]
+        found = page(self._files, conv, spans, after, upto)
+        return LOST if found is None else (*found, upto, located.stable)
 
 
 class Client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from tests.simulation.clients import Client, Gateway
 from tests.simulation.kernel import MS, Process, Simulation
 from tests.simulation.listeners import Ear, ListeningGateway
 from tests.simulation.members import removals
+from tests.simulation.merging import MergerProcess, merging_settings
 from tests.simulation.messages import SEED, Files, Msg
 from tests.simulation.network import Served, SimDirectory
 from tests.simulation.store import Disk, SimStore
@@ -89,6 +91,13 @@ class Deployment:
             self._new_gateway()
         self.ears: list[Ear] = []
         self.listening: list[ListeningGateway] = []
+        self.mergers: list[MergerProcess] = []
+        dice = random.Random(-seed - 2)
+        self.merges = dice.random() < 0.5
+        if self.merges:
+            self.settings = merging_settings(self.settings, dice)
+            for _ in range(dice.choice([1, 1, 2])):
+                self.new_merger()
         self.new_writer(HOME)
         if with_listeners:
             self._listen()
@@ -161,6 +170,10 @@ class Deployment:
             for ear in self.ears:
                 if ear.gateway is gone:
                     self._hear_elsewhere(ear)
+
+    def new_merger(self) -> None:
+        """One more process that merges."""
+        self.mergers.append(MergerProcess(self._process("merger"), self.disk, self.settings))
 
     def new_writer(self, slot: int) -> None:
         """A new process of the home shard or a partition; an old one is left as it is."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+import pyarrow as pa
+from imray.history.run_reader import RunReader
+from imray.history.table import Table
 
 from imray.core.members import Changed, Role
 from imray.core.membership import Change, Create
@@ -14,7 +18,7 @@ from imray.rpc import members as forms
 from imray.rpc.methods import Method
 from tests.simulation.kernel import MS, Process
 from tests.simulation.network import call
-from tests.simulation.store import Disk
+from tests.simulation.store import Disk, LookStore
 
 SENDER = "alice"
 """Who sends every message."""
@@ -59,12 +63,21 @@ async def rights(process: Process, home: Process | None, conv: str, users: list[
 def removals(disk: Disk) -> dict[tuple[str, str], int]:
     """After which number each conversation and user was removed, as the logs have it."""
     found: dict[tuple[str, str], int] = {}
-    for name in disk.list("wal/shard=0000/"):
-        data = disk.get(name)
-        assert data is not None
-        table = open_segment(data, name).table(["conv_id", "conv_seq", "kind", "body"])
-        for row in table.to_pylist():
+    for table in _tables(disk):
+        for row in table.select(["conv_id", "conv_seq", "kind", "body"]).to_pylist():
             if row["kind"] == RecordKind.MEMBERS:
                 for user in json.loads(row["body"])["removed"]:
                     found[row["conv_id"], user] = row["conv_seq"]
     return found
+
+
+def _tables(disk: Disk) -> Iterator[pa.Table]:
+    """The rows of the home shard's log, those in the history first; what is in both comes twice."""
+    store = LookStore(disk)
+    reader = RunReader(store, 1 << 20)
+    for file in Table(store).snapshot().files.values():
+        yield from reader.tables(file)
+    for name in disk.list("wal/shard=0000/"):
+        data = disk.get(name)
+        assert data is not None
+        yield open_segment(data, name).table()

@@ -93,6 +93,16 @@ class World(Deployment):
         lasts = int(rng.random() * rng.choice([20, 200]) * MS)
         if fault == "rot":
             self.disk.rot()
+        elif fault == "kill merger":
+            merger = rng.choice(self.mergers)
+            merger.process.kill()
+            sim.after(lasts, lambda: None if self.healed else self.new_merger())
+        elif fault == "stop merger":
+            stopped = rng.choice(self.mergers).process
+            stopped.stop()
+            if rng.random() < 0.5:
+                self.new_merger()
+            sim.after(lasts, stopped.resume)
         elif fault == "kill listening gateway":
             self.kill_listening_gateway()
         elif fault == "cut listening gateway":
@@ -138,6 +148,8 @@ class World(Deployment):
             "rot",
             "rot",
         ]
+        if self.merges:
+            kinds += ["kill merger", "stop merger", "replace home"]
         for _ in range(rng.choice([0, 1, 2, 3, 4, 5])):
             fault = rng.choice([*kinds, "kill gateway", "kill listening gateway", "cut listening gateway"])
             self.sim.after(int(rng.random() * 120 * MS), partial(self._break, fault))
@@ -189,6 +201,10 @@ class World(Deployment):
         for slot, process in list(self.directory.items()):
             if not process.alive:
                 self.new_writer(slot)
+        for merger in self.mergers:
+            merger.process.resume()
+        if self.merges and not any(merger.process.alive for merger in self.mergers):
+            self.new_merger()
 
     def _reap(self) -> None:
         """Those that were replaced have their last say, then they are ended."""
