@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable, Iterator
 
 import pyarrow as pa
-from imray.history.run_reader import RunReader
-from imray.history.table import Table
 
 from imray.core.members import Changed, Role
 from imray.core.membership import Change, Create
 from imray.engine.members import RightsIn
+from imray.history.run_reader import RunReader
+from imray.history.table import Table
 from imray.log.schema import RecordKind
 from imray.log.segment import open_segment
 from imray.rpc import members as forms

@@ -1,4 +1,4 @@
-"""Mergers under simulation: production code over the simulated store. They are killed, stopped, and run twice at once."""
+"""Mergers under simulation: production code over the simulated store. They are killed, stopped, and two at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from imray.history.merger import Merger
-
 from imray.settings import Settings
 from tests.simulation.kernel import MS, Process
 from tests.simulation.store import Disk, SimStore

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from imray.history.run_reader import RunReader
-from imray.history.table import Table
 
 from imray.core.errors import CorruptError
 from imray.core.intervals import Interval
 from imray.core.routing import offset_of
+from imray.history.run_reader import RunReader
 from imray.history.snapshot import TableSnapshot
+from imray.history.table import Table
 from imray.log import digest as digests
 from imray.log.schema import RecordKind
 from imray.log.segment import open_segment, segment_name

@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 from imray.core import ceilings
+from imray.history import merger, merging, retiring
 from imray.log import sealed
 from imray.log.segment import Segment
 from imray.shard import grants, home_link, hot_groups
@@ -59,6 +60,9 @@ def small_world(rng: random.Random) -> Iterator[None]:
         patch.object(hot_groups, "_TICK_S", 0.05),
         patch.object(sealed, "MERGE_FANOUT", 2),
         patch.object(sealed, "LIKE_SIZE_IDS_MIN", 1),
+        patch.object(merging, "MERGE_FANOUT", 2),
+        patch.object(merger, "CHECKPOINT_EVERY", 3),
+        patch.object(retiring, "SWEEP_S", 0.05),
         patch.object(secrets, "token_hex", token_hex),
         patch.object(Segment, "table", table),
         patch.object(home_link, "Channel", SimChannel),
