@@ -50,6 +50,14 @@ class Disk:
         if self._folders.get(_folder(name), {}).pop(name, None) is not None:
             self._sim.trace("delete", name)
 
+    def forget(self) -> None:
+        """Every derived file is lost."""
+        self.rotted = True
+        for folder in sorted(self._folders):
+            if folder.startswith(("sealed/", "checkpoint/")):
+                for name in sorted(self._folders[folder]):
+                    self.delete(name)
+
     def rot(self) -> None:
         """A derived file is lost, or one byte of it changes."""
         derived = [f for f in sorted(self._folders) if f.startswith(("sealed/", "checkpoint/"))]

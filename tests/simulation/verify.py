@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from imray.core.columns import RowStatus
+from imray.core.routing import log_of, segment_of, slot_of
 from imray.core.sequencer import locate, plan
 from imray.core.state import ShardState
 from imray.log import checkpoint
@@ -12,6 +13,7 @@ from imray.log.confirm import Confirmer
 from imray.log.rows import gather, prepare
 from imray.log.schema import from_ipc
 from imray.shard.recovery import replay
+from imray.shard.recovery_history import HistoryState
 from tests.checker.invariants import judge
 from tests.simulation.clients import Client
 from tests.simulation.deployment import HOME
@@ -44,11 +46,16 @@ def verify(world: World) -> None:
     world.ask(world.directory[HOME], _read_tails(world))
     first = {(CONVS.index(name), int(a.id[1:])): a.seq for name, c in world.seen.items()
              for a in c.answers if a.kind == "ack"}  # fmt: skip
+    world.settle()  # checkpoints are made by time, too
     store = LookStore(world.disk)
     live = _view(world, state, first)
     restored = checkpoint.restore(store, 0, SEED, [])
-    for what, other in (("from nothing", ShardState(SEED)), ("from the checkpoint", restored)):
+    history = HistoryState(store, 0, SEED) if world.merges else None
+    nothing = ShardState(SEED) if history is None else history.recovered()
+    for what, other in (("from nothing", nothing), ("from the checkpoint", restored)):
         replay(store, 0, other)
+        if other is nothing and history is not None:
+            history.settle(other)
         for slot in sorted(other.partitions):
             replay(store, 0, other, slot)
         folded = _view(world, other, first)
@@ -70,6 +77,11 @@ def _check_derived(world: World, state: ShardState) -> None:
     missing = sorted({name for i in intervals for name in i.names if not store.exists(name)})
     if missing:
         raise ViolationError(f"derived files are missing: {missing}")
+
+
+def log_at(log_position: int) -> int:
+    """The log of a position of the home shard's (shard 0)."""
+    return log_of(0, slot_of(log_position))
 
 
 async def _read_tails(world: World) -> bool:
@@ -127,12 +139,14 @@ def _view(world: World, state: ShardState, first: dict[tuple[int, int], int]) ->
         hot[c.name(conv)] = (g.partitions, g.ceiling, g.stable, g.by_rate, list(g.done))
     sealed_postings = [world.files.postings(sealed.interval) for sealed in state.sealed]  # type: ignore[attr-defined]
     postings = [p for found in sealed_postings for p in found or []]
+    merged = world.files.snapshot().merged
     spans = {}
     for i in range(c.count):
         name = c.name(i)
         old = [p[1:] for p in postings if p[0] == name]
         new = state.frozen_postings.spans(i, 1, 1 << 60) + state.postings.spans(i, 1, 1 << 60)
-        spans[name] = sorted(old + new)
+        # the others are in the history, and whoever reads them looks there
+        spans[name] = sorted(span for span in old + new if segment_of(span[0]) > merged.get(log_at(span[0]), 0))
     view: dict[str, Any] = {
         "heads": {c.name(i): int(c.heads[i]) for i in range(c.count)},
         "stable": {c.name(i): int(c.stable[i]) for i in range(c.count)},

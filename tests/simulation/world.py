@@ -93,6 +93,10 @@ class World(Deployment):
         lasts = int(rng.random() * rng.choice([20, 200]) * MS)
         if fault == "rot":
             self.disk.rot()
+        elif fault == "forget home":
+            self.disk.forget()
+            process.kill()
+            sim.after(lasts // 4, lambda: self._exit(slot, process))
         elif fault == "kill merger":
             merger = rng.choice(self.mergers)
             merger.process.kill()
@@ -120,6 +124,8 @@ class World(Deployment):
         elif how == "kill":
             process.kill()
             sim.after(lasts // 4, lambda: self._exit(slot, process))
+        elif how == "oversleep":
+            self._oversleep(slot)
         elif how == "stop":
             process.stop()
             sim.after(lasts, process.resume)
@@ -131,6 +137,21 @@ class World(Deployment):
             sim.trace("cut", process.name)
             sim.cut.add(process.name)
             sim.after(lasts, lambda: sim.cut.discard(process.name))
+
+    def _oversleep(self, slot: int) -> None:
+        """A writer falls asleep while it becomes one, and wakes when its successor has written for long."""
+        sim, rng = self.sim, self.sim.rng
+        self.directory[slot].kill()
+        self.new_writer(slot)
+        sleeper = self.directory[slot]
+
+        def sleep() -> None:
+            if not self.healed:
+                sleeper.stop()
+                self.new_writer(slot)
+                sim.after(int((0.2 + 0.8 * rng.random()) * 500 * MS), sleeper.resume)
+
+        sim.after(int(rng.random() * rng.choice([2, 10, 30]) * MS), sleep)
 
     def _faults(self) -> None:
         rng = self.sim.rng
@@ -149,7 +170,8 @@ class World(Deployment):
             "rot",
         ]
         if self.merges:
-            kinds += ["kill merger", "stop merger", "replace home"]
+            kinds += ["kill merger", "stop merger", "forget home"]
+            kinds += 2 * ["oversleep home", "oversleep partition"]
         for _ in range(rng.choice([0, 1, 2, 3, 4, 5])):
             fault = rng.choice([*kinds, "kill gateway", "kill listening gateway", "cut listening gateway"])
             self.sim.after(int(rng.random() * 120 * MS), partial(self._break, fault))
@@ -186,7 +208,11 @@ class World(Deployment):
         # a home shard that another one fenced finds out when it writes
         last = Msg(2, len({k.id for k in self._known}))
         self.ask(self.clients[0]._process, self.clients[0].deliver(self.gateways, (last,)))
-        if not sim.run(sim.now + HEAL_US, lambda: self._bugs() or self._quiet()):
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until nothing is under way. LivenessError where it does not end."""
+        if not self.sim.run(self.sim.now + HEAL_US, lambda: self._bugs() or self._quiet()):
             report = judge(self.seen)
             also = "" if report.ok else f"; and\n{report.to_text()}"
             raise LivenessError(f"not settled: {self.unsettled()}{also}")
