@@ -55,7 +55,7 @@ def verify(world: World) -> None:
     for what, other in (("from nothing", nothing), ("from the checkpoint", restored)):
         replay(store, 0, other)
         if other is nothing and history is not None:
-            history.settle(other)
+            history.add_partitions(other)
         for slot in sorted(other.partitions):
             replay(store, 0, other, slot)
         folded = _view(world, other, first)
