@@ -25,6 +25,7 @@ TAIL_BYTES = 8
 """Of a Parquet file, behind the footer: its length and the magic."""
 _MAGIC = b"PAR1"
 
+_KEY_COLUMNS = ("conv_id", "conv_seq", "log", "segment", "row")
 Key: TypeAlias = tuple[str, int, int, int, int]
 """conv_id, conv_seq, log, segment, row: the order of rows. No two rows have the same."""
 
@@ -148,5 +149,5 @@ def read_index(footer: bytes, start: int, file: RunFile) -> RunIndex:
 
 def key_at(table: pa.Table, row: int) -> Key:
     """The key of a table's row."""
-    conv_id, *place = (table.column(name)[row].as_py() for name in ("conv_id", "conv_seq", "log", "segment", "row"))
-    return (conv_id, *place)
+    conv_id, seq, log, segment, at = (table.column(name)[row].as_py() for name in _KEY_COLUMNS)
+    return conv_id, seq, log, segment, at
