@@ -14,6 +14,7 @@ from imray.history.layout import run_prefix
 from imray.history.table import Table
 from imray.log.marks import Mark, mark_prefix, marked, newest_mark, put_mark
 from imray.log.segment import segment_name
+from tests.support.batches import Msg, commit, msg_id
 from tests.support.merging import (
     READ_S_MAX,
     SETTINGS,
@@ -225,3 +226,15 @@ def test_orphans_go_when_nobody_adds_to_them(store: HookedStore, clock: ManualCl
     work(merger)
     assert len(files_of(store.root, "history/shard=0000")) == 1
     assert Table(store).snapshot().fences == {0: 1}
+
+
+def test_fences_are_told_from_what_looks_like_one(store: HookedStore) -> None:
+    log = WrittenLog(store)
+    commit(log.committer, [Msg("a", msg_id(1), b'{"rows":0}')])
+    commit(log.committer, [Msg("a", msg_id(2), b"x" * retiring.FENCE_BYTES_MAX)])
+    names = [segment_name(0, n) for n in (1, 2, 3)]
+    assert [retiring.is_fence(store, name) for name in names] == [True, False, False]
+    for name in names[:2]:
+        path = store.root / name
+        path.write_bytes(path.read_bytes().replace(b'"rows":', b'"rOws":'))
+        assert retiring.is_fence(store, name), "whether it is one cannot be told"
