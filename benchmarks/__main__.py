@@ -106,8 +106,7 @@ def main(
         if machine.filesystem(folder)[0] in machine.NOT_DISKS:
             raise typer.BadParameter(f"{folder} is in memory: choose a folder on a disk with --dir")
         folder.mkdir(parents=True, exist_ok=True)
-        if window is None:
-            window = Options.window if quota is None else _QUOTA_WINDOW
+        window = window or (Options.window if quota is None else _QUOTA_WINDOW)
         options = Options(folder, repeat, seconds, producers, window, quota=quota, rows=rows, segments=segments)
         if quick:
             options = replace(options, repeat=1, seconds=_QUICK_S, quick=True)
