@@ -20,7 +20,7 @@ from types import TracebackType
 from imray.core.errors import InvalidError
 
 RUN = "run"
-_OF_THE_LOG = ("imray.json", "wal", "checkpoint", "sealed", "tmp")
+_OF_THE_DATA = ("imray.json", "wal", "checkpoint", "sealed", "history", "merged", "pins", "tmp")
 _FOLDER_MODE = 0o700
 _FILE_MODE = 0o600
 _DATA_MODE = 0o750
@@ -216,7 +216,7 @@ def _check_data(data: Path, fd: int, shared: bool) -> None:
     refused = 0 if shared else _WRITABLE_BY_OTHERS
     owners = _ANYBODY if shared else (os.geteuid(), 0)
     _check(data, os.fstat(fd), stat.S_IFDIR, refused, owners)
-    for name in _OF_THE_LOG:
+    for name in _OF_THE_DATA:
         with suppress(FileNotFoundError):
             kind = stat.S_IFREG if name.endswith(".json") else stat.S_IFDIR
             _check(data / name, os.stat(name, dir_fd=fd, follow_symlinks=False), kind, refused, owners)
