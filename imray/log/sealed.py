@@ -187,8 +187,7 @@ def merge(store: Store, parts: Sequence[SealedInterval]) -> SealedInterval:
 
 def _still_needed(store: Store, part: SealedInterval) -> pa.Table:
     table = part.postings()
-    place = table.column("place").to_numpy()
-    logs, segments = offset_of(part.interval.shard, place)
+    logs, segments = offset_of(part.interval.shard, table.column("place").to_numpy())
     ends = {log: marked(store, log) for log in np.unique(logs).tolist()}
     if not any(ends.values()):
         return table
