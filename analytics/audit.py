@@ -104,7 +104,8 @@ def _parts(
     total = sum(s.meta.rows for s in found) + sum(f.rows for f in opened.files)
     groups = [tuple(homes)] if total <= ROWS_TOGETHER_MAX else [(home,) for home in homes]
     newest = _newest_us(opened, found, settings) if len(groups) > 1 else None
-    data, shards = str(opened.verifier.data), opened.verifier.manifest().shards
+    data = str(opened.verifier.data)
+    shards = opened.verifier.manifest().shards
     return [
         AuditPart(
             data=data,
@@ -112,7 +113,7 @@ def _parts(
             homes=group,
             segments=[s for s in found if home_of(s.meta.shard)[0] in group],
             files=[f for f in opened.files if f.shard in group],
-            unsure=sorted(place for place in unsure if home_of(place[0])[0] in group),
+            unsure=sorted((log, segment) for log, segment in unsure if home_of(log)[0] in group),
             newest_us=newest,
         )
         for group in groups

@@ -204,9 +204,9 @@ class HistoryReader:
     def _rows(self, asked: Asked, window: Window) -> PageRows:
         """The rows of a window: of segments, and of runs as long as numbers are missing."""
         low, high = window.range
-        places = sorted(offset_of(asked.shard, place) for place in window.log_positions)
+        offsets = sorted(offset_of(asked.shard, position) for position in window.log_positions)
         rows = PageRows(window.range, asked.descending)
-        for log, several in groupby(places, key=lambda place: place[0]):
+        for log, several in groupby(offsets, key=lambda offset: offset[0]):
             merged = self._snapshot.end(log) if log in self._snapshot.merged else None
             numbers = [number for _, number in several]
             rows.add(self._tail.rows(log, numbers, merged, asked.conv_id, low, high))

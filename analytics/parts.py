@@ -63,7 +63,7 @@ class AuditPart:
 
 
 @dataclass(frozen=True)
-class Answer:
+class PartAnswer:
     """What a part answered to one question."""
 
     name: str
@@ -77,7 +77,7 @@ class PartAnswers:
     """What a part answered to all questions."""
 
     segments: int
-    answers: list[Answer]
+    answers: list[PartAnswer]
 
 
 def ask_part(part: AuditPart, settings: Settings, reports: bool) -> PartAnswers:
@@ -149,21 +149,21 @@ def _prepare(connection: duckdb.DuckDBPyConnection, part: AuditPart) -> None:
     lock(connection)
 
 
-def _ask(connection: duckdb.DuckDBPyConnection, question: Question, is_whole: bool) -> Answer:
+def _ask(connection: duckdb.DuckDBPyConnection, question: Question, is_whole: bool) -> PartAnswer:
     if question.combine:
         sql = f"WITH parts AS ({question.sql}) {question.combine}" if is_whole else question.sql
         found = connection.sql(sql).to_arrow_table()
-        return Answer(question.name, found.num_rows, found)
+        return PartAnswer(question.name, found.num_rows, found)
     found = connection.sql(f"FROM ({question.sql}) LIMIT {ROWS_SHOWN_MAX}").to_arrow_table()
     total = found.num_rows
     if total == ROWS_SHOWN_MAX:
         total = connection.sql(f"SELECT count(*) AS n FROM ({question.sql})").to_arrow_table()["n"][0].as_py()
-    return Answer(question.name, total, found)
+    return PartAnswer(question.name, total, found)
 
 
 def combined(parts: Sequence[PartAnswers], settings: Settings) -> list[Finding]:
     """What the whole folder's answers are."""
-    by_name: dict[str, list[Answer]] = {}
+    by_name: dict[str, list[PartAnswer]] = {}
     for part in parts:
         for answer in part.answers:
             by_name.setdefault(answer.name, []).append(answer)
@@ -173,7 +173,7 @@ def combined(parts: Sequence[PartAnswers], settings: Settings) -> list[Finding]:
         return [_combine(connection, q, by_name[q.name]) for q in questions() if q.name in by_name]
 
 
-def _combine(connection: duckdb.DuckDBPyConnection, question: Question, answers: Sequence[Answer]) -> Finding:
+def _combine(connection: duckdb.DuckDBPyConnection, question: Question, answers: Sequence[PartAnswer]) -> Finding:
     connection.register("parts", pa.concat_tables([a.rows for a in answers]))
     sql = question.combine or f"FROM parts ORDER BY {question.order or 'ALL'}"
     rows = connection.sql(sql).to_arrow_table()
@@ -181,10 +181,10 @@ def _combine(connection: duckdb.DuckDBPyConnection, question: Question, answers:
     # a question that ends itself after so many rows has no more
     ended = question.combine or "LIMIT" in question.order
     total = rows.num_rows if ended else sum(a.total for a in answers)
-    return _finding(question, Answer(question.name, total, rows))
+    return _finding(question, PartAnswer(question.name, total, rows))
 
 
-def _finding(question: Question, answer: Answer) -> Finding:
+def _finding(question: Question, answer: PartAnswer) -> Finding:
     rows = answer.rows.slice(0, ROWS_SHOWN_MAX)
     values = [list(row.values()) for row in rows.to_pylist()]
     return Finding(question.name, question.title, question.kind, answer.total, rows.column_names, values)

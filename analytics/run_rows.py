@@ -66,7 +66,8 @@ class RunRows:
         late: list[int] = []
         while waiting or late:
             if not waiting:
-                waiting, late = late, []
+                waiting = late
+                late = []
             at = waiting.pop(0)
             known = [self._look(file, conv_id) for file in files[at]]
             for file, one in zip(files[at], known, strict=True):

@@ -79,10 +79,12 @@ class ScreenSums:
             self._add(number, segment[of], times[of])
 
     def _add(self, log: int, segment: I64, times: I64) -> None:
-        low, high = int(segment.min()), int(segment.max())
+        low = int(segment.min())
+        high = int(segment.max())
         if log in self._logs:
             first, rows, *_ = self._logs[log]
-            low, high = min(low, first), max(high, first + len(rows) - 1)
+            low = min(low, first)
+            high = max(high, first + len(rows) - 1)
         first, rows, lowest, highest = self._grown(log, low, high)
         at = segment - first
         rows += np.bincount(at, minlength=len(rows))
@@ -125,7 +127,7 @@ def screen_shard(part: ShardRows, sums: ScreenSums) -> Iterator[pa.Table]:
     tail = _like_runs(part.tail)
     edges = _edges([group for run in own for group in run.groups], tail)
     for low, high in zip([_FIRST_NAME, *edges], [*edges, None], strict=True):
-        tables = [*(run.read(low, high) for run in own), _between(tail, low, high)]
+        tables = [*(run.read(low, high) for run in own), _in_range(tail, low, high)]
         suspects = sorted({name for table in tables for name in _without_payload(table)})
         rows = pa.concat_tables([table.select(_LIGHT) for table in tables])
         if rows.num_rows:
@@ -170,7 +172,7 @@ class _RunGroups:
     def read(self, low: str, high: str | None) -> pa.Table:
         """The rows of low <= conv_id < high; without senders and bodies where all messages have them."""
         which = [i for i, (first, last, _) in enumerate(self.groups) if last >= low and (high is None or first < high)]
-        return _between(self._read(which, self.columns), low, high)
+        return _in_range(self._read(which, self.columns), low, high)
 
     def rows_of(self, names: Sequence[str]) -> pa.Table:
         """All rows of some conversations, ascending."""
@@ -203,7 +205,7 @@ def _edges(groups: Sequence[tuple[str, str, int]], tail: pa.Table) -> list[str]:
     return edges
 
 
-def _between(table: pa.Table, low: str | None, high: str | None) -> pa.Table:
+def _in_range(table: pa.Table, low: str | None, high: str | None) -> pa.Table:
     """The rows of low <= conv_id < high, of sorted ones."""
     names = table["conv_id"]
     rows = range(table.num_rows)
@@ -265,7 +267,10 @@ def _out_of_order(code: I32, seq: I64, segment: I64, row: I32) -> I32:
     key = code.astype(np.int64) << _SEQ_BITS | seq
     # of several sorted runs one after the other: merging them is nearly linear
     order = np.lexsort((seq, code)) if (seq >> _SEQ_BITS).any() else np.argsort(key, kind="stable")
-    code, seq, segment, row = code[order], seq[order], segment[order], row[order]
+    code = code[order]
+    seq = seq[order]
+    segment = segment[order]
+    row = row[order]
     same = code[1:] == code[:-1]
     wrong = np.empty(len(code), np.bool_)
     wrong[0] = seq[0] != 1

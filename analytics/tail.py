@@ -55,7 +55,8 @@ class SegmentRows:
         at = np.flatnonzero(asked)
         if not len(at):
             return None
-        first, last = int(at[0]), int(at[-1])
+        first = int(at[0])
+        last = int(at[-1])
         if last - first + 1 == len(at):
             return self.table if len(at) == len(self.seq) else self.table.slice(first, len(at))
         return self.table.take(pa.array(at))

@@ -92,6 +92,6 @@ class History:
 
 
 def create(namespace: str, number: int, data: str, settings: Settings) -> ray.actor.ActorHandle:
-    """A reader's actor, made if it is not there."""
-    options = lasting(namespace, names.history(number), settings.history_num_cpus)
+    """A reader's actor, made if it is not there: on another node than the others, as far as there are."""
+    options = lasting(namespace, names.history(number), settings.history_num_cpus) | {"scheduling_strategy": "SPREAD"}
     return ray.remote(History).options(**options).remote(number, data, settings)

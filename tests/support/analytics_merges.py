@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
+from analytics.findings import AuditReport
+from analytics.verified import Verifier
 from imray.history.cut import cut_of
 from imray.history.merging import merge_runs, merge_segments
 from imray.history.snapshot import TableSnapshot
@@ -70,3 +73,19 @@ def delete_merged(root: Path, shard: int = 0) -> int:
                 store.delete(name)
                 deleted += 1
     return deleted
+
+
+def end_of_log(root: Path, log: int = 0) -> dict[int, LogEnd]:
+    """A cut at a log's last segment, whatever no checkpoint says of it."""
+    verifier = Verifier(root)
+    found = [verifier.segment(log, number) for number in range(1, verifier.last(log) + 1)]
+    last = found[-1]
+    epochs = {segment.meta.epoch: segment.meta.segment for segment in reversed(found)}
+    starts = sorted((segment, epoch) for epoch, segment in epochs.items())
+    end = LogEnd(log, last.meta.segment, last.meta.epoch, last.digest.hex(), starts, last.meta.sequencer)
+    return {log: end}
+
+
+def found_by(report: AuditReport) -> dict[str, list[dict[str, Any]]]:
+    """The violations of a report: the rows of each."""
+    return {f.name: [dict(zip(f.columns, row, strict=True)) for row in f.rows] for f in report.findings if f.violated}

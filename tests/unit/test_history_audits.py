@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +11,15 @@ from typing import Any
 import pytest
 
 from analytics import audit, screen, verified_runs
-from analytics.findings import AuditReport
 from analytics.sql import query
 from analytics.verified import Verifier
 from imray.core.errors import CorruptError
 from imray.history.snapshot import RunFile
-from imray.log.marks import LogEnd
 from imray.log.segment import segment_name
 from imray.log.store import LocalStore
 from imray.settings import Settings
-from tests.support.analytics_logs import FastStore, HotLog, craft, good_log, hot_log, name_in, seal, writer_of
-from tests.support.analytics_merges import compact, delete_merged, merge, snapshot_of
+from tests.support.analytics_logs import FastStore, HotLog, craft, good_log, hot_log, name_in, seal
+from tests.support.analytics_merges import compact, delete_merged, found_by, merge, snapshot_of
 from tests.support.batches import Msg, msg_id
 
 VIEWS = ("messages", "records", "voids", "hot_groups", "blocks")
@@ -41,20 +38,6 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small folders as large ones: tiny ranges, and each shard by itself."""
     monkeypatch.setattr(screen, "RANGE_ROWS", 3)
     monkeypatch.setattr(audit, "ROWS_TOGETHER_MAX", 0)
-
-
-def _end(root: Path, log: int = 0) -> dict[int, LogEnd]:
-    """A cut at the log's last segment, whatever no checkpoint says of it."""
-    verifier = Verifier(root)
-    found = [verifier.segment(log, n) for n in range(1, verifier.last(log) + 1)]
-    last = found[-1]
-    epochs = {s.meta.epoch: s.meta.segment for s in reversed(found)}
-    starts = sorted((segment, epoch) for epoch, segment in epochs.items())
-    return {log: LogEnd(log, last.meta.segment, last.meta.epoch, last.digest.hex(), starts, last.meta.sequencer)}
-
-
-def _violations(report: AuditReport) -> dict[str, list[dict[str, Any]]]:
-    return {f["name"]: f["rows"] for f in report.to_dict()["findings"] if f["violated"]}  # type: ignore[index,attr-defined]
 
 
 def _views(root: Path) -> dict[str, list[dict[str, object]]]:
@@ -102,115 +85,6 @@ def test_a_sound_folder_is_clean_while_it_is_merged(tmp_path: Path) -> None:
         assert full[name].rows == clean[name].rows
 
 
-CRAFTED: dict[str, tuple[list[dict[str, object]], str, dict[str, object]]] = {
-    "a gap": (
-        [{"conv_id": CONV, "conv_seq": 29, "client_msg_id": msg_id(5001)}],
-        "unexplained_gaps",
-        {"conv_id": CONV, "from_seq": 27, "to_seq": 28},
-    ),
-    "a number twice": (
-        [{"conv_id": CONV, "conv_seq": 3, "client_msg_id": msg_id(5002)}],
-        "duplicate_numbers",
-        {"conv_id": CONV, "conv_seq": 3, "messages": 2},
-    ),
-    "an id twice": (
-        [{"conv_id": CONV, "conv_seq": 27, "client_msg_id": msg_id(1)}],
-        "duplicate_ids",
-        {"conv_id": CONV, "messages": 2, "numbers": [1, 27]},
-    ),
-    "an id twice, in a conversation without voids": (
-        [{"conv_id": name_in(0, 1), "conv_seq": 19, "client_msg_id": msg_id(2)}],
-        "duplicate_ids",
-        {"conv_id": name_in(0, 1), "messages": 2, "numbers": [1, 19]},
-    ),
-    "mixed order": (
-        [
-            {"conv_id": name_in(0, 1), "conv_seq": 20, "client_msg_id": msg_id(5003)},
-            {"conv_id": name_in(0, 1), "conv_seq": 19, "client_msg_id": msg_id(5004)},
-        ],
-        "order_against_log",
-        {"conv_id": name_in(0, 1), "highest_before": 20, "conv_seq": 19},
-    ),
-    "a wrong shard": (
-        [{"conv_id": name_in(1, 7), "conv_seq": 1, "client_msg_id": msg_id(5005)}],
-        "wrong_shard",
-        {"conv_id": name_in(1, 7), "shard": 0, "belongs_to": 1},
-    ),
-    "no sender": (
-        [{"conv_id": name_in(0, 1), "conv_seq": 19, "client_msg_id": msg_id(5006), "sender": None}],
-        "impossible_records",
-        {"conv_seq": 19},
-    ),
-    "an unknown kind": (
-        [{"conv_id": name_in(0, 1), "conv_seq": 19, "client_msg_id": msg_id(5007), "kind": 9}],
-        "impossible_records",
-        {"conv_seq": 19, "kind": 9},
-    ),
-    "a first number missing": (
-        [{"conv_id": name_in(0, 9), "conv_seq": 2, "client_msg_id": msg_id(5008)}],
-        "unexplained_gaps",
-        {"conv_id": name_in(0, 9), "from_seq": 1, "to_seq": 1},
-    ),
-    "another time": (
-        [{"conv_id": name_in(0, 1), "conv_seq": 19, "client_msg_id": msg_id(5009), "server_ts": 7}],
-        "segment_rows",
-        {"shard": 0, "rows": 1, "rows_there": 1},
-    ),
-}
-
-
-@pytest.mark.parametrize("what", sorted(CRAFTED))
-def test_what_is_planted_is_found_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """In the log's tail, and in the history, in ranges of a few rows, shard by shard."""
-    monkeypatch.setattr(screen, "RANGE_ROWS", 3)
-    root = good_log(tmp_path)
-    merge(root)
-    rows, name, wanted = CRAFTED[what]
-    writer = writer_of(root, 0)
-    writer.append(craft(rows, 90_000), 90_000)
-    writer.close()
-    found = _violations(audit.run(root, reports=False))
-    assert list(found) == [name]
-    assert {key: found[name][0][key] for key in wanted} == wanted
-    assert merge(root, cut=_end(root))
-    delete_merged(root)
-    compact(root)
-    monkeypatch.setattr(audit, "ROWS_TOGETHER_MAX", 0)
-    assert _violations(audit.run(root, reports=False)) == found
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_arrays_and_sql_find_what_sql_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """On logs in which much is wrong, some of it merged."""
-    r = random.Random(seed)
-    root = good_log(tmp_path)
-    writer = writer_of(root, 0)
-    for _ in range(r.randint(1, 6)):
-        rows = [
-            {
-                "conv_id": r.choice([CONV, name_in(0, 1), name_in(0, 2), name_in(0, 3), name_in(1)]),
-                "conv_seq": r.choice([0, 1, 2, 3, 19, 20, 26, 27, 28]),
-                "client_msg_id": r.choice([None, msg_id(r.randint(1, 99)), msg_id(r.randint(6000, 6010))]),
-                "kind": r.choice([0, 0, 0, 0, 0, 0, 0, 5, 9]),
-                "sender": r.choice(["eve", "eve", "eve", "eve", None]),
-            }
-            for _ in range(r.randint(1, 3))
-        ]
-        writer.append(craft(rows, 90_000), 90_000)
-        if r.random() < 0.3:
-            merge(root, cut=_end(root))
-    writer.close()
-    if r.random() < 0.5:
-        delete_merged(root)
-    monkeypatch.setattr(screen, "RANGE_ROWS", r.choice([1, 5, 1000]))
-    found = _violations(audit.run(root, reports=False))
-    assert found
-    assert found == _violations(audit.run(root))
-    if "wrong_shard" not in found:
-        monkeypatch.setattr(audit, "ROWS_TOGETHER_MAX", 0)
-        assert _violations(audit.run(root, reports=False)) == found
-
-
 @pytest.mark.usefixtures("apart")
 def test_a_hot_groups_logs(tmp_path: Path) -> None:
     log: HotLog = hot_log(tmp_path)
@@ -226,7 +100,7 @@ def test_a_hot_groups_logs(tmp_path: Path) -> None:
     partition = log.slots[1]
     rows = [{"conv_id": name_in(0, 4), "conv_seq": 1, "client_msg_id": msg_id(1)}]
     partition.put(partition.encode(craft(rows, log.now), log.now, [], log.committer.writer.epoch))
-    assert list(_violations(audit.run(tmp_path, reports=False))) == ["blocks_against_rows"]
+    assert list(found_by(audit.run(tmp_path, reports=False))) == ["blocks_against_rows"]
 
 
 def _flip(path: Path, place: float) -> None:
@@ -244,7 +118,7 @@ def test_a_flipped_run_is_corruption_and_takes_out_its_shard(tmp_path: Path, pla
     file = next(f for f in snapshot_of(root).files.values() if f.shard == 0)
     _flip(root / file.name, place)
     for reports in (True, False):
-        found = _violations(audit.run(root, reports=reports))
+        found = found_by(audit.run(root, reports=reports))
         assert list(found) == ["corrupt"]
         assert [row["file"] for row in found["corrupt"]] == [file.name]
     with pytest.raises(CorruptError, match=file.run):
@@ -252,14 +126,22 @@ def test_a_flipped_run_is_corruption_and_takes_out_its_shard(tmp_path: Path, pla
 
 
 def test_damage_to_a_merged_segment_is_no_matter(tmp_path: Path) -> None:
-    root = good_log(tmp_path)
+    root = good_log(tmp_path / "one")
     merge(root)
     merged = snapshot_of(root).merged[0]
     for segment in range(2, merged):
         (root / segment_name(0, segment)).write_bytes(b"")
     assert audit.run(root).ok
-    (root / segment_name(0, merged + 1)).unlink()
-    found = _violations(audit.run(root))
+    first = root / segment_name(0, merged + 1)
+    whole = first.read_bytes()
+    other = good_log(tmp_path / "other")
+    first.write_bytes((other / segment_name(0, merged + 1)).read_bytes())
+    found = found_by(audit.run(root))
+    assert segment_name(0, merged + 1) in [row["file"] for row in found["corrupt"]], "it follows another one"
+    first.write_bytes(whole)
+    assert audit.run(root).ok
+    first.unlink()
+    found = found_by(audit.run(root))
     assert [row["file"] for row in found["corrupt"]] == [segment_name(0, merged + 1)]
 
 
