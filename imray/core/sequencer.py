@@ -140,17 +140,19 @@ class _Firsts:
             self.epoch[at] = state.epoch_of(p)
             self.server_ts[at] = state.segment_ts[p]
 
-    def from_files(self, i: int, first: First, payload: int) -> None:
-        """Fill in a row that a look into files found."""
-        if first.status is not None:
-            self.status[i] = first.status
-        else:
-            self.status[i] = RowStatus.DUPLICATE if first.payload == payload else RowStatus.CONFLICT
-        self.seq[i] = first.seq
-        self.row[i] = first.row
-        self.log_position[i] = first.log_position
-        self.epoch[i] = first.epoch
-        self.server_ts[i] = first.server_ts
+    def from_files(self, old: dict[int, First], rows: Rows) -> None:
+        """Fill in the rows that a look into files found; there may be thousands."""
+        at = np.fromiter(old, np.int64, len(old))
+        firsts = list(old.values())
+        same = np.array([f.payload for f in firsts], np.uint64) == rows.payload[at]
+        known = np.where(same, RowStatus.DUPLICATE, RowStatus.CONFLICT)
+        said = np.array([RowStatus.NEW if f.status is None else f.status for f in firsts], np.uint8)
+        self.status[at] = np.where(said == RowStatus.NEW, known, said)
+        self.seq[at] = [f.seq for f in firsts]
+        self.row[at] = [f.row for f in firsts]
+        self.log_position[at] = [f.log_position for f in firsts]
+        self.epoch[at] = [f.epoch for f in firsts]
+        self.server_ts[at] = [f.server_ts for f in firsts]
 
     def forbid(self, forbidden: Bools) -> None:
         """Nothing of these rows is written, nor told. But a retry of what was, or may have been, is what it was."""
@@ -188,8 +190,8 @@ def _find_firsts(
     for table, entry in ((state.recent, located.recent), (state.frozen, located.frozen)):
         if table is not None and entry is not None:
             firsts.from_table(state, table, entry, rows, slot)
-    for i, first in old.items():
-        firsts.from_files(i, first, int(rows.payload[i]))
+    if old:
+        firsts.from_files(old, rows)
     if forbidden is not None:
         firsts.forbid(forbidden)
     firsts.from_batch(in_batch, rows)

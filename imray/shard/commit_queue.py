@@ -55,6 +55,8 @@ class CommitQueue:
         self.bytes = 0
         self._aside: set[Waiting] = set()
         """They take room, too, and are not to be planned yet."""
+        self._aside_rows = 0
+        self._aside_bytes = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -62,8 +64,8 @@ class CommitQueue:
     def has_room(self, rows: int, size: int) -> bool:
         """Whether so much more may wait."""
         settings = self._settings
-        rows += self.rows + sum(one.rows for one in self._aside)
-        size += self.bytes + sum(one.bytes for one in self._aside)
+        rows += self.rows + self._aside_rows
+        size += self.bytes + self._aside_bytes
         return rows <= settings.shard_queue_rows_max and size <= settings.shard_queue_bytes_max
 
     def add(self, what: Prepared | Records, rows: int, size: int) -> asyncio.Future[Any]:
@@ -96,6 +98,8 @@ class CommitQueue:
     def set_aside(self, one: Waiting) -> None:
         """It was taken, and cannot be planned yet."""
         self._aside.add(one)
+        self._aside_rows += one.rows
+        self._aside_bytes += one.bytes
 
     def is_aside(self, one: Waiting) -> bool:
         """Whether it still waits to be put back: else it was refused meanwhile."""
@@ -104,6 +108,8 @@ class CommitQueue:
     def put_back(self, one: Waiting) -> None:
         """What was set aside can be planned now, and is the next to be."""
         self._aside.remove(one)
+        self._aside_rows -= one.rows
+        self._aside_bytes -= one.bytes
         self._waiting.appendleft(one)
         self.rows += one.rows
         self.bytes += one.bytes
@@ -113,6 +119,8 @@ class CommitQueue:
         waiting = [*before, *self._waiting, *self._aside]
         self._waiting.clear()
         self._aside.clear()
+        self._aside_rows = 0
+        self._aside_bytes = 0
         self.rows = 0
         self.bytes = 0
         for one in waiting:

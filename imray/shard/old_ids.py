@@ -44,7 +44,7 @@ def old_of(
     still: list[tuple[SealedIds, I64]] = []
     for file, rows in _cut(located.maybe, start, end):
         if _last(file) <= looked.last:
-            rows = np.array([i for i in rows.tolist() if i in again], np.int64)
+            rows = np.array([i for i in rows.tolist() if i in again] if again else [], np.int64)
         if len(rows):
             still.append((file, rows))
     known = (table[start:end] >= 0 for table in (located.recent, located.frozen) if table is not None)
