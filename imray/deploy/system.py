@@ -32,6 +32,8 @@ from imray.settings import Settings
 
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 15.0
+_MERGER_TIMEOUT_S = 10.0
+"""A process starts in 2 s."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def up(data: Path, shards: int | None, settings: Settings, config: GatewayConfig
         _await_serving(actor, deadline)
     if settings.merge:
         yield "starting the merger"
-        _start_merger(merger.create(namespace, str(data), manifest.shards, settings), deadline)
+        _start_merger(merger.create(namespace, str(data), manifest.shards, settings))
     return Deployment(namespace, manifest, names, listening[0].port)
 
 
@@ -133,9 +135,9 @@ def _await_serving(actor: Any, deadline: float) -> None:
             raise UnavailableError(shard.detail)
 
 
-def _start_merger(actor: Any, deadline: float) -> None:
+def _start_merger(actor: Any) -> None:
     try:
-        ray.get(actor.alive.remote(), timeout=max(1.0, deadline - time.monotonic()))
+        ray.get(actor.alive.remote(), timeout=_MERGER_TIMEOUT_S)
     except GetTimeoutError:
         return  # senders need no merger: Ray goes on looking for room, and `status` says that there is none
     except RayError as e:

@@ -156,9 +156,9 @@ def test_nothing_goes_that_a_pin_holds(store: HookedStore, clock: ManualClock, m
             log.write(2)
             log.checkpoint()
             work(merger)
-            clock.pass_s(READ_S_MAX + 1)
-            work(merger)
-            pin.renew()
+        clock.pass_s(READ_S_MAX + 1)
+        work(merger)
+        pin.renew()
         assert all(store.exists(name) for name in pinned.files)
         assert segments_left(store)[0][0] == before + 1
         assert len(_snapshot(store).files) < len(files_of(store.root, "history/shard=0000"))
