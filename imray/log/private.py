@@ -20,7 +20,7 @@ from types import TracebackType
 from imray.core.errors import InvalidError
 
 RUN = "run"
-_OF_THE_DATA = ("imray.json", "wal", "checkpoint", "sealed", "history", "merged", "pins", "tmp")
+_OF_THE_DATA = ("imray.json", "wal", "checkpoint", "sealed", "history", "merged", "pins", "verified", "tmp")
 _FOLDER_MODE = 0o700
 _FILE_MODE = 0o600
 _DATA_MODE = 0o750

@@ -203,3 +203,12 @@ def test_a_question_holds_a_pin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert audit.run(root, replace(Settings(), pin_s_max=9.0)).ok
     assert [len(found) for found in pins] == [1]
     assert FastStore(root).list("pins/") == []
+
+
+def test_shards_are_asked_by_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they are asked, and what they answer, goes there and back."""
+    root = good_log(tmp_path)
+    merge(root)
+    monkeypatch.setattr(audit, "ROWS_TOGETHER_MAX", 0)
+    here = audit.run(root)
+    assert audit.run(root, spread=audit.in_processes).to_dict() == here.to_dict()

@@ -31,7 +31,7 @@ def data(tmp_path: Path) -> Path:
     with private.make_run(folder) as run:
         run.write("up.json", b"{}")
         run.secret("jwt.key", make=True)
-    for name in ("wal", "checkpoint", "sealed", "history", "merged", "pins", "tmp"):
+    for name in ("wal", "checkpoint", "sealed", "history", "merged", "pins", "verified", "tmp"):
         (folder / name).mkdir(mode=0o750)
     (folder / "imray.json").touch(0o640)
     return folder
@@ -76,7 +76,20 @@ def test_a_folder_of_the_earlier_version_is_closed_and_not_refused(data: Path) -
 
 
 @pytest.mark.parametrize(
-    "name", ["run", "run/up.json", "run/jwt.key", "imray.json", "wal", "tmp", "sealed", "history", "merged", "pins"]
+    "name",
+    [
+        "run",
+        "run/up.json",
+        "run/jwt.key",
+        "imray.json",
+        "wal",
+        "tmp",
+        "sealed",
+        "history",
+        "merged",
+        "pins",
+        "verified",
+    ],
 )
 def test_a_link_is_refused(data: Path, name: str) -> None:
     moved = data.parent / "elsewhere"
