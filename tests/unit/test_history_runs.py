@@ -239,3 +239,13 @@ def test_a_void_that_is_none_is_corrupt(store: LocalStore) -> None:
     broken = table.set_column(9, HISTORY_SCHEMA.field("body"), pa.array([b"x", b"no JSON"], pa.binary()))
     with pytest.raises(CorruptError, match=r"segment 44 of log 3.*row 5"):
         write_run(store, 0, 0, [broken], [], [], SMALL)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_a_number_is_answered_whole_also_over_groups(store: LocalStore, descending: bool) -> None:
+    """Two rows of one number are a fault that an audit must see; a limit may not hide one of them."""
+    rows = [HistoryRow("a", n // 2, segment=n) for n in range(2, 40)]
+    run = put_rows(store, rows, Settings(run_group_bytes=1))
+    for limit in (1, 2, 3):
+        expected = [r.key for r in wanted(rows, "a", 1, 99, limit, descending)]
+        assert _rows(RunReader(store, CACHE), run, "a", 1, 99, limit, descending) == expected
