@@ -19,7 +19,7 @@ from imray.core.errors import CorruptError, StorageError, UnavailableError
 from imray.history.pins import Pin
 from imray.history.snapshot import RunFile, TableSnapshot
 from imray.history.table import Table
-from imray.log.marks import Mark, marked_logs, newest_mark
+from imray.log.marks import MergeMark, marked_logs, newest_mark
 from imray.log.store import LocalStore
 from imray.settings import Settings
 
@@ -83,7 +83,7 @@ def sources_of(opened: Opened, segments: Sequence[VerifiedSegment]) -> Sources:
     return Sources(segments, list(paths.values()), notes)
 
 
-def _check_marks(table: Table, snapshot: TableSnapshot, marks: list[Mark]) -> None:
+def _check_marks(table: Table, snapshot: TableSnapshot, marks: list[MergeMark]) -> None:
     """Marks that were read before the table was: it has what they say, or has lost commits."""
     for mark in marks:
         table.check_mark(snapshot, mark)

@@ -18,7 +18,7 @@ from benchmarks.history_system import rss_anon
 from benchmarks.processes import descendants
 from imray.history.merging import merge_segments
 from imray.history.table import Table
-from imray.log.marks import LogEnd, Mark, put_mark
+from imray.log.marks import LogEnd, MergeMark, put_mark
 from imray.log.reader import read_segment
 from imray.log.segment import segment_name
 from imray.log.store import LocalStore
@@ -138,6 +138,6 @@ def merge_all(data: Path) -> None:
     made = table.commit(base, files, (), moves, "merge", time.time_ns() // 10**6)
     if ends[0].segment != last.meta.segment:
         raise RuntimeError(f"only segments up to {ends[0].segment} were merged")
-    put_mark(store, Mark(ends[0], made.version))
+    put_mark(store, MergeMark(ends[0], made.version))
     for number in range(2, last.meta.segment + 1):
         store.delete(segment_name(0, number))

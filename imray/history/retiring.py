@@ -19,7 +19,7 @@ from imray.history.snapshot import TableSnapshot
 from imray.history.table import Table
 from imray.log import digest as digests
 from imray.log.checkpoint_file import checkpoint_prefix
-from imray.log.marks import LogEnd, Mark, mark_prefix, marked, newest_mark, put_mark
+from imray.log.marks import LogEnd, MergeMark, mark_prefix, marked, newest_mark, put_mark
 from imray.log.segment import open_segment, segment_name, segment_number, segment_prefix
 from imray.log.store import Store
 from imray.settings import Settings
@@ -101,7 +101,7 @@ class SegmentDeleter:
         self._log = number
         self._live = live
         self._ends: list[_Merged] = []
-        self._mark: Mark | None = None
+        self._mark: MergeMark | None = None
         self._opened = False
         self._doomed: deque[str] = deque()
         self._sweep_at = shared.monotonic_s()
@@ -178,7 +178,7 @@ class SegmentDeleter:
         # a merger or a shard may have died between giving a file its name and making that durable
         self._table.make_durable()
         self._store.sync(checkpoint_prefix(home))
-        mark = Mark(merged.end, merged.version)
+        mark = MergeMark(merged.end, merged.version)
         put_mark(self._store, mark)
         self._mark = mark
 

@@ -28,7 +28,7 @@ from imray.history.table_reading import (
     read_whole,
     removable_commits,
 )
-from imray.log.marks import Mark, mark_name
+from imray.log.marks import MergeMark, mark_name
 from imray.log.store import Store
 
 _COMMIT_TRIES = 100
@@ -201,7 +201,7 @@ class Table:
             self.damaged[e.file] = e.check
             return None
 
-    def check_mark(self, snapshot: TableSnapshot, mark: Mark) -> None:
+    def check_mark(self, snapshot: TableSnapshot, mark: MergeMark) -> None:
         """CorruptError where a log's mark knows of more than the table: commits were lost, and with them rows whose
         segments may be deleted. A snapshot that is older than the mark is no matter: the table is looked at again."""
         end = mark.end

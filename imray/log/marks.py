@@ -58,7 +58,7 @@ class LogEnd(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
-class Mark(msgspec.Struct, frozen=True):
+class MergeMark(msgspec.Struct, frozen=True):
     """All segments of a log up to `end` are merged, and may be deleted from now on."""
 
     end: LogEnd
@@ -76,7 +76,7 @@ def mark_name(log: int, segment: int) -> str:
     return f"{mark_prefix(log)}{segment:020d}.json"
 
 
-def newest_mark(store: Store, log: int) -> Mark | None:
+def newest_mark(store: Store, log: int) -> MergeMark | None:
     """The newest mark of a log; None: nothing of it was ever deleted. CorruptError where it does not verify.
 
     StorageError where marks were replaced again and again while they were being read."""
@@ -120,7 +120,7 @@ def marked_logs(store: Store) -> list[int]:
     return sorted(int(folder) for folder in folders if folder.isdecimal())
 
 
-def read_mark(data: bytes, name: str) -> Mark:
+def read_mark(data: bytes, name: str) -> MergeMark:
     """A mark's content; CorruptError where it does not verify."""
     digests.verify_json(data, name)
     try:
@@ -134,7 +134,7 @@ def read_mark(data: bytes, name: str) -> Mark:
     return mark
 
 
-def put_mark(store: Store, mark: Mark) -> None:
+def put_mark(store: Store, mark: MergeMark) -> None:
     """Make a mark durable, and let go of all but the two newest. StorageError where the store refuses."""
     name = mark_name(mark.end.log, mark.end.segment)
     content = digests.seal_json(msgspec.json.encode(_File(digests.BLANK, mark)))
@@ -148,4 +148,4 @@ def put_mark(store: Store, mark: Mark) -> None:
 
 class _File(msgspec.Struct, frozen=True):
     digest: str
-    mark: Mark
+    mark: MergeMark

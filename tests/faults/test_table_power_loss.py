@@ -11,7 +11,7 @@ import pytest
 from imray.history import table_reading
 from imray.history.snapshot import TableSnapshot
 from imray.history.table import Table
-from imray.log.marks import Mark, put_mark, read_mark
+from imray.log.marks import MergeMark, put_mark, read_mark
 from tests.support.power_loss import WAYS, Death, Journal, JournalStore, files_after_power_loss
 from tests.support.table_files import NOW_MS, run_file
 
@@ -46,7 +46,7 @@ def _commits_and_marks(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> lis
 def _mark(store: JournalStore, state: TableSnapshot) -> None:
     end = state.end(0)
     assert end is not None
-    put_mark(store, Mark(end, state.version))
+    put_mark(store, MergeMark(end, state.version))
 
 
 @pytest.mark.parametrize("dies_at_sync", [-1, 5, 6, 10])

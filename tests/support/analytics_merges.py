@@ -12,7 +12,7 @@ from imray.history.cut import cut_of
 from imray.history.merging import merge_runs, merge_segments
 from imray.history.snapshot import TableSnapshot
 from imray.history.table import Table
-from imray.log.marks import LogEnd, Mark, put_mark
+from imray.log.marks import LogEnd, MergeMark, put_mark
 from imray.log.segment import open_segment, segment_name, segment_number, segment_prefix
 from imray.settings import Settings
 from tests.support.analytics_logs import FastStore
@@ -58,14 +58,14 @@ def compact(root: Path, shard: int = 0, first: int = 0, delete: bool = True, set
 
 
 def delete_merged(root: Path, shard: int = 0) -> int:
-    """Mark what is merged, and delete all of it but fences: how many segments."""
+    """MergeMark what is merged, and delete all of it but fences: how many segments."""
     store = FastStore(root)
     snapshot = snapshot_of(root)
     deleted = 0
     for log in snapshot.merged:
         end = snapshot.end(log)
         assert end is not None
-        put_mark(store, Mark(end, snapshot.version))
+        put_mark(store, MergeMark(end, snapshot.version))
         for name in store.list(segment_prefix(log)):
             number = segment_number(name)
             data = store.get(segment_name(log, number))

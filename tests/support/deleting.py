@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from imray.core.log_progress import LogProgress
-from imray.log.marks import LogEnd, Mark, newest_mark, put_mark
+from imray.log.marks import LogEnd, MergeMark, newest_mark, put_mark
 from imray.log.reader import read_log, read_segment
 from imray.log.segment import segment_number, segment_prefix
 from imray.log.store import Store
@@ -28,7 +28,7 @@ def mark_and_delete(
 ) -> list[int]:
     """Put the mark of a log's segments up to one (None: the last), and delete them, but for fences: which."""
     end = log_end(store, log, last)
-    put_mark(store, Mark(end, version))
+    put_mark(store, MergeMark(end, version))
     gone = []
     for name in store.list(segment_prefix(log)):
         number = segment_number(name)

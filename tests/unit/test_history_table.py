@@ -16,7 +16,7 @@ from imray.history.changes import apply_commit
 from imray.history.layout import commit_name
 from imray.history.snapshot import RunFile, TableSnapshot
 from imray.history.table import Table, TableConflictError
-from imray.log.marks import Mark
+from imray.log.marks import MergeMark
 from tests.support.analytics_logs import FastStore
 from tests.support.table_files import (
     NOW_MS,
@@ -285,13 +285,13 @@ def test_a_mark_above_the_table_is_corruption(store: FastStore) -> None:
     state = merge(table, before, store, 0)
     end = state.end(0)
     assert end is not None
-    table.check_mark(state, Mark(end, state.version))
-    table.check_mark(before, Mark(end, state.version))  # a snapshot that is older than the mark
-    table.check_mark(state, Mark(end, 0))
-    for mark in (Mark(end, 2), Mark(msgspec.structs.replace(end, segment=21), 1)):
+    table.check_mark(state, MergeMark(end, state.version))
+    table.check_mark(before, MergeMark(end, state.version))  # a snapshot that is older than the mark
+    table.check_mark(state, MergeMark(end, 0))
+    for mark in (MergeMark(end, 2), MergeMark(msgspec.structs.replace(end, segment=21), 1)):
         with pytest.raises(CorruptError, match="which is at version 1 and has them up to 20"):
             table.check_mark(state, mark)
     store.delete(commit_name(1))
     with pytest.raises(CorruptError, match="version 1 of the history's table, which is at version 0") as e:
-        table.check_mark(Table(store).snapshot(), Mark(end, 1))
+        table.check_mark(Table(store).snapshot(), MergeMark(end, 1))
     assert e.value.file == "merged/log=00000/00000000000000000020.json"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -118,3 +120,21 @@ def test_small_ones_and_other_stores_are_merged_here(committer: Committer, monke
     monkeypatch.setattr(interval_merging, "IN_CHILD_IDS_MIN", 21)
     assert merger.step(committer.store, parts) is not None
     assert merger._child is None
+
+
+_PARENT = """
+import time
+from imray.shard.interval_merging import IntervalMerger
+merger = IntervalMerger()
+print(merger._started().pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_child_ends_with_its_parent_however_that_ends() -> None:
+    with subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        until(lambda: "merge_process" in Path(f"/proc/{pid}/cmdline").read_text(), "it runs")
+        parent.kill()
+    until(lambda: _is_gone(pid) or _state(pid) == "Z", "it ended, too")

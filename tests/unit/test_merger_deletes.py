@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from imray.core.intervals import VERSION
-from imray.history import retiring
+from imray.history import merging, retiring
 from imray.history.cut import cut_of, deletable_up_to
 from imray.history.holds import CORRUPT_AGAIN_S
 from imray.history.layout import run_prefix
 from imray.history.table import Table
-from imray.log.marks import Mark, mark_prefix, marked, newest_mark, put_mark
+from imray.log.marks import MergeMark, mark_prefix, marked, newest_mark, put_mark
 from imray.log.segment import segment_name
 from tests.support.batches import Msg, commit, msg_id
 from tests.support.merging import (
@@ -184,7 +185,7 @@ def test_a_mark_that_is_above_the_table_stops_everything(store: HookedStore, clo
     log = written(store)
     work(merger_of(store, clock))
     end = cut_of(store, 0)[0]
-    put_mark(store, Mark(end, version=7))
+    put_mark(store, MergeMark(end, version=7))
     log.write(1)
     log.checkpoint()
     merger = merger_of(store, clock)
@@ -238,3 +239,28 @@ def test_fences_are_told_from_what_looks_like_one(store: HookedStore) -> None:
         path = store.root / name
         path.write_bytes(path.read_bytes().replace(b'"rows":', b'"rOws":'))
         assert retiring.is_fence(store, name), "whether it is one cannot be told"
+
+
+def test_a_larger_run_is_read_back_before_it_takes_the_place_of_others(
+    store: HookedStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that writes something else than it was given."""
+    log = WrittenLog(store)
+    merger = merger_of(store, clock)
+    for _ in range(2):
+        log.write(2)
+        log.checkpoint()
+        work(merger)
+    real = store.put_if_absent
+
+    def rots(name: str, parts: Sequence[bytes | memoryview]) -> bool:
+        data = b"".join(parts)
+        return real(name, [data[:100] + bytes([data[100] ^ 1]) + data[101:] if "history/shard=" in name else data])
+
+    monkeypatch.setattr(store, "put_if_absent", rots)
+    monkeypatch.setattr(merging, "MERGE_FANOUT", 2)
+    work_all(merger, clock)
+    assert all_rows(store) == once(log)
+    (why,) = merger.status(0).detail
+    assert why.startswith("compact: what was written reads as something else")
+    assert files_of(store.root, "history/shard=0000") == sorted(Table(store).snapshot().files)

@@ -18,7 +18,7 @@ from imray.core.state import ShardState
 from imray.history.merging import merge_segments
 from imray.history.table import Table
 from imray.log import checkpoint
-from imray.log.marks import LogEnd, Mark, newest_mark, put_mark
+from imray.log.marks import LogEnd, MergeMark, newest_mark, put_mark
 from imray.log.schema import CursorsRecord, LogRecord, MembersRecord, RecordKind
 from imray.log.segment import segment_prefix
 from imray.log.store import LocalStore, Store
@@ -248,7 +248,7 @@ def test_a_table_that_lost_commits_is_corruption(tmp_path: Path) -> None:
     mark = newest_mark(store, 0)
     assert mark is not None
     store.delete(store.list("merged/log=00000/")[-1])
-    put_mark(store, Mark(mark.end, mark.version + 1))
+    put_mark(store, MergeMark(mark.end, mark.version + 1))
     with pytest.raises(CorruptError, match="version"):
         log.restart()
 

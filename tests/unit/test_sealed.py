@@ -16,7 +16,7 @@ from imray.core.postings import Postings
 from imray.kernels import packing
 from imray.kernels.ordering import sort_into
 from imray.log import sealed
-from imray.log.marks import LogEnd, Mark, put_mark
+from imray.log.marks import LogEnd, MergeMark, put_mark
 from imray.log.sealed import merge, merge_due, open_interval, read_postings, seal
 from imray.log.store import LocalStore
 from tests.support.batches import SEED, random_fps
@@ -180,7 +180,7 @@ def test_postings_of_what_may_be_deleted_are_left_out(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     made = [_sealed(store, 1 + 2 * k, 2 + 2 * k, 10, k)[0] for k in range(2)]
     end = LogEnd(log=0, segment=3, epoch=1, digest="", epoch_starts=[])
-    put_mark(store, Mark(end=end, version=1))
+    put_mark(store, MergeMark(end=end, version=1))
     merged = merge(store, made)
     assert merged.interval.ids == 20
     assert set(merged.postings().column("place").to_pylist()) == {4}
