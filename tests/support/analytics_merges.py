@@ -58,7 +58,7 @@ def compact(root: Path, shard: int = 0, first: int = 0, delete: bool = True, set
 
 
 def delete_merged(root: Path, shard: int = 0) -> int:
-    """MergeMark what is merged, and delete all of it but fences: how many segments."""
+    """Mark what is merged, and delete all of it but fences: how many segments."""
     store = FastStore(root)
     snapshot = snapshot_of(root)
     deleted = 0

@@ -264,3 +264,22 @@ def test_a_larger_run_is_read_back_before_it_takes_the_place_of_others(
     (why,) = merger.status(0).detail
     assert why.startswith("compact: what was written reads as something else")
     assert files_of(store.root, "history/shard=0000") == sorted(Table(store).snapshot().files)
+
+
+def test_replaced_runs_stay_where_what_replaces_them_is_not_there(
+    store: HookedStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merging, "MERGE_FANOUT", 2)
+    log = WrittenLog(store)
+    merger = merger_of(store, clock)
+    for _ in range(2):
+        log.write(2)
+        log.checkpoint()
+        work(merger)
+    (name,) = Table(store).snapshot().files
+    (store.root / name).rename(store.root / "aside")
+    before = files_of(store.root, "history/shard=0000")
+    work_all(merger, clock)
+    assert len(before) == 2
+    assert files_of(store.root, "history/shard=0000") == before
+    assert any(name in why for why in merger.status(0).detail)
