@@ -40,7 +40,7 @@ def run(options: Options) -> list[Figure]:
         Figure("idle conversation: arrays", "bytes", column(conversations, "arrays"), note=of),
         Figure("recent id: RSS", "bytes", column(recent, "rss"), note=ids),
         Figure("recent id: arrays", "bytes", column(recent, "arrays"), note=ids),
-        Figure("sealed id: filter in memory", "bytes", column(sealed, "filter"), note=ids),
+        Figure("sealed id: filter, mapped from its file", "bytes", column(sealed, "filter"), note=ids),
         Figure("sealed id: files on disk", "bytes", column(sealed, "files"), note=ids),
     ]
 

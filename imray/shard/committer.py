@@ -312,9 +312,8 @@ class Committer:
         """Figures for operators."""
         state = self.state
         tables = [t for t in (state.recent, state.frozen, state.spare) if t is not None]
-        filters_bytes = sum(i.bloom.words.nbytes for i in self.intervals if i.bloom is not None)
-        if state.sealed_filter is not None:
-            filters_bytes += state.sealed_filter.nbytes
+        # those of the intervals are pages of files
+        filters_bytes = 0 if state.sealed_filter is None else state.sealed_filter.nbytes
         return LogFigures(
             epoch=state.log.epoch,
             segment=state.log.segment,

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from imray.core.dedup import IdTable
+from imray.core.dedup import FilterBank, IdTable, WordBloom
 from imray.core.errors import DerivedError
 from imray.core.intervals import Interval
 from imray.core.postings import Postings
@@ -241,3 +241,46 @@ def _grow(count: int, ids: int) -> list[Interval]:
 def test_intervals_stay_few(count: int, ids: int) -> None:
     """A filter is asked in each: up to a billion ids there are no more than so many."""
     assert len(_grow(count, ids)) <= 15
+
+
+def test_a_filters_block_is_one_line_of_the_cache(tmp_path: Path) -> None:
+    """Mapped from its file, too: a look at two lines would take twice the time."""
+    store = LocalStore(tmp_path)
+    for n in (1, 1000, 5000):
+        made, _ = _sealed(store, 1, 2, n, n)
+        assert made.bloom is not None
+        assert made.bloom.words.ctypes.data % 64 == 0
+        assert not made.bloom.words.flags.owndata
+        assert len(made.bloom.words) == WordBloom.words_for(n)
+
+
+def test_filters_asked_together_say_what_each_says() -> None:
+    class File:
+        def __init__(self, fps: np.ndarray) -> None:
+            self.bloom = WordBloom(np.zeros(WordBloom.words_for(len(fps)), np.uint64))
+            self.bloom.put(fps)
+
+        def maybe(self, fps: np.ndarray) -> np.ndarray | None:
+            return self.bloom.maybe(fps)
+
+    known = [random_fps(50 + k, k) for k in range(70)]  # more than the bits of a word
+    files = [File(fps) for fps in known]
+    asked = np.concatenate([known[0], known[3], known[63], known[64], known[69], random_fps(500, 99)])
+    found = FilterBank(files).maybe(asked)
+    for file, hit in found:
+        assert np.array_equal(hit, file.maybe(asked))
+    said = {id(file) for file, _ in found}
+    assert said >= {id(files[k]) for k in (0, 3, 63, 64, 69)}
+    assert all(file.maybe(asked) is None for file in files if id(file) not in said)
+    assert FilterBank(files).maybe(random_fps(3, 1234)) == []
+
+
+def test_a_filter_is_seldom_wrong() -> None:
+    fps = random_fps(200_000)
+    bloom = WordBloom(np.zeros(WordBloom.words_for(len(fps)), np.uint64))
+    bloom.put(fps)
+    there = bloom.maybe(fps)
+    assert there is not None
+    assert there.all()
+    other = bloom.maybe(random_fps(1_000_000, seed=9))
+    assert other is None or other.mean() < 0.0002
