@@ -69,7 +69,7 @@ class Settings:
     checkpoint_ids_max: int = 1_800_000
     """A checkpoint after so many segments or ids: recovery replays at most that (about a second), and recent ids cost
     80 to 140 bytes of memory each (with a margin below 2^21, where their table doubles). Every new id is looked up in
-    one filter a checkpoint (a merge makes one of eight), so more of them cost time."""
+    one filter a checkpoint (a merge makes one of four), so more of them cost time."""
     checkpoint_wait_s: float = 20.0
     checkpoint_segments_min: int = 50
     """A checkpoint also when so many segments have waited so long: what it covers can be merged, and deleted."""
