@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from imray.core.errors import StorageError
+from imray.core.errors import FencedError, StaleError, StorageError
 from imray.core.replies import Refusal
 from imray.log.rows import Prepared
 from imray.log.store import Store
@@ -74,7 +74,7 @@ class ShardIncarnation:
             runtime=around.runtime,
             record=around.record,
             start_partitions=around.start_partitions,
-            fail=fail,
+            fail=self._hot_failed,
         )
         self.upkeep = Upkeep(
             committer=committer,
@@ -88,6 +88,11 @@ class ShardIncarnation:
         )
         self.hot.on_progress = self.upkeep.start_checkpoint
         self.hot.on_stable = self._tell_stable_soon
+
+    def _hot_failed(self, error: BaseException) -> None:
+        """As `fail`. Of a partition's log nothing was merged that this shard has not read, unless by a successor, which
+        made the checkpoint: this one must not take the log back."""
+        self._fail(FencedError(str(error)) if isinstance(error, StaleError) else error)
 
     @classmethod
     async def open(cls, around: Surroundings, fail: Callable[[BaseException], None]) -> ShardIncarnation:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from imray.core.errors import CorruptError, FencedError, StaleError
+from imray.core.log_progress import LogProgress
 from imray.core.routing import log_of
 from imray.log import checkpoint, reader
 from imray.log.marks import marked
@@ -23,6 +24,8 @@ from imray.shard.recovery import become_partition_writer
 from tests.support.analytics_logs import FastStore, HotLog
 from tests.support.batches import Msg, commit, msg_id, open_committer, prepared, seal
 from tests.support.deleting import SleepyStore, log_end, mark_and_delete
+from tests.support.groups import Group
+from tests.support.owners import until_async
 
 ROOM = "room"
 
@@ -188,6 +191,20 @@ def test_a_foreign_file_among_marks_is_told(tmp_path: Path) -> None:
     store.put_if_absent("merged/log=00000/readme", [b"x"])
     with pytest.raises(CorruptError, match="foreign"):
         marked(store, 0)
+
+
+async def test_a_home_shard_that_finds_its_successors_deletions_stops_for_good(tmp_path: Path) -> None:
+    """It is not the one that should open the log anew: that would fence its successor."""
+    async with Group(FastStore(tmp_path)) as group:
+        assert await group.home.make_hot(ROOM, 1) is None
+        await group.send(1, Msg(ROOM, msg_id(1)))
+        current = group.home.current
+        assert current is not None
+        mark_and_delete(group.store, log_of(0, 1))
+        # as if it had slept since before that: what it knows ends where the log began
+        current.hot.grants.committer.state.partitions[1] = LogProgress()
+        group.new_partition(1)
+        await until_async(lambda: group.home.loop.replaced, "it stops")
 
 
 # Fault 8: asleep, fenced, and what followed is deleted
