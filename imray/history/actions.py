@@ -123,12 +123,10 @@ class DeltaLine(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class FileStatistics(msgspec.Struct, frozen=True):
-    """Delta's statistics of a file: of conv_id only, which a run is sorted by."""
+    """Delta's statistics of a file: of no column, as deltalake's datasets take columns without statistics for empty
+    where others have some. What a file begins and ends with is in its tags."""
 
     numRecords: int
-    minValues: dict[str, str]
-    maxValues: dict[str, str]
-    nullCount: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -291,7 +289,7 @@ def path_of(name: str) -> str:
 
 def add_of(file: RunFile, committed_ms: int, news: bool) -> DeltaAdd:
     """The `add` of a file."""
-    statistics = FileStatistics(file.rows, {"conv_id": file.first}, {"conv_id": file.last}, {"conv_id": 0})
+    statistics = FileStatistics(file.rows)
     return DeltaAdd(
         path=path_of(file.name),
         partitionValues={PARTITION_COLUMN: str(file.shard)},
@@ -302,6 +300,8 @@ def add_of(file: RunFile, committed_ms: int, news: bool) -> DeltaAdd:
         tags={
             "run": file.run,
             "tier": str(file.tier),
+            "first": file.first,
+            "last": file.last,
             "covers": msgspec.json.encode(file.covers).decode(),
             "ends": msgspec.json.encode(file.ends).decode(),
         },
@@ -318,8 +318,8 @@ def file_of(add: DeltaAdd) -> RunFile:
         tier=int(add.tags["tier"]),
         bytes=add.size,
         rows=statistics.numRecords,
-        first=statistics.minValues["conv_id"],
-        last=statistics.maxValues["conv_id"],
+        first=add.tags["first"],
+        last=add.tags["last"],
         covers=msgspec.json.decode(add.tags["covers"], type=tuple[Covered, ...]),
         ends=msgspec.json.decode(add.tags["ends"], type=tuple[LogEnd, ...]),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import deltalake
 import msgspec
 import polars
+import pyarrow.compute as pc
 import pytest
 
 from imray.core.errors import CorruptError, InvalidError
@@ -80,6 +81,9 @@ def test_others_skip_files_by_partition_and_conversation(store: FastStore) -> No
         assert delta.to_pyarrow_table(filters=[("conv_id", "=", name)]).num_rows == found
         assert polars.scan_delta(root).filter(polars.col("conv_id") == name).collect().height == found
     assert delta.to_pyarrow_table(filters=[("shard", "=", 1)]).num_rows == 2
+    rows = delta.to_pyarrow_dataset()
+    assert rows.to_table(filter=pc.field("kind") == 0).num_rows == 5, "of columns without statistics nothing is skipped"
+    assert rows.to_table(filter=pc.field("conv_id") == "a").num_rows == 2
     assert delta.transaction_version("imray/log=0") == 10
     assert [c["operation"] for c in delta.history()] == ["merge", "merge"]
 
