@@ -117,16 +117,14 @@ _NEWEST = pa.schema([("ts", pa.timestamp("us", tz="UTC"))])
 def _screen(connection: duckdb.DuckDBPyConnection, part: AuditPart) -> None:
     """Fill `log_rows` with the rows of conversations that are not plainly in order, and `segment_sums` with all."""
     connection.execute(f"CREATE TABLE log_rows AS FROM ({all_rows(RECORDS_BODIES)}) LIMIT 0")
-    blocks = connection.sql("SELECT DISTINCT home, conv_id FROM blocks").fetchall()
     lacking = VerifiedRuns(part.data).lacking(part.files)
     sums = ScreenSums()
     for home in part.homes:
-        named = {conv_id for of, conv_id in blocks if of == home}
         tail = connection.sql(
             f"FROM ({TAIL_ROWS.format(body='r.body')}) WHERE home_of(shard) = {home} ORDER BY conv_id, conv_seq"
         ).to_arrow_table()
         files = [file for file in part.files if file.shard == home]
-        for rows in screen_shard(ShardRows(part.data, part.shards, home, files, lacking, tail, named), sums):
+        for rows in screen_shard(ShardRows(part.data, part.shards, home, files, lacking, tail), sums):
             connection.register("suspects", rows)
             connection.execute("INSERT INTO log_rows BY NAME FROM suspects")
             connection.unregister("suspects")

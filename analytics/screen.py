@@ -121,8 +121,9 @@ _SUMS = pa.schema(
 
 
 def screen_shard(part: ShardRows, sums: ScreenSums) -> Iterator[pa.Table]:
-    """The rows (columns as `log_rows`, some left out) of a shard's conversations that are not plainly in order, and of
-    those `named`. All rows are added to `sums`."""
+    """The rows (columns as `log_rows`, some left out) of a shard's conversations that are not plainly in order.
+
+    All rows are added to `sums`."""
     own = [_RunGroups.open(part.data, file, file.name in part.lacking) for file in part.files]
     tail = _like_runs(part.tail)
     edges = _edges([group for run in own for group in run.groups], tail)
@@ -151,8 +152,6 @@ class ShardRows:
     """Those (their names) in which a message may lack its sender or its body."""
     tail: pa.Table
     """Rows of `log_rows` that are not merged, sorted by conv_id."""
-    named: Collection[str]
-    """Conversations that are handed on, whatever their rows are."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +242,7 @@ def _screen(rows: pa.Table, part: ShardRows, sums: ScreenSums) -> list[str]:
     code = conv.indices.to_numpy()
     kind, log, segment, seq, row = (rows[name].to_numpy() for name in ("kind", "log", "segment", "conv_seq", "row"))
     sums.add(log, segment, rows["server_ts"].cast(pa.int64()).to_numpy())
-    suspect = np.array([name in part.named or shard_of(name, part.shards) != part.home for name in names], np.bool_)
+    suspect = np.array([shard_of(name, part.shards) != part.home for name in names], np.bool_)
     suspect[code[_odd_records(kind, seq, log != part.home)]] = True
     message = kind == RecordKind.MESSAGE
     which = slice(None) if message.all() else np.flatnonzero(message)

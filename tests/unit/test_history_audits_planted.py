@@ -77,6 +77,11 @@ CRAFTED: dict[str, tuple[list[dict[str, object]], str, dict[str, object]]] = {
         "order_against_log",
         {"conv_id": CONV, "highest_before": 26, "conv_seq": 20},
     ),
+    "a number below 0": (
+        [{"conv_id": name_in(0, 1), "conv_seq": -1, "kind": 5}],
+        "impossible_records",
+        {"conv_seq": -1, "kind": 5},
+    ),
     "a first number missing": (
         [{"conv_id": name_in(0, 9), "conv_seq": 2, "client_msg_id": msg_id(5008)}],
         "unexplained_gaps",

@@ -200,7 +200,7 @@ def test_the_first_segment_above_the_table_follows_it(tmp_path: Path) -> None:
     assert snapshot_of(chat.root).merged == {0: 3}
     (chat.root / name).write_bytes((other.root / name).read_bytes())
     with pytest.raises(CorruptError, match="follows a segment with digest"):
-        chat.page()
+        chat.page(after=4, before=7)
 
 
 def test_a_number_that_a_run_lacks_is_never_left_out(tmp_path: Path) -> None:
@@ -210,6 +210,24 @@ def test_a_number_that_a_run_lacks_is_never_left_out(tmp_path: Path) -> None:
     asked = {"after": 0, "before": None, "limit": 20, "descending": False}
     with pytest.raises(CorruptError, match="number 9 is neither"):
         reader.read(0, CONV, found.stable + 1, found.intervals, found.spans, **asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("messages", [1, 40])
+def test_a_merged_void_explains_numbers_far_above_its_row(tmp_path: Path, messages: int) -> None:
+    """Also where the row stands in a run that has nothing else of the page, or in an earlier row group."""
+    chat = Chat(tmp_path)
+    for _ in range(messages):
+        chat.say([b"x" * 30])
+    chat.void(50)
+    chat.say([b"y"] * messages)
+    chat.seal()
+    merge(tmp_path)
+    chat.say([b"z"])
+    chat.seal()
+    merge(tmp_path)
+    reader = HistoryReader(tmp_path, SETTINGS)
+    for after in range(messages - 1, messages + 52):
+        chat.check(chat.page(after, after + 4, reader=reader), after, after + 4, 100, False)
 
 
 @pytest.mark.parametrize("descending", [False, True])
@@ -232,8 +250,8 @@ def test_a_page_reads_little_beyond_its_rows(tmp_path: Path) -> None:
         chat.seal()
         merge(tmp_path, settings=Settings(run_group_bytes=1024))
     whole = sum(file.bytes for file in snapshot_of(tmp_path).files.values())
-    for descending in (False, True):
+    for after, descending in ((0, False), (0, True), (130, False), (170, False)):
         reader = HistoryReader(tmp_path, SETTINGS)
-        chat.check(chat.page(limit=5, descending=descending, reader=reader), 0, None, 5, descending)
+        chat.check(chat.page(after, limit=5, descending=descending, reader=reader), after, None, 5, descending)
         assert reader.bytes_read < whole / 3
     assert FastStore(tmp_path).list("wal/shard=0000/")
