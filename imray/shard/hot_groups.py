@@ -12,7 +12,7 @@ from typing import Any
 
 from imray.core.blocks import Block
 from imray.core.columns import Rows
-from imray.core.errors import CorruptError, FencedError, UnavailableError
+from imray.core.errors import CorruptError, FencedError, StaleError, UnavailableError
 from imray.core.grants import Declined, Granted, Report
 from imray.core.replies import Refusal, Refused
 from imray.core.routing import PARTITIONS_MAX
@@ -187,7 +187,7 @@ class HotGroups:
             return False
         try:
             lost: list[Block] | None = await self._state.run(self.grants.register, slot, epoch, segment)
-        except (FencedError, CorruptError) as e:
+        except (FencedError, CorruptError, StaleError) as e:
             self._fail(e)
             return False
         self._settled()
