@@ -212,7 +212,7 @@ def test_a_number_that_a_run_lacks_is_never_left_out(tmp_path: Path) -> None:
         reader.read(0, CONV, found.stable + 1, found.intervals, found.spans, **asked)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("messages", [1, 40])
+@pytest.mark.parametrize("messages", [1, 40, 41, 42, 43])
 def test_a_merged_void_explains_numbers_far_above_its_row(tmp_path: Path, messages: int) -> None:
     """Also where the row stands in a run that has nothing else of the page, or in an earlier row group."""
     chat = Chat(tmp_path)
