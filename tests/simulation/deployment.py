@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -175,14 +176,16 @@ class Deployment:
         """One more process that merges."""
         self.mergers.append(MergerProcess(self._process("merger"), self.disk, self.settings))
 
-    def new_writer(self, slot: int) -> None:
-        """A new process of the home shard or a partition; an old one is left as it is."""
+    def new_writer(self, slot: int, before_put: Callable[[Process], None] | None = None) -> None:
+        """A new process of the home shard or a partition; an old one is left as it is. `before_put`: what happens to
+        it before its first put, its fence."""
         process = self._process("home" if slot == HOME else f"partition{slot}")
         if slot == HOME and HOME in self.directory:
             self._stale_handles(self.directory[HOME])
         self.directory[slot] = process
         self.writers.append((slot, process))
         store = SimStore(self.disk, process)
+        store.before_put = None if before_put is None else partial(before_put, process)
         runtime = runtime_of(process)
 
         def on_fenced() -> None:

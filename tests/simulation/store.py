@@ -89,6 +89,8 @@ class SimStore:
         self._sim = process.sim
         self.writer_id = f"{process.sim.rng.getrandbits(64):016x}"
         self.puts_at_once = disk.puts_at_once
+        self.before_put: Callable[[], None] | None = None
+        """What happens to the process just before its next put, once."""
 
     def _take_time(self) -> None:
         sim = self._sim
@@ -98,6 +100,10 @@ class SimStore:
         """As `Store.put_if_absent`. It may already be on its way when its process is killed or stopped: then it lands
         all the same; now and then much later, and twice."""
         sim = self._sim
+        before = self.before_put
+        self.before_put = None
+        if before is not None:
+            before()
         data = b"".join(parts)
         fails = sim.chance(sim.weather.put_error)
         lands = not fails or sim.chance(0.5)

@@ -139,19 +139,19 @@ class World(Deployment):
             sim.after(lasts, lambda: sim.cut.discard(process.name))
 
     def _oversleep(self, slot: int) -> None:
-        """A writer falls asleep while it becomes one, and wakes when its successor has written for long."""
+        """A second writer falls asleep before its fence, and wakes when others have written for long."""
         sim, rng = self.sim, self.sim.rng
-        self.directory[slot].kill()
-        self.new_writer(slot)
-        sleeper = self.directory[slot]
+        first = self.directory[slot]
 
-        def sleep() -> None:
+        def sleep(sleeper: Process) -> None:
             if not self.healed:
                 sleeper.stop()
-                self.new_writer(slot)
                 sim.after(int((0.2 + 0.8 * rng.random()) * 500 * MS), sleeper.resume)
 
-        sim.after(int(rng.random() * rng.choice([2, 10, 30]) * MS), sleep)
+        self.new_writer(slot, sleep)
+        self.directory[slot] = first
+        if rng.random() < 0.5:
+            sim.after(int(rng.random() * 200 * MS), lambda: None if self.healed else self.new_writer(slot))
 
     def _faults(self) -> None:
         rng = self.sim.rng
