@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from imray.history import changes, retiring, table
+from imray.history import retiring
 from imray.history.cut import Cuts
-from imray.log import reader
+from imray.log import checkpoint, reader
 from imray.shard import recovery
 from tests.simulation.mutations import rule
 
 
-@rule()
+@rule("FAIL I1")
 def a_fence_is_deleted(patch: pytest.MonkeyPatch) -> None:
     """What was merged goes, fences too: a former writer finds the name free that its successor's fence had."""
     patch.setattr(retiring, "is_fence", lambda *_: False)
@@ -24,23 +24,29 @@ def segments_go_without_a_mark(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(retiring, "marked", lambda *_: 1 << 60)
 
 
+class _NoNewer:
+    """`imray.log.checkpoint` for who does not look whether there is a newer one."""
+
+    def checkpoints(self, *_: object) -> list[str]:
+        return []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(checkpoint, name)
+
+
 @rule()
 def no_look_after_a_fence(patch: pytest.MonkeyPatch) -> None:
-    """Who slept between reading the log and its fence believes the fence, whatever was merged and deleted meanwhile."""
-    patch.setattr(recovery, "check_not_deleted", lambda *_: None)
+    """Who slept between reading the log and its fence believes the fence, whatever was merged and deleted meanwhile:
+    neither marks nor newer checkpoints are looked for."""
+    for who in (recovery, reader):
+        patch.setattr(who, "check_not_deleted", lambda *_: None)
+    patch.setattr(recovery, "checkpoint", _NoNewer())
 
 
 @rule()
 def a_missing_name_is_the_end(patch: pytest.MonkeyPatch) -> None:
     """Who follows names takes one that was deleted for the end of the log, or for a lost one."""
     patch.setattr(reader, "check_not_deleted", lambda *_: None)
-
-
-@rule()
-def a_segment_is_merged_twice(patch: pytest.MonkeyPatch) -> None:
-    """Two mergers commit what they made of the same segments."""
-    patch.setattr(table, "find_conflict", lambda *_: None)
-    patch.setattr(changes, "find_conflict", lambda *_: None)
 
 
 @rule()

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation import mutations_live, mutations_log
+from tests.simulation import mutations_live, mutations_log, mutations_merge
 from tests.simulation.mutations import ALL, broken
 from tests.simulation.run import complaint, run
 
 assert mutations_log, "it adds its rules to the others"
 assert mutations_live, "so does it"
+assert mutations_merge, "and it"
 
 _SCHEDULES = int(os.environ.get("IMRAY_TEST_SCHEDULES", "500"))
 _SCHEDULES_LONG = 10_000
