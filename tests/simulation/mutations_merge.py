@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from imray.history import retiring
-from imray.history.cut import Cuts
 from imray.log import checkpoint, reader
 from imray.shard import recovery
 from tests.simulation.mutations import rule
@@ -47,9 +46,3 @@ def no_look_after_a_fence(patch: pytest.MonkeyPatch) -> None:
 def a_missing_name_is_the_end(patch: pytest.MonkeyPatch) -> None:
     """Who follows names takes one that was deleted for the end of the log, or for a lost one."""
     patch.setattr(reader, "check_not_deleted", lambda *_: None)
-
-
-@rule()
-def everything_merged_is_deleted(patch: pytest.MonkeyPatch) -> None:
-    """Whether checkpoints cover it does not matter."""
-    patch.setattr(Cuts, "deletable", lambda self: {log: end.segment for log, end in self.cut().items()})
