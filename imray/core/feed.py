@@ -35,7 +35,7 @@ RowsT = TypeVar("RowsT", bound=Sliceable)
 
 
 @dataclass(frozen=True, slots=True)
-class Run(Generic[RowsT]):
+class Stretch(Generic[RowsT]):
     """Messages with the numbers first, first + 1, ... last."""
 
     first: int
@@ -44,12 +44,12 @@ class Run(Generic[RowsT]):
     size: int = 0
     """Bytes of memory, about."""
 
-    def cut(self, first: int, last: int) -> Run[RowsT]:
+    def cut(self, first: int, last: int) -> Stretch[RowsT]:
         """Those with numbers first..last."""
         if first == self.first and last == self.last:
             return self
         rows = self.rows[first - self.first : last - self.first + 1]
-        return Run(first, last, rows, self.size * (last - first + 1) // (self.last - self.first + 1))
+        return Stretch(first, last, rows, self.size * (last - first + 1) // (self.last - self.first + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Tell(Generic[RowsT]):
 
     after: int
     upto: int
-    runs: Sequence[Run[RowsT]]
+    runs: Sequence[Stretch[RowsT]]
     holes: Sequence[tuple[int, int, str]] = ()
 
 
@@ -86,14 +86,14 @@ class Feed(Generic[RowsT]):
         """The highest that was heard of the home shard."""
         self.timer_at_ms: int | None = None
         """When `tick` is due; None: no timer."""
-        self._held: list[Run[RowsT]] = []
+        self._held: list[Stretch[RowsT]] = []
         """Ascending, without overlaps."""
         self.held_bytes = 0
         self._pull: PullHole | None = None
         """The one that has no answer yet."""
         self._failures = 0
 
-    def published(self, runs: Iterable[Run[RowsT]], stable: int, now_ms: int) -> list[Action[RowsT]]:
+    def published(self, runs: Iterable[Stretch[RowsT]], stable: int, now_ms: int) -> list[Action[RowsT]]:
         """Rows that are durable, and what the home shard said of `stable_seq` (0: nothing)."""
         for run in runs:
             self._hold(run)
@@ -101,7 +101,7 @@ class Feed(Generic[RowsT]):
         return self._finish([], now_ms)
 
     def pulled(
-        self, runs: Iterable[Run[RowsT]], holes: Sequence[tuple[int, int, str]], upto: int, now_ms: int
+        self, runs: Iterable[Stretch[RowsT]], holes: Sequence[tuple[int, int, str]], upto: int, now_ms: int
     ) -> list[Action[RowsT]]:
         """The pull's answer: every number above its `after` up to `upto` is in a run or in a hole."""
         asked = self._pull
@@ -136,7 +136,7 @@ class Feed(Generic[RowsT]):
         self.timer_at_ms = None
         return self._finish([], now_ms, at_once=True)
 
-    def _hold(self, run: Run[RowsT]) -> None:
+    def _hold(self, run: Stretch[RowsT]) -> None:
         """Keep the numbers of a run that are neither told nor held already."""
         first = max(run.first, self.position + 1)
         at = bisect_left(self._held, first, key=_first)
@@ -159,7 +159,7 @@ class Feed(Generic[RowsT]):
 
     def _advance(self) -> Tell[RowsT] | None:
         """What follows without a hole, up to `stable`."""
-        runs: list[Run[RowsT]] = []
+        runs: list[Stretch[RowsT]] = []
         at = self.position
         for run in self._held:
             if run.first != at + 1 or at >= self.stable:

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 
-from imray.core.feed import Run
+from imray.core.feed import Stretch
 from imray.core.messages import MessageRow
 from imray.engine.listening import Batch
 from imray.log.message_rows import message_rows, text_values
@@ -36,25 +36,25 @@ def messages_of(publication: Publication) -> Iterable[tuple[str, Rows]]:
     return found.items()
 
 
-def runs_of(rows: Rows) -> list[Run[Rows]]:
+def runs_of(rows: Rows) -> list[Stretch[Rows]]:
     """Ascending messages of one conversation as runs of consecutive numbers."""
     if not rows:
         return []
     first = rows[0].conv_seq
     last = rows[-1].conv_seq
     if last - first + 1 == len(rows):
-        return [Run(first, last, rows, size_of(rows))]
-    runs: list[Run[Rows]] = []
+        return [Stretch(first, last, rows, size_of(rows))]
+    runs: list[Stretch[Rows]] = []
     begin = 0
     for at in range(1, len(rows) + 1):
         if at == len(rows) or rows[at].conv_seq != rows[at - 1].conv_seq + 1:
             part = rows[begin:at]
-            runs.append(Run(rows[begin].conv_seq, rows[at - 1].conv_seq, part, size_of(part)))
+            runs.append(Stretch(rows[begin].conv_seq, rows[at - 1].conv_seq, part, size_of(part)))
             begin = at
     return runs
 
 
-def joined(runs: Sequence[Run[Rows]]) -> Rows:
+def joined(runs: Sequence[Stretch[Rows]]) -> Rows:
     """The messages of some runs, one after the other."""
     return runs[0].rows if len(runs) == 1 else [row for run in runs for row in run.rows]
 

@@ -124,14 +124,14 @@ def _after(state: TableSnapshot, commit: TableCommit) -> TableSnapshot:
 def _replace_runs(runs: Sequence[Run], add: Sequence[RunFile], removed: set[str]) -> tuple[Run, ...]:
     """Runs in the order of their segments: a new one stands where the first of those stood that it replaces."""
     kept: list[Run] = []
-    place: int | None = None
+    begin: int | None = None
     for run in runs:
         files = tuple(file for file in run.files if file.name not in removed)
-        if len(files) < len(run.files) and place is None:
-            place = len(kept)
+        if len(files) < len(run.files) and begin is None:
+            begin = len(kept)
         if files:
             kept.append(Run(files))
-    at = len(kept) if place is None else place
+    at = len(kept) if begin is None else begin
     return (*kept[:at], *runs_of(add), *kept[at:])
 
 

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imray.core import feed as feeds
-from imray.core.feed import Action, Feed, PullHole, Run, Tell
+from imray.core.feed import Action, Feed, PullHole, Stretch, Tell
 
 Numbers = list[int]
 """Messages that are their own numbers."""
 
 
-def run_of(first: int, last: int) -> Run[Numbers]:
+def run_of(first: int, last: int) -> Stretch[Numbers]:
     """Consecutive messages."""
-    return Run(first, last, list(range(first, last + 1)), last - first + 1)
+    return Stretch(first, last, list(range(first, last + 1)), last - first + 1)
 
 
 @dataclass
