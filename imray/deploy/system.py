@@ -31,6 +31,10 @@ from imray.rpc import tls
 from imray.settings import Settings
 
 _START_TIMEOUT_S = 60.0
+_RECOVERY_TIMEOUT_S = 1800.0
+"""For a shard that reads its log: a folder of years ago without checkpoints has half a millisecond for each segment."""
+_PING_TIMEOUT_S = 30.0
+"""A shard that reads its log answers a ping within seconds (`imray.deploy.actors`)."""
 _STOP_TIMEOUT_S = 15.0
 _MERGER_TIMEOUT_S = 10.0
 """A process starts in 2 s."""
@@ -113,25 +117,28 @@ def up(data: Path, shards: int | None, settings: Settings, config: GatewayConfig
         raise UnavailableError(f"the gateway did not start: {_reason(e)}") from e
     yield f"starting {manifest.shards} shards"
     started = [actors.create(namespace, str(data), i, manifest.seed, settings) for i in range(manifest.shards)]
-    deadline = time.monotonic() + _START_TIMEOUT_S
+    began = time.monotonic()
     for i, actor in enumerate(started):
         yield f"recovering shard {i}"
-        _await_serving(actor, deadline)
+        _await_serving(actor, began)
     if settings.merge:
         yield "starting the merger"
         _start_merger(merger.create(namespace, str(data), manifest.shards, settings))
     return Deployment(namespace, manifest, names, listening[0].port)
 
 
-def _await_serving(actor: Any, deadline: float) -> None:
+def _await_serving(actor: Any, began: float) -> None:
     while True:
+        left_s = began + _START_TIMEOUT_S - time.monotonic()
         try:
-            shard: ShardStatus = ray.get(actor.ping.remote(), timeout=max(1.0, deadline - time.monotonic()))
+            shard: ShardStatus = ray.get(actor.ping.remote(), timeout=max(_PING_TIMEOUT_S, left_s))
         except RayError as e:
             raise UnavailableError(f"a shard did not start: {_reason(e)}") from e
         if shard.state is ServingState.SERVING:
             return
-        if time.monotonic() > deadline or shard.state is ServingState.CORRUPT:
+        if shard.state is ServingState.RECOVERING:
+            left_s += _RECOVERY_TIMEOUT_S - _START_TIMEOUT_S
+        if left_s <= 0 or shard.state is ServingState.CORRUPT:
             raise UnavailableError(shard.detail)
 
 
