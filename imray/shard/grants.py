@@ -16,6 +16,7 @@ from imray.core.grants import Declined, DeclineReason, Granted, Report
 from imray.core.routing import log_of
 from imray.core.sequencer import locate
 from imray.core.state import HotGroup, ShardState
+from imray.log.marks import check_not_deleted
 from imray.log.reader import read_log
 from imray.log.schema import HotRecord, LogRecord, RecordKind, VoidRecord
 from imray.log.segment import segment_name
@@ -167,13 +168,16 @@ class Grants:
     def _read_tail(self, slot: int, last: int | None = None) -> None:
         committer = self.committer
         progress = committer.state.partitions[slot]
-        for segment in read_log(committer.store, log_of(committer.shard, slot), progress, last):
+        log = log_of(committer.shard, slot)
+        start = progress.following
+        for segment in read_log(committer.store, log, progress, last):
             meta = segment.meta
             grant = meta.grants[0].grant if meta.grants else 0
             found = Report(grant, meta.segment, meta.server_ts, segment.digest)
             try:
                 self.blocks.follow(slot, meta.epoch, meta.sequencer, found, meta.fence)
             except InvalidError as e:
+                check_not_deleted(committer.store, log, start)
                 raise CorruptError(segment.name, "grants", str(e)) from e
 
     def void(self, blocks: Sequence[Block]) -> Records:
