@@ -94,7 +94,7 @@ class Deployment:
         self.listening: list[ListeningGateway] = []
         self.mergers: list[MergerProcess] = []
         dice = random.Random(-seed - 2)
-        self.merges = dice.random() < 0.5
+        self.merges = dice.random() < 0.4
         if self.merges:
             self.settings = merging_settings(self.settings, dice)
             for _ in range(dice.choice([1, 1, 2])):
