@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 
 import pyarrow as pa
 
@@ -60,24 +60,39 @@ async def rights(process: Process, home: Process | None, conv: str, users: list[
     return RightsIn(found, True) if found is not None and not hasattr(found, "why") else None  # type: ignore[arg-type]
 
 
+Removed = list[tuple[str, str, int]]
+"""Conversation, user, and the number after which the user was removed."""
+
+
 def removals(disk: Disk) -> dict[tuple[str, str], int]:
-    """After which number each conversation and user was removed, as the logs have it."""
-    found: dict[tuple[str, str], int] = {}
-    for table in _tables(disk):
-        for row in table.select(["conv_id", "conv_seq", "kind", "body"]).to_pylist():
-            if row["kind"] == RecordKind.MEMBERS:
-                for user in json.loads(row["body"])["removed"]:
-                    found[row["conv_id"], user] = row["conv_seq"]
+    """After which number each conversation and user was removed, as the logs have it: those of the home shard, what is
+    in the history first."""
+    if disk.looked is None or disk.looked[0] != disk.changes:
+        store = LookStore(disk)
+        reader = RunReader(store, 1 << 20)
+        parts = [_known(disk, f.name, lambda f=f: reader.tables(f)) for f in Table(store).snapshot().files.values()]  # type: ignore[misc]
+        for name in disk.list("wal/shard=0000/"):
+            parts.append(_known(disk, name, lambda name=name: [_segment(disk, name)]))  # type: ignore[misc]
+        found = {(conv, user): seq for part in parts for conv, user, seq in part}
+        disk.looked = disk.changes, found
+    return disk.looked[1]
+
+
+def _known(disk: Disk, name: str, tables: Callable[[], Iterable[pa.Table]]) -> Removed:
+    """The removals in a file; each is read once."""
+    if name not in disk.decoded:
+        disk.decoded[name] = [
+            (row["conv_id"], user, row["conv_seq"])
+            for table in tables()
+            for row in table.select(["conv_id", "conv_seq", "kind", "body"]).to_pylist()
+            if row["kind"] == RecordKind.MEMBERS
+            for user in json.loads(row["body"])["removed"]
+        ]
+    found: Removed = disk.decoded[name]
     return found
 
 
-def _tables(disk: Disk) -> Iterator[pa.Table]:
-    """The rows of the home shard's log, those in the history first; what is in both comes twice."""
-    store = LookStore(disk)
-    reader = RunReader(store, 1 << 20)
-    for file in Table(store).snapshot().files.values():
-        yield from reader.tables(file)
-    for name in disk.list("wal/shard=0000/"):
-        data = disk.get(name)
-        assert data is not None
-        yield open_segment(data, name).table()
+def _segment(disk: Disk, name: str) -> pa.Table:
+    data = disk.get(name)
+    assert data is not None
+    return open_segment(data, name).table()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import xxhash
 
@@ -21,6 +22,11 @@ class Disk:
         self.puts_at_once = 1
         self.rotted = False
         """Some derived file was lost or changed by a fault."""
+        self.changes = 0
+        """How often a name came or went."""
+        self.looked: tuple[int, dict[tuple[str, str], int]] | None = None
+        self.decoded: dict[str, Any] = {}
+        """What a judge has read (`tests.simulation.members`): at which change, and of which files."""
 
     def get(self, name: str) -> bytes | None:
         """The file; None where there is none."""
@@ -32,6 +38,7 @@ class Disk:
         if name in files:
             return False
         files[name] = data
+        self.changes += 1
         self._sim.trace("disk", name, len(data), f"{xxhash.xxh64_intdigest(data):016x}")
         return True
 
@@ -48,6 +55,7 @@ class Disk:
     def delete(self, name: str) -> None:
         """As `Store.delete`."""
         if self._folders.get(_folder(name), {}).pop(name, None) is not None:
+            self.changes += 1
             self._sim.trace("delete", name)
 
     def forget(self) -> None:

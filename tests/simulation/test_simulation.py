@@ -23,7 +23,7 @@ assert mutations_log, "it adds its rules to the others"
 assert mutations_live, "so does it"
 assert mutations_merge, "and it"
 
-_SCHEDULES = int(os.environ.get("IMRAY_TEST_SCHEDULES", "240"))
+_SCHEDULES = int(os.environ.get("IMRAY_TEST_SCHEDULES", "400"))
 _SCHEDULES_LONG = 10_000
 _PROCESSES = 2
 _PART = 50
