@@ -16,14 +16,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Generic, TypeVar, cast
 
-from analytics.checks import (
-    check_chain,
-    check_chain_after,
-    check_checkpoint,
-    check_digest,
-    check_postings,
-    check_segment,
-)
+from analytics.checks import check_chain, check_chain_after, check_digest, check_postings, check_segment
+from analytics.verified_checkpoints import CheckpointFiles
 from imray.core.errors import CorruptError, DerivedError, InvalidError
 from imray.core.intervals import Interval
 from imray.core.routing import PARTITION_LOGS_FROM, home_of, log_of
@@ -81,6 +75,7 @@ class Verifier:
         self._known: OrderedDict[str, Verified[object]] = OrderedDict()
         self._lock = Lock()
         self._merged: dict[int, LogEnd] = {}
+        self._checkpoints = CheckpointFiles(self.store, self._verified)
 
     def begin_after(self, table: TableSnapshot) -> None:
         """Each log begins where this snapshot of the table has it: what lies below is no matter of the log any more,
@@ -133,7 +128,7 @@ class Verifier:
         found = {log for name in self.store.list("wal/") if (log := _partition_log(name)) and home_of(log)[0] < shards}
         for home in range(shards):
             try:
-                covered = self._checkpoint(home)
+                covered = self._checkpoints.newest(home)
             except CorruptError:
                 continue  # the survey of the home shard's log says it
             found.update(log_of(home, topic.slot) for topic in (covered.partitions if covered else ()))
@@ -241,18 +236,20 @@ class Verifier:
         return identity is not None and identity[1] >= _LARGE_BYTES and name not in self._known
 
     def _survey_derived(self, log: int, found: Sequence[VerifiedSegment], last: int) -> list[CorruptError]:
-        """The faults of the newest checkpoint, as far as it is about this log, and of the sealed files it names."""
+        """The faults of the newest checkpoint, as far as it is about this log, and of the sealed files it names; and
+        those of the files that the two newest are made of."""
         home, slot = home_of(log)
+        derived = [] if slot else self._checkpoints.faults(home)
         try:
-            checkpoint = self._checkpoint(home)
-        except CorruptError as e:
-            return [] if slot else [e]
+            checkpoint = self._checkpoints.newest(home)
+        except CorruptError:
+            return derived
         if checkpoint is None:
-            return []
+            return derived
         covered = {topic.slot: (topic.segment, topic.digest) for topic in checkpoint.partitions}
         covered[0] = (checkpoint.segment, checkpoint.digest)
         faults = self._survey_covered(log, found, last, *covered[slot]) if slot in covered else []
-        return faults if slot else faults + self._survey_sealed(checkpoint)
+        return faults if slot else [*derived, *faults, *self._survey_sealed(checkpoint)]
 
     def _survey_covered(
         self, log: int, found: Sequence[VerifiedSegment], last: int, covered: int, digest: str
@@ -277,17 +274,7 @@ class Verifier:
             except CorruptError as e:
                 faults.append(e)
         # files that are gone because a newer checkpoint replaced them are no fault
-        return faults if not faults or self._checkpoint(checkpoint.shard) == checkpoint else []
-
-    def _checkpoint(self, home: int) -> CheckpointMeta | None:
-        """What a shard's newest checkpoint says; None where there is none."""
-        while names := self.store.list(f"checkpoint/shard={home:04d}/"):
-            try:
-                return self._verified(names[-1], partial(check_checkpoint, home)).meta
-            except CorruptError:
-                if os.path.lexists(self.data / names[-1]):
-                    raise  # else newer ones took its place meanwhile
-        return None
+        return faults if not faults or self._checkpoints.newest(checkpoint.shard) == checkpoint else []
 
     def _verified(self, name: str, check: Callable[[memoryview, str], tuple[bytes, T]]) -> Verified[T]:
         known = self._known.get(name)

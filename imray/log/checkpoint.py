@@ -7,6 +7,7 @@ number of the last segment that it covers. Does not own the deletion of derived 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 from imray.core.checkpoint_chain import ChainLink
@@ -17,13 +18,13 @@ from imray.core.log_progress import LogProgress
 from imray.core.routing import log_of
 from imray.core.state import HotGroup, ShardState
 from imray.log.checkpoint_file import (
-    are_there,
     checkpoint_name,
     encode_checkpoint,
     other_name,
     put_checkpoint,
     read_checkpoint,
     read_link,
+    verify_links,
 )
 from imray.log.checkpoint_file import checkpoint_prefix as checkpoint_prefix
 from imray.log.checkpoint_file import checkpoints as checkpoints
@@ -36,6 +37,8 @@ from imray.log.sealed import SealedInterval, merge, merge_due, open_interval
 from imray.log.segment import segment_name
 from imray.log.store import Store
 
+log = logging.getLogger("imray.log")
+
 _LISTINGS_MAX = 10
 """Every new listing means that a live predecessor made a checkpoint meanwhile: seconds apart."""
 
@@ -44,8 +47,15 @@ def write(store: Store, snap: Snapshot, before: Sequence[SealedInterval]) -> lis
     """Make a checkpoint durable, with a sealed interval for the frozen ids: the intervals that it names, that one last.
 
     StorageError where the store refuses; nothing is lost then, since all of it can be made again. Where a file that it
-    builds on was lost meanwhile it serves nobody, and the state's chain is empty: the next one has everything again."""
+    builds on is lost or damaged, the state's chain is empty afterwards, and the next one has everything again. Where
+    not even a twin of that file serves, there is no checkpoint: it would serve nobody."""
     sealed = [*before, seal_frozen(store, snap)]
+    try:
+        is_whole = _is_whole(store, snap.before)
+    except DerivedError as e:
+        log.warning("shard %d: no checkpoint of segment %d, which would build on this: %s", snap.shard, snap.segment, e)
+        snap.chain.made((), 0)
+        return sealed
     meta = CheckpointMeta(
         shard=snap.shard,
         segment=snap.segment,
@@ -76,10 +86,19 @@ def write(store: Store, snap: Snapshot, before: Sequence[SealedInterval]) -> lis
     )
     name = checkpoint_name(snap.shard, snap.segment)
     digest = put_checkpoint(store, name, *encode_checkpoint(meta, rows_of(snap)))
-    is_whole = are_there(snap.before, checkpoints(store, snap.shard))
     links = (*snap.before, ChainLink(name, digest.hex(), len(snap.rows))) if is_whole else ()
     snap.chain.made(links, len(snap.heads))
     return sealed
+
+
+def _is_whole(store: Store, links: Sequence[ChainLink]) -> bool:
+    """Whether all of these files are as they were, each under its own name: what only a twin is left of is one file
+    away from being lost. DerivedError where there is no twin of one either."""
+    found = [(link.name, read_link(store, link).name) for link in links]
+    lost = [name for name, there in found if name != there]
+    if lost:
+        log.warning("%s: lost or damaged, only the twin serves: the next checkpoint has all again", ", ".join(lost))
+    return not lost
 
 
 def write_twin(store: Store, shard: int) -> bool:
@@ -87,13 +106,12 @@ def write_twin(store: Store, shard: int) -> bool:
     up to there may be deleted when two cover it. False: there is none, or it has its twin.
 
     StorageError where the store refuses."""
-    names = checkpoints(store, shard)
-    for name in reversed(names):
+    verified: set[ChainLink] = set()
+    for name in reversed(checkpoints(store, shard)):
         try:
             file = read_checkpoint(store, name)
+            verify_links(store, file.meta, verified)
         except DerivedError:
-            continue
-        if not are_there(file.meta.chain, names):
             continue
         other = other_name(name)
         if store.exists(other) and serves(store, other):
@@ -270,10 +288,6 @@ def checkpoint_meta(store: Store, name: str) -> CheckpointMeta:
 def whole_checkpoint_meta(store: Store, name: str, verified: set[ChainLink] | None = None) -> CheckpointMeta:
     """The same, where all that it builds on verifies, too. `verified`: files that were found to, and need not be read
     again; it is added to."""
-    known: set[ChainLink] = set() if verified is None else verified
     meta = checkpoint_meta(store, name)
-    for link in meta.chain:
-        if link not in known:
-            read_link(store, link)
-            known.add(link)
+    verify_links(store, meta, set() if verified is None else verified)
     return meta

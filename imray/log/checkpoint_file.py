@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -95,9 +94,13 @@ def read_link(store: Store, link: ChainLink) -> CheckpointFile:
     raise failed
 
 
-def are_there(links: Iterable[ChainLink], names: Collection[str]) -> bool:
-    """Whether all files that one builds on are among those that were listed, or their twins."""
-    return all(link.name in names or other_name(link.name) in names for link in links)
+def verify_links(store: Store, meta: CheckpointMeta, verified: set[ChainLink]) -> None:
+    """DerivedError where something that a checkpoint builds on, or its twin, is not as it was. `verified`: files that
+    were found to be, and need not be read again; it is added to."""
+    for link in meta.chain:
+        if link not in verified:
+            read_link(store, link)
+            verified.add(link)
 
 
 def encode_checkpoint(meta: CheckpointMeta, rows: pa.Table) -> tuple[digests.Parts, bytes]:

@@ -7,12 +7,13 @@ the look here, and nothing is deleted, or it reads a checkpoint that does not na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 
+from imray.core.checkpoint_chain import ChainLink
 from imray.core.errors import DerivedError
 from imray.core.intervals import sealed_prefix
-from imray.log.checkpoint import checkpoint_meta, checkpoints
-from imray.log.checkpoint_file import are_there
+from imray.log.checkpoint import checkpoints, whole_checkpoint_meta
+from imray.log.checkpoint_file import other_name
 from imray.log.checkpoint_meta import CheckpointMeta
 from imray.log.sealed import SealedInterval
 from imray.log.store import Store
@@ -39,20 +40,25 @@ class Retired:
 
     def collect(self, in_use: Iterable[SealedInterval]) -> int:
         """Delete older checkpoints and what no newer one names: how many files. Call it when this writer's own
-        checkpoint is durable, and no other is being written."""
+        checkpoint is durable, and no other is being written.
+
+        The two newest that verify, with all that they build on and the twins of that, stay; so does what is newer: it
+        is damaged, and its place is taken by the next one. Where none verifies, nothing goes."""
         kept: list[CheckpointMeta] = []
         needed = {file for sealed in in_use for file in sealed.interval.names}
-        there = checkpoints(self._store, self._shard)
         others: list[str] = []
-        for name in reversed(there):
-            meta = self._serving(name, there) if len(kept) < _KEEP else None
-            if meta is None:
+        verified: set[ChainLink] = set()
+        for name in reversed(checkpoints(self._store, self._shard)):
+            meta = self._serving(name, verified) if len(kept) < _KEEP else None
+            if meta is not None:
+                kept.append(meta)
+                needed.update(file for interval in meta.intervals for file in interval.names)
+            elif kept:
                 others.append(name)
-                continue
-            kept.append(meta)
-            needed.update(file for interval in meta.intervals for file in interval.names)
+        if not kept:
+            return 0
         built_on = {link.name for meta in kept for link in meta.chain}
-        old = [name for name in others if name not in built_on]
+        old = [name for name in others if name not in built_on and other_name(name) not in built_on]
         doomed = sorted(self._names - needed)
         if not (old or doomed) or not self._is_writer():
             return 0
@@ -61,10 +67,9 @@ class Retired:
         self._names.difference_update(doomed)
         return len(old) + len(doomed)
 
-    def _serving(self, name: str, there: Collection[str]) -> CheckpointMeta | None:
-        """What a checkpoint says, where it verifies and all that it builds on is there."""
+    def _serving(self, name: str, verified: set[ChainLink]) -> CheckpointMeta | None:
+        """What a checkpoint says, where it verifies and all that it builds on does."""
         try:
-            meta = checkpoint_meta(self._store, name)
+            return whole_checkpoint_meta(self._store, name, verified)
         except DerivedError:
             return None
-        return meta if are_there(meta.chain, there) else None
