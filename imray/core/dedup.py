@@ -6,13 +6,13 @@ Owns memory only. A hit in the table is confirmed here against the full 128 bits
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from imray.kernels.arrays import I32, I64, U32, U64, Bools
-from imray.kernels.bloom import probe_bits, probe_word_bits, set_bits, set_word_bits
+from imray.kernels.bloom import are_whole, probe_bits, probe_word_bits, set_bits, set_sums, set_word_bits
 from imray.kernels.id_table import find_entries, insert_entries, insert_if_new, slots_for
 
 _CAPACITIES = (1 << 14, 1 << 21)
@@ -168,15 +168,18 @@ class BlockedBloom:
 
 
 class WordBloom:
-    """A Bloom filter whose eight bits for an id lie in the eight words of one 64-byte block.
+    """A Bloom filter whose eight bits for an id lie in the eight words of one 64-byte block, with a sum of the block.
 
-    24 bits an id give 0.007 % false "maybe", a twentieth of what `BlockedBloom` has: each one costs a look into a file,
-    and a request of a thousand rows asks fifteen filters. `words` may be a view of a file."""
+    26 bits an id give 0.009 % false "maybe", a twentieth of what `BlockedBloom` has: each one costs a look into a file,
+    and a request of a thousand rows asks fifteen filters. `words` may be a view of a file, and change with it: a block
+    whose sum is another one says "maybe" to every id, and `is_changed` is set."""
 
-    BITS_PER_ID = 24
+    BITS_PER_ID = 26
 
     def __init__(self, words: U64) -> None:
         self.words = words
+        self.is_changed = False
+        """A block did not verify when it was looked at: its file is damaged."""
 
     @classmethod
     def words_for(cls, ids: int) -> int:
@@ -187,10 +190,20 @@ class WordBloom:
         """Put ids into it; as many as it was made for, or it is wrong more often."""
         set_word_bits(fps, self.words, _PLAIN)
 
+    def seal(self) -> None:
+        """All ids are in it: it may be asked now. Once."""
+        set_sums(self.words)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every block verifies."""
+        return are_whole(self.words)
+
     def maybe(self, fps: U64) -> Bools | None:
         """True for each row that may be in the filter; None where no row may."""
         out = np.empty(len(fps), np.uint64)
-        found = probe_word_bits(fps, *_addresses([self]), _PLAIN, out)
+        found, changed = probe_word_bits(fps, *_addresses([self]), _PLAIN, out)
+        self.is_changed |= bool(changed)
         return out != 0 if found else None
 
 
@@ -223,19 +236,20 @@ class FilterBank:
         found: list[tuple[SealedIds, Bools]] = []
         for piece, filters in enumerate(self._filters):
             bits = np.empty(len(fps), np.uint64)
-            if probe_word_bits(fps, *filters, _PLAIN, bits):
-                found += self._told(piece * self._AT_ONCE, bits)
+            which, changed = probe_word_bits(fps, *filters, _PLAIN, bits)
+            first = piece * self._AT_ONCE
+            for f in _bits_of(int(changed)):
+                self._with_words[first + f][1].is_changed = True
+            for f in _bits_of(int(which)):
+                found.append((self._with_words[first + f][0], bits & np.uint64(1 << f) != 0))
         found += [(each, hit) for each in self._others if (hit := each.maybe(fps)) is not None]
         return found
 
-    def _told(self, first: int, bits: U64) -> list[tuple[SealedIds, Bools]]:
-        which = int(np.bitwise_or.reduce(bits))
-        found = []
-        while which:
-            f = (which & -which).bit_length() - 1
-            found.append((self._with_words[first + f][0], bits & np.uint64(1 << f) != 0))
-            which &= which - 1
-        return found
+
+def _bits_of(which: int) -> Iterator[int]:
+    while which:
+        yield (which & -which).bit_length() - 1
+        which &= which - 1
 
 
 class SealedFilter:

@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 
 from imray.core.columns import First, KnownIds, Rows, RowStatus
-from imray.core.dedup import SealedIds
+from imray.core.dedup import SealedIds, WordBloom
 from imray.core.errors import DerivedError, StorageError
 from imray.kernels import packing
 from imray.kernels.arrays import I64, U64
@@ -37,9 +37,18 @@ class Confirmer:
         """Those of them that cannot be made anew, as the log is damaged, too."""
 
     def forget(self, intervals: Sequence[SealedInterval]) -> None:
-        """Others took their place."""
+        """Others took their place: whoever looks here yet looks again there."""
+        for each in intervals:
+            each.is_retired = True
         self.damaged.difference_update(intervals)
         self.lost.difference_update(intervals)
+
+    def is_sound(self, sealed: SealedInterval) -> None:
+        """Its files were read, and all verify: what was met before is not there any more."""
+        if isinstance(sealed.bloom, WordBloom):
+            sealed.bloom.is_changed = False
+        self.damaged.discard(sealed)
+        self.lost.discard(sealed)
 
     def confirm(self, rows: Rows, located: KnownIds) -> dict[int, First]:
         """`look_up` of all rows of `located.maybe`."""
@@ -67,6 +76,8 @@ class Confirmer:
         n = len(rows)
         hit = np.zeros(n, np.bool_)
         out = np.empty((n, packing.COLUMNS), np.uint64)
+        if sealed.is_filter_changed and sealed not in self.damaged:
+            self._failed(sealed, DerivedError(sealed.interval.name("bloom"), "a block does not verify"))
         for lost, error in sealed.find(rows.fps, rows.ids, keys, which, hit, out):
             self._failed(sealed, error)
             found.update(self._unknown(lost, sealed, found))
@@ -91,7 +102,9 @@ class Confirmer:
         return {i: unknown for i in which.tolist() if i not in found}
 
     def _failed(self, sealed: SealedInterval, error: Exception) -> None:
-        log.warning("rows wait for the ids of an interval: %s", error)
+        if sealed.is_retired:
+            return  # its rows are asked again where its ids are now
+        log.warning("an interval of ids cannot be read as it should be: %s", error)
         if isinstance(error, DerivedError):
             self.damaged.add(sealed)
 

@@ -270,6 +270,7 @@ def write_interval(store: Store, interval: Interval, ids: IdsBetween, postings: 
                 rows += some.shape[1]
             store.put_if_absent(interval.run_name(part), writer.seal(interval, part))
         assert rows == interval.ids, "it has the ids that it says"
+        bloom.seal()
         store.put_if_absent(interval.name("bloom"), filter_file.seal())
         ordered = postings.sort_by([("conv_id", "ascending"), ("first", "ascending")])
         data = encode_parquet(ordered, META_KEY, msgspec.json.encode(interval), "lz4")

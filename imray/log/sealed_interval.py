@@ -6,8 +6,8 @@ Does not own how one is made (`imray.log.sealed`), nor the layout of its ids (`i
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +39,8 @@ class SealedInterval:
     interval: Interval
     bloom: WordBloom | BlockedBloom | None
     """None: its file is missing or damaged, so every id may be there."""
+    is_retired: bool = False
+    """Others took its place: its files may be gone, and that is no damage."""
     _runs: dict[int, IdRun] = field(default_factory=dict)
     """Those that were opened."""
 
@@ -47,6 +49,11 @@ class SealedInterval:
         if not self.interval.ids:
             return None
         return np.ones(len(fps), np.bool_) if self.bloom is None else self.bloom.maybe(fps)
+
+    @property
+    def is_filter_changed(self) -> bool:
+        """Whether a look at its filter met a block that does not verify."""
+        return isinstance(self.bloom, WordBloom) and self.bloom.is_changed
 
     @property
     def is_current(self) -> bool:
@@ -84,7 +91,8 @@ class SealedInterval:
             raise DerivedError(
                 self.interval.run_name(0), f"its parts have {rows} ids: {self.interval.ids} it should be"
             )
-        open_arrow(self.store.get, self.interval, "bloom")
+        if not WordBloom(_words(self.store.get, self.interval)).is_whole:
+            raise DerivedError(self.interval.name("bloom"), "a block does not verify")
         self.postings()
 
     def find(self, fps: U64, ids: U64, convs: U64, which: I64, found: Bools, out: U64) -> list[tuple[I64, Exception]]:
@@ -113,9 +121,11 @@ class SealedInterval:
         found = [self.run(part).between(low, high) for part in parts]
         return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
-    @cached_property
+    @property
     def first_ids(self) -> pa.RecordBatch:
-        """Of an interval of version 1: columns fp (sorted), place, row, verified at first use. DerivedError."""
+        """Of an interval of version 1: columns fp (sorted), place, row. DerivedError.
+
+        Mapped, and verified each time (2 ms a million ids): a byte may change between two look-ups."""
         return open_arrow(self.store.map, self.interval, "ids")
 
     def candidates(self, fps: U64) -> list[tuple[int, int, int]]:
@@ -146,11 +156,17 @@ class SealedInterval:
 def open_interval(store: Store, interval: Interval) -> SealedInterval:
     """Map an interval's filter and verify it. DerivedError where its file is missing or changed.
 
-    The memory is the file's: the system takes it back and reads it again as it likes. A sector that cannot be read is
-    found here, as the whole file is read; one that goes bad later ends the process, and is found at its next start."""
-    words = open_arrow(store.map, interval, "bloom").column("words").to_numpy()
-    bloom = BlockedBloom(words) if interval.version < VERSION else WordBloom(words)
-    return SealedInterval(store, interval, bloom)
+    The memory is the file's: the system takes it back and reads it again as it likes, and each look verifies what it
+    looks at. A sector that cannot be read is found here, as the whole file is read; one that goes bad later ends the
+    process, and is found at its next start. The filter of an earlier version has no sums, so a copy of it is kept until
+    the interval is made anew: two bytes an id."""
+    if interval.version < VERSION:
+        return SealedInterval(store, interval, BlockedBloom(_words(store.get, interval)))
+    return SealedInterval(store, interval, WordBloom(_words(store.map, interval)))
+
+
+def _words(read: Callable[[str], bytes | memoryview | None], interval: Interval) -> U64:
+    return open_arrow(read, interval, "bloom").column("words").to_numpy()  # type: ignore[no-any-return]
 
 
 def read_postings(store: Store, interval: Interval) -> pa.Table:

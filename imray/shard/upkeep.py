@@ -1,7 +1,8 @@
 """What a shard does beside its commits: checkpoints, and merges of what they seal. Nothing here is needed for an ack.
 
-Owns the order of both. Does not own the files (`imray.log.checkpoint`), nor the list of intervals: that is the
-committer's, in the thread of the state, and a result replaces there just what it was made of, or is thrown away.
+Owns the order of both. Does not own the files (`imray.log.checkpoint`), what is made anew of them
+(`imray.shard.mending`), nor the list of intervals: that is the committer's, in the thread of the state, and a result
+replaces there just what it was made of, or is thrown away.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
-from imray.core.errors import CorruptError, DerivedError, StorageError, UnavailableError
-from imray.history.remake import remake
+from imray.core.errors import DerivedError, StorageError
 from imray.log import checkpoint
 from imray.log.checkpoint_snapshot import Snapshot
 from imray.log.sealed import SealedInterval, remove
@@ -21,12 +21,12 @@ from imray.settings import Settings
 from imray.shard.checkpoint_timing import CheckpointTiming
 from imray.shard.committer import Committer
 from imray.shard.interval_merging import IntervalMerger
+from imray.shard.mending import Mender
 from imray.shard.runtime import Runtime, StateThread, Worker
 
 log = logging.getLogger("imray.upkeep")
 
 _ADVANCE_AGAIN_S = 0.1
-_MEND_AGAIN_S_MAX = 60.0
 
 
 class UpkeepWorkers:
@@ -72,9 +72,8 @@ class Upkeep:
         self._advance = advance
         self._checkpoint_task: asyncio.Task[None] | None = None
         self._merge_task: asyncio.Task[None] | None = None
-        self._mends: dict[SealedInterval, asyncio.Task[None]] = {}
-        self._mend_at: dict[SealedInterval, tuple[float, float]] = {}
-        """Intervals that could not be made anew: when to try again, and how long after that."""
+        self._mender = Mender(committer, workers.merging, state, settings, runtime, self._spawn, self.start_checkpoint)
+        self.mend = self._mender.mend
         self._retry_at = 0.0
         self._advance_at = 0.0
         self._again: asyncio.TimerHandle | None = None
@@ -95,6 +94,7 @@ class Upkeep:
         """What is due by time alone: nothing else may come that would start it."""
         self._look_later()
         self._timing.look()
+        self._mender.look_again()
         self.start_checkpoint()
         if self._checkpoint_task is None and self._timing.twin_due and self._now_s() >= self._retry_at:
             self._checkpoint_task = self._spawn(self._twin())
@@ -104,8 +104,7 @@ class Upkeep:
         committer = self._committer
         if self._ended:
             return
-        for sealed in list(committer.confirmer.damaged):
-            self._start_mend(sealed)
+        self._mender.look()
         if self._checkpoint_task is not None or not (committer.checkpoint_due or self._timing.due):
             return
         if self._now_s() < self._retry_at:
@@ -134,7 +133,7 @@ class Upkeep:
     def at_work(self) -> bool:
         """Whether a checkpoint or a merge is under way."""
         merging = self._merge_task is not None and not self._merge_task.done()
-        return self._checkpoint_task is not None or merging or bool(self._mends)
+        return self._checkpoint_task is not None or merging or bool(self._mender.tasks)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -151,10 +150,11 @@ class Upkeep:
     async def end(self) -> None:
         """Begin nothing more. What a thread is making is of no use to anybody then, and nobody waits for it."""
         self._ended = True
+        self._mender.end()
         for timer in (self._again, self._look):
             if timer is not None:
                 timer.cancel()
-        tasks = [t for t in (self._checkpoint_task, self._merge_task, *self._mends.values()) if t is not None]
+        tasks = [t for t in (self._checkpoint_task, self._merge_task, *self._mender.tasks.values()) if t is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -254,7 +254,7 @@ class Upkeep:
                     continue
                 if step is None:
                     return
-                await self._replace(*step)
+                await self._mender.replace(*step)
         except StorageError as e:
             log.warning(
                 "shard %d: no merge of sealed intervals: %s; the next checkpoint tries again", committer.shard, e
@@ -265,66 +265,3 @@ class Upkeep:
         if step is not None and self._ended:
             remove(self._committer.store, step[1].interval)
         return step
-
-    async def _replace(self, parts: Sequence[SealedInterval], whole: SealedInterval) -> None:
-        if not await self._on_state(self._committer.merged, parts, whole):
-            await self._in(self._workers.merging, remove, self._committer.store, whole.interval)
-
-    async def mend(self, file: str) -> bool:
-        """Look at the interval of a derived file, and make it anew where one of its files is missing or damaged.
-
-        However many ask, it is done once at a time, and seldom where it cannot be. False: the interval is in use as it
-        was."""
-        sealed = next((s for s in self._committer.intervals if file in s.interval.names), None)
-        if sealed is None:
-            return True  # another took its place meanwhile
-        self._start_mend(sealed)
-        if sealed in self._mends:
-            await asyncio.wait([self._mends[sealed]])
-        return not any(sealed is other for other in self._committer.intervals)
-
-    def _start_mend(self, sealed: SealedInterval) -> None:
-        at, _ = self._mend_at.get(sealed, (0.0, 0.0))
-        if self._ended or sealed in self._mends or self._now_s() < at:
-            return
-        task = self._mends[sealed] = self._spawn(self._mend(sealed))
-        task.add_done_callback(lambda _: self._mends.pop(sealed, None))
-
-    async def _mend(self, sealed: SealedInterval) -> None:
-        committer = self._committer
-        try:
-            await self._in(self._workers.merging, sealed.check)
-            committer.confirmer.damaged.discard(sealed)
-            return
-        except DerivedError as e:
-            error = e
-        except StorageError as e:
-            log.warning("shard %d: %s", committer.shard, e)
-            self._mend_later(sealed)
-            return
-        try:
-            made = await self._in(self._workers.merging, self._remake, sealed)
-        except UnavailableError:
-            return
-        except (CorruptError, DerivedError, StorageError) as e:
-            committer.note(f"{error}; it cannot be made anew: {e}")
-            if isinstance(e, CorruptError):
-                committer.confirmer.lost.add(sealed)
-            self._mend_later(sealed)
-            return
-        await self._replace([sealed], made)
-        committer.note(f"{error}; made anew from the log")
-        committer.rewrite = True
-        self.start_checkpoint()
-
-    def _mend_later(self, sealed: SealedInterval) -> None:
-        _, delay_s = self._mend_at.get(sealed, (0.0, self._settings.reopen_delay_s_max))
-        self._mend_at[sealed] = self._now_s() + delay_s, min(2 * delay_s, _MEND_AGAIN_S_MAX)
-
-    def _remake(self, sealed: SealedInterval) -> SealedInterval:
-        committer = self._committer
-        args = (committer.store, committer.state.seed, sealed.interval, dict(committer.state.covered))
-        made = remake(*args, is_wanted=lambda: not self._ended)
-        if self._ended:
-            remove(committer.store, made.interval)
-        return made

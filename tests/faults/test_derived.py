@@ -156,7 +156,7 @@ async def test_retries_wait_while_ids_are_made_anew(tmp_path: Path, monkeypatch:
         assert go_on.wait(30)
         return remake(*args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("imray.shard.upkeep.remake", slow)
+    monkeypatch.setattr("imray.shard.mending.remake", slow)
     async with owner_of(LocalStore(tmp_path)) as owner:
         try:
             answer = await owner.append(ipc_of([Msg("c", msg_id(1000)), _message(0), Msg("c", msg_id(1001))]))
@@ -212,7 +212,7 @@ async def test_one_interval_is_made_anew_once_however_many_ask(tmp_path: Path, m
         made.append(args[2])
         return remake(*args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("imray.shard.upkeep.remake", counted)
+    monkeypatch.setattr("imray.shard.mending.remake", counted)
     async with owner_of(LocalStore(tmp_path)) as owner:
         _damage(tmp_path, "postings", "flipped")
         (first, *_) = [i.interval for i in owner.current.committer.intervals]  # type: ignore[union-attr]
@@ -237,7 +237,7 @@ async def test_incarnations_that_end_early_do_not_pile_up_work(tmp_path: Path, m
         finally:
             running[0] -= 1
 
-    monkeypatch.setattr("imray.shard.upkeep.remake", slow)
+    monkeypatch.setattr("imray.shard.mending.remake", slow)
     before = _sealed_files(tmp_path)
     async with owner_of(LocalStore(tmp_path)) as owner:
         await send(owner, _message(0))  # whoever needs it finds the damage
