@@ -158,7 +158,7 @@ class Merger:
     # The table
 
     def _refresh(self, work: ShardWork) -> None:
-        self._snapshot = self._table.snapshot(self._snapshot)
+        self._snapshot = self._table.snapshot_with_marks(self._snapshot)
         work.holds.end("table")
 
     def _is_replaced(self, file: str) -> bool:

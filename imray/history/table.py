@@ -28,7 +28,7 @@ from imray.history.table_reading import (
     read_whole,
     removable_commits,
 )
-from imray.log.marks import MergeMark, mark_name
+from imray.log.marks import MergeMark, mark_name, marked_logs, newest_mark
 from imray.log.store import Store
 
 _COMMIT_TRIES = 100
@@ -56,6 +56,13 @@ class Table:
             if is_newest:
                 return state
         return self._read_whole()
+
+    def snapshot_with_marks(self, known: TableSnapshot) -> TableSnapshot:
+        """As `snapshot`; CorruptError also where some log's mark knows of more: the table has lost its newest commits,
+        or all, and what they named would be taken for nobody's."""
+        state = self.snapshot(known)
+        self._check_marks(state)
+        return state
 
     def make_durable(self) -> None:
         """All commits that can be read are durable when this returns. StorageError where the store refuses."""
@@ -99,6 +106,7 @@ class Table:
                 state = self._read_whole()
                 seen_all = False
             why = find_conflict(state, base, change) or self._missing_file(change)
+            self._check_marks(state)
             if why is not None:
                 detail = f"{change.operation} on version {state.version} of the history's table: {why}"
                 raise TableConflictError(detail, seen_all)
@@ -126,6 +134,13 @@ class Table:
     def _missing_file(self, change: TableChange) -> str | None:
         gone = (file.name for file in change.add if not self._store.exists(file.name))
         return next((f"{name} is not there: it was removed before it was committed" for name in gone), None)
+
+    def _check_marks(self, state: TableSnapshot) -> None:
+        """Before every commit, too: one on top of a table that has lost its newest ones would take their names."""
+        for log in marked_logs(self._store):
+            mark = newest_mark(self._store, log)
+            if mark is not None and not _has(state, mark):
+                self.check_mark(state, mark)
 
     def _check_landed(self, commit: TableCommit) -> None:
         """A look after every commit: it slept, maybe, and its name had been another's who was removed since."""
@@ -206,7 +221,7 @@ class Table:
         segments may be deleted. A snapshot that is older than the mark is no matter: the table is looked at again."""
         end = mark.end
         for state in (snapshot, self.snapshot(snapshot)):
-            if mark.version <= state.version and end.segment <= state.merged.get(end.log, 0):
+            if _has(state, mark):
                 return
         raise CorruptError(
             mark_name(end.log, end.segment),
@@ -214,6 +229,10 @@ class Table:
             f"segments up to {end.segment} of log {end.log} are merged in version {mark.version} of the history's "
             f"table, which is at version {state.version} and has them up to {state.merged.get(end.log, 0)}",
         )
+
+
+def _has(state: TableSnapshot, mark: MergeMark) -> bool:
+    return mark.version <= state.version and mark.end.segment <= state.merged.get(mark.end.log, 0)
 
 
 def _stands_for(checkpoint: TableSnapshot, commit: TableCommit | None) -> bool:
