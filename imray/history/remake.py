@@ -1,8 +1,9 @@
 """A sealed interval made anew: derived files may be lost, the log and the history may not.
 
-What may have been deleted from a log is read from the history's runs, the rest from its segments. Owns the way from
-both to the columns of an interval. Does not own its files (`imray.log.sealed`). However many ids there are, a million
-are in memory: those that were read are written as intervals of their own, which are merged in the end.
+What is merged is read from the history's runs, the rest from the log's segments; where a run is damaged, all that is
+still in the log is read from there. Owns the way from both to the columns of an interval. Does not own its files
+(`imray.log.sealed`). However many ids there are, a million are in memory: those that were read are written as intervals
+of their own, which are merged in the end.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from imray.history.snapshot import Run, TableSnapshot
 from imray.history.table import Table
 from imray.kernels import packing
 from imray.kernels.arrays import U64
-from imray.log.marks import marked
+from imray.log.marks import LogEnd, marked
 from imray.log.reader import read_segment
 from imray.log.rows import read_back
 from imray.log.sealed import (
@@ -38,7 +39,7 @@ from imray.log.sealed import (
     remove,
     write_interval,
 )
-from imray.log.segment import SegmentMeta
+from imray.log.segment import SegmentMeta, segment_prefix
 from imray.log.store import Store
 
 _IDS_AT_ONCE = 1 << 20
@@ -76,19 +77,38 @@ def remake(
         partitions = tuple((slot, 1, end) for slot, end in sorted(ends.items()) if slot and end)
     own = _Range(0, interval.shard, interval.first, interval.last)
     ranges = [own, *(_Range(slot, log_of(interval.shard, slot), first, last) for slot, first, last in partitions)]
-    for _ in range(_TRIES):
+
+    def made(source: _Source) -> SealedInterval:
         gathered = _Gathered(store, interval, is_wanted)
         try:
-            _Source(store, seed, interval.shard, gathered).read(ranges)
+            source.read(ranges, gathered)
             if interval.partitions is not None and gathered.count != interval.ids:
                 held = f"it held {interval.ids} ids, and log and history have {gathered.count} there"
                 raise DerivedError(interval.ids_names[0], held)
             return gathered.written(partitions)
-        except StaleError:
-            continue
         finally:
             gathered.close()
+
+    for _ in range(_TRIES):
+        try:
+            return _of_either(made, lambda by_marks: _Source(store, seed, interval.shard, by_marks), ranges)
+        except StaleError:
+            continue
     raise UnavailableError("log and history are merged faster than they can be read")
+
+
+def _of_either(
+    made: Callable[[_Source], SealedInterval], source: Callable[[bool], _Source], ranges: Sequence[_Range]
+) -> SealedInterval:
+    try:
+        return made(source(False))
+    except CorruptError as e:
+        if any(e.file.startswith(segment_prefix(each.log)) for each in ranges):
+            raise  # what only the log has
+        try:
+            return made(source(True))
+        except CorruptError:
+            raise e from None
 
 
 class _Gathered:
@@ -142,26 +162,46 @@ class _Gathered:
 class _Source:
     """Log and history of one shard, read into what is gathered."""
 
-    def __init__(self, store: Store, seed: int, shard: int, gathered: _Gathered) -> None:
+    def __init__(self, store: Store, seed: int, shard: int, by_marks: bool) -> None:
+        """`by_marks`: of the history only what may be deleted from the logs, and not all that is merged."""
         self._store = store
         self._seed = seed
         self._shard = shard
-        self._gathered = gathered
+        self._by_marks = by_marks
+        self._table = Table(store)
 
-    def read(self, ranges: Sequence[_Range]) -> None:
+    def read(self, ranges: Sequence[_Range], gathered: _Gathered) -> None:
         """StaleError where what it reads was merged and deleted meanwhile."""
-        gone = {each.log: marked(self._store, each.log) for each in ranges}
-        self._read_history([_Range(r.slot, r.log, r.first, min(r.last, gone[r.log])) for r in ranges if gone[r.log]])
+        taken = {each.log: marked(self._store, each.log) for each in ranges}
+        snapshot = TableSnapshot()
+        if not self._by_marks or any(each.first <= taken[each.log] for each in ranges):
+            snapshot = self._table.snapshot()
+            self._check_has(snapshot, ranges, taken)
+        if not self._by_marks:
+            taken = {log: snapshot.merged.get(log, 0) for log in taken}
+        self._read_history(snapshot, ranges, taken, gathered)
         for each in ranges:
-            number = max(each.first, gone[each.log] + 1)
             try:
-                self._read_log(each, number)
+                self._read_log(each, snapshot.end(each.log), taken[each.log], gathered)
             except CorruptError as e:
-                if marked(self._store, each.log) > gone[each.log]:
+                if self._taken_now(snapshot, each.log) > taken[each.log]:
                     raise StaleError(f"segments of log {each.log} were merged while they were read") from e
                 raise
 
-    def _read_log(self, each: _Range, first: int) -> None:
+    def _taken_now(self, snapshot: TableSnapshot, log: int) -> int:
+        return marked(self._store, log) if self._by_marks else self._table.snapshot(snapshot).merged.get(log, 0)
+
+    def _check_has(self, snapshot: TableSnapshot, ranges: Sequence[_Range], gone: Mapping[int, int]) -> None:
+        for each in ranges:
+            last = min(each.last, gone[each.log])
+            if each.first <= last and snapshot.merged.get(each.log, 0) < last:
+                text = f"segment {last} may be deleted, and is not in"
+                raise CorruptError(f"the history of log {each.log}", "its end", text)
+
+    def _read_log(self, each: _Range, merged: LogEnd | None, taken: int, gathered: _Gathered) -> None:
+        first = max(each.first, taken + 1)
+        if merged is not None and first == merged.segment + 1:
+            first = merged.progress().following  # it may be a fence that left names out
         if first > each.last:
             return
         number = self._first(each.log, first)
@@ -171,7 +211,7 @@ class _Source:
                 log_position = log_position_of(each.slot, number)
                 found = read_back(segment.table().combine_chunks(), self._seed)
                 ids = _ids_of_segment(found, segment.meta, log_position, self._seed)
-                self._gathered.add(ids, _postings(log_position, found))
+                gathered.add(ids, _postings(log_position, found))
             number = segment.meta.fence.following if segment.meta.fence is not None else number + 1
 
     def _first(self, log: int, number: int) -> int:
@@ -183,25 +223,20 @@ class _Source:
                     return before.meta.fence.following
         return number
 
-    def _read_history(self, ranges: Sequence[_Range]) -> None:
-        wanted = {r.log: (r.first, r.last) for r in ranges if r.first <= r.last}
+    def _read_history(
+        self, snapshot: TableSnapshot, ranges: Sequence[_Range], taken: Mapping[int, int], gathered: _Gathered
+    ) -> None:
+        wanted = {r.log: (r.first, min(r.last, taken[r.log])) for r in ranges if r.first <= taken[r.log]}
         if not wanted:
             return
-        table = Table(self._store)
-        snapshot = table.snapshot()
-        for log, (_, last) in wanted.items():
-            if snapshot.merged.get(log, 0) < last:
-                raise CorruptError(
-                    f"the history of log {log}", "its end", f"segment {last} may be deleted, and is not in"
-                )
         reader = RunReader(self._store, _CACHE_BYTES)
         for run in _that_cover(snapshot, self._shard, wanted):
             for file in run.files:
                 try:
                     for rows in reader.tables(file, OLD_ROW_COLUMNS):
-                        self._gathered.add(ids_of(rows, wanted, self._seed))
+                        gathered.add(ids_of(rows, wanted, self._seed))
                 except CorruptError as e:
-                    if file.name not in table.snapshot(snapshot).files:
+                    if file.name not in self._table.snapshot(snapshot).files:
                         raise StaleError(f"{file.name} was merged into another run while it was read") from e
                     raise
 
