@@ -69,6 +69,9 @@ class FakeBackend:
         await self.answers.wait()
         return [ShardStatus(i, state, why, 0, [], pid=7) for i, (state, why) in enumerate(self.states)]
 
+    async def full_status(self) -> list[ShardStatus]:
+        return await self.status()
+
     async def head(self, conv_id: str) -> Located | Refusal:
         if self.fault is not None:
             raise self.fault

@@ -264,7 +264,8 @@ def test_lists_share_an_arena_that_closes_its_ranks() -> None:
     held = sum(map(len, expected.values()))
     assert len(lists.users) < 4 * held, "what was left behind is used again"
     again = UserLists(np.int64)
-    again.restore(*lists.columns(40))
+    some = np.arange(40)
+    again.restore(some, *lists.columns(some))
     assert all(np.array_equal(a, b) for c in range(40) for a, b in zip(again.of(c), lists.of(c), strict=True))
 
 
