@@ -82,7 +82,7 @@ def set_word_bits(fps: U64, words: U64, spread: np.uint64) -> None:
 @jit
 def set_sums(words: U64) -> None:
     """Write each block's sum beside the bits of its last word: to be done once."""
-    at = np.int64(words.ctypes.data)
+    at = int(np.int64(words.ctypes.data))
     blocks = len(words) // 8
     for b in range(blocks):
         words[8 * b + 7] |= _sum_of(at + 64 * b, b, np.uint64(blocks)) << np.uint64(32)
@@ -91,12 +91,12 @@ def set_sums(words: U64) -> None:
 @jit
 def are_whole(words: U64) -> bool:
     """Whether each block has the sum that it should have."""
-    at = np.int64(words.ctypes.data)
+    at = int(np.int64(words.ctypes.data))
     blocks = len(words) // 8
+    changed = 0
     for b in range(blocks):
-        if words[8 * b + 7] >> np.uint64(32) != _sum_of(at + 64 * b, b, np.uint64(blocks)):
-            return False
-    return True
+        changed += words[8 * b + 7] >> np.uint64(32) != _sum_of(at + 64 * b, b, np.uint64(blocks))
+    return changed == 0
 
 
 @jit

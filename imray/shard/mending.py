@@ -1,4 +1,4 @@
-"""Sealed intervals made anew: those that are damaged, and those of an earlier version. Nothing here is needed for an ack.
+"""Sealed intervals made anew: those that are damaged, and those of an earlier version. No ack waits for it.
 
 Owns which are under way, and when one that could not be made anew is tried again. Does not own how one is made
 (`imray.history.remake`), nor the list of intervals: that is the committer's, in the thread of the state.
