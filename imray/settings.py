@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -17,6 +16,28 @@ _FORMER_NAMES = {
     "partition_num_cpus": "IMRAY_TOPIC_NUM_CPUS",
 }
 _BOOLS = {"0": False, "1": True}
+_KB = 1024
+_MB = 1024 * _KB
+_GB = 1024 * _MB
+_DAY_S = 24 * 3600
+
+_ANY = (0, 2**63 - 1)
+"""What has no bounds of its own: beyond it a number fits no 64 bits, which is what files, Arrow and Ray have."""
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "checkpoint_wait_s": (0.1, _DAY_S),
+    "checkpoint_segments_min": (1, 1_000_000),
+    "merge_interval_s": (0.01, 3600),
+    "merge_step_bytes_max": (_MB, 4 * _GB),
+    "run_file_bytes": (64 * _KB, _GB),
+    "run_group_bytes": (4 * _KB, 16 * _MB),
+    "read_s_max": (0.05, _DAY_S),
+    "pin_s_max": (1, _DAY_S),
+    "orphan_s": (60, 30 * _DAY_S),
+    "history_cache_bytes": (_MB, 64 * _GB),
+}
+"""The least and the most that the environment may say of what the merging of a whole deployment rests on. Below, a
+merger stands still, turns over in vain, or takes what another one is about to commit for an orphan; above, memory and
+timers give out. A program that makes `Settings` itself may use others, as tests do with tiny ones."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +254,8 @@ class Settings:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
-        """The defaults, changed by IMRAY_<NAME> variables. InvalidError for a value of the wrong type, or below 0.
+        """The defaults, changed by IMRAY_<NAME> variables. InvalidError for a value of the wrong type, or out of its
+        bounds (`BOUNDS`; of others below 0 or beyond 64 bits).
 
         Names of 0.1 are taken, too, where the new one is not set."""
         changed: dict[str, Any] = {}
@@ -251,7 +273,8 @@ class Settings:
                 raise InvalidError(f"{name}={text!r}: 0 or 1") from None
             except ValueError as e:
                 raise InvalidError(f"{name}={text!r} is not of type {kind.__name__}") from e
-            if isinstance(value, int | float) and not 0 <= value < math.inf:
-                raise InvalidError(f"{name}={text!r}: a number of at least 0")
+            low, high = BOUNDS.get(f.name, _ANY)
+            if isinstance(value, int | float) and not low <= value <= high:
+                raise InvalidError(f"{name}={text!r}: a number from {low} to {high}")
             changed[f.name] = value
         return replace(cls(), **changed)

@@ -62,5 +62,8 @@ def _usage(error: Exception) -> str | None:
 
 
 def _fail(text: str) -> int:
-    print("imray:", " ".join(text.split()), file=sys.stderr)
+    from imray.cli.common import printable
+
+    # much of it is others' text: names of files and people, what DuckDB says of a query, a server's answer
+    print("imray:", printable(" ".join(text.split())), file=sys.stderr)
     return EXIT_ERROR

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from imray.cli.common import Data, Json, find_log
+from imray.cli.common import Data, Json, find_log, printable
 from imray.core.errors import UnavailableError
 
 if TYPE_CHECKING:
+    from imray.core.status import MergeStatus
     from imray.history.merger import Merger
+    from imray.log.store import Store
 
 _CLOCK_STEP_S = 0.01
 """A sleep may end a little early by another clock."""
@@ -55,9 +58,7 @@ def _run(folder: Path, as_json: bool, only_vacuum: bool) -> None:
     manifest = read(store)
     assert manifest is not None, "find_log found it"
     clock = time.monotonic
-    merger = Merger(
-        store, manifest.shards, Settings.from_env(), clock, lambda: time.time_ns() // 1_000_000, only_vacuum
-    )
+    merger = Merger(store, manifest.shards, Settings.from_env(), clock, _now_ms, only_vacuum)
     _work(merger)
     waited = False
     while (wait_s := _more_in_s(merger)) is not None:
@@ -67,7 +68,7 @@ def _run(folder: Path, as_json: bool, only_vacuum: bool) -> None:
         time.sleep(wait_s + _CLOCK_STEP_S)
         if not _work(merger):
             break  # a pin holds the rest
-    _show(merger, as_json)
+    _show(store, merger, as_json, only_vacuum)
 
 
 def _now_ms() -> int:
@@ -89,22 +90,74 @@ def _more_in_s(merger: Merger) -> float | None:
     return min((wait for wait in waits if wait is not None), default=None)
 
 
-def _show(merger: Merger, as_json: bool) -> None:
+def _show(store: Store, merger: Merger, as_json: bool, only_vacuum: bool) -> None:
     done = merger.done
     states = [merger.status(shard) for shard in range(merger.shards)]
     held = [f"shard {state.shard}: {why}" for state in states for why in state.detail]
     unmerged = sum(lag.unmerged for state in states for lag in state.logs)
     kept = sum(lag.segments for state in states for lag in state.logs) - unmerged
+    rest = [_rest_of(store, state) for state in states]
+    above = sum(one.above for one in rest)
     if as_json:
         said: dict[str, Any] = {name: value for name, value in vars(done).items() if name != "conflicts"}
-        said |= {"version": merger.version, "segments_unmerged": unmerged, "segments_kept": kept, "held": held}
+        said |= {"version": merger.version, "segments_unmerged": unmerged, "segments_above_checkpoint": above}
+        said |= {"segments_kept": kept, "held": held}
         typer.echo(json.dumps(said))
     else:
         typer.echo(f"merged {done.segments} segments into {done.runs} runs of {done.bytes:,} bytes")
         typer.echo(f"deleted {done.segments_deleted} segments and {done.files_deleted} files of the history")
-        if unmerged:
-            typer.echo(f"{unmerged} segments are above the newest checkpoint: a running system makes the next one")
+        if above:
+            typer.echo(f"{above} segments are above the newest checkpoint: a running system makes the next one")
+        for one in rest:
+            for line in one.lines(only_vacuum):
+                typer.echo(printable(line))
         if kept:
             typer.echo(f"{kept} merged segments stay: for a reader, or until two checkpoints cover them")
     if held:
         raise UnavailableError("; ".join(held))
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """What is not merged of one shard, by why."""
+
+    shard: int
+    above: int
+    """Segments that its newest checkpoint does not cover."""
+    below: list[tuple[int, str]]
+    """Of each log: how many segments could be merged, and the error that holds them back (empty: none does)."""
+
+    def lines(self, only_vacuum: bool) -> list[str]:
+        """What is said of those that could be merged."""
+        held: dict[str, int] = {}
+        for count, why in self.below:
+            held[why] = held.get(why, 0) + count
+        free = "`imray compact` merges them" if only_vacuum else "another merger was at work: run it again"
+        return [
+            f"{count} segments of shard {self.shard} are "
+            + (f"held back by an error: {why}" if why else f"not merged: {free}")
+            for why, count in held.items()
+        ]
+
+
+def _rest_of(store: Store, state: MergeStatus) -> _Rest:
+    from imray.history.cut import cut_of
+    from imray.history.lag import lag_of
+
+    ends = cut_of(store, state.shard)
+    above = 0
+    below = []
+    for lag in state.logs:
+        end = ends.get(lag.log)
+        # a system that runs writes on: what came since the state was taken is left out
+        over = min(lag.unmerged, lag_of(store, lag.log, end.segment).unmerged) if end else lag.unmerged
+        above += over
+        if lag.unmerged > over:
+            below.append((lag.unmerged - over, _held_back(state, lag.log)))
+    return _Rest(state.shard, above, below)
+
+
+def _held_back(state: MergeStatus, log: int) -> str:
+    """The error that keeps a log from being merged, as its shard's state has it; empty: none does."""
+    stages = ("table: ", "merge: ", f"log {log}: ")
+    return "; ".join(why for why in state.detail if why.startswith(stages))

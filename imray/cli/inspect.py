@@ -70,7 +70,7 @@ def status(
         away = [f"  shard {shard['shard']}: {shard['detail']}" for shard in shards if shard.get("detail")]
         if away:
             typer.echo("\nnot serving:")
-            typer.echo("\n".join(away))
+            typer.echo("\n".join(map(printable, away)))
         hot = [group for shard in shards for group in shard.get("hot", ())]
         if hot:
             typer.echo("\nhot groups:")
@@ -81,7 +81,7 @@ def status(
         notes = [f"  shard {shard['shard']}: {note}" for shard in shards for note in shard.get("notes", ())]
         if notes:
             typer.echo("\nnotes:")
-            typer.echo("\n".join(notes))
+            typer.echo("\n".join(map(printable, notes)))
     if any(shard.get("state") != "serving" for shard in answer["shards"]):
         raise typer.Exit(1)
 

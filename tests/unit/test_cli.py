@@ -16,7 +16,7 @@ import pytest
 
 from imray.cli import run
 from imray.cli.common import find_target, printable, table
-from imray.core.errors import InvalidError
+from imray.core.errors import InvalidError, UnavailableError
 from tests.support.fake_imray import FakeImray, Server
 
 COMMANDS = (
@@ -174,6 +174,14 @@ def test_a_bug_is_one_line_too(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
     assert cli("status") == (2, "", "imray: ValueError: two lines (IMRAY_DEBUG=1 shows where)\n")
 
 
+def test_errors_cannot_steer_the_terminal(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise UnavailableError("a \x1b[31mred\u202e file\u2028name\x9b")
+
+    monkeypatch.setattr("imray.cli.inspect.find_target", fail)
+    assert cli("status") == (2, "", "imray: a \\x1b[31mred\\u202e file name\\x9b\n")
+
+
 def test_nothing_heavy_is_imported_for_help() -> None:
     heavy = "{'ray', 'duckdb', 'pyarrow', 'numpy', 'numba', 'httpx', 'rich', 'fastapi'}"
     code = f"import sys; from imray.cli.app import app; sys.exit(str({heavy} & set(sys.modules) or ''))"
@@ -235,8 +243,8 @@ def test_status(cli: Cli, server: Fake, monkeypatch: pytest.MonkeyPatch) -> None
     assert out.splitlines()[0].split()[:3] == ["shard", "state", "epoch"]
     assert out.splitlines()[1].split() == ["0", "serving", "3", "12345", "77"]
     assert "damaged" not in out
-    monkeypatch.setattr(server, "notes", ("a.ids.arrow: it does not verify; made anew from the log",))
-    assert "  shard 0: a.ids.arrow: it does not verify; made anew" in cli("status")[1]
+    monkeypatch.setattr(server, "notes", ("a.ids.arrow: it does not verify; made anew from the log\x1b",))
+    assert "  shard 0: a.ids.arrow: it does not verify; made anew from the log\\x1b" in cli("status")[1]
     monkeypatch.setattr(server, "state", "recovering")
     code, out, _ = cli("status", "--json")
     assert code == 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from imray.cli import inspect, run
+from imray.cli import history, inspect, run
 from imray.core.routing import log_of
 from imray.core.status import LogLag, MergeStatus, ServingState, ShardStatus
 from imray.history.lag import lags_of, logs_of
@@ -18,6 +18,7 @@ from imray.history.table import Table
 from imray.log import checkpoint
 from imray.log.manifest import create_or_open
 from imray.log.segment import segment_name
+from imray.settings import BOUNDS
 from tests.support.merging import (
     UnsyncedStore,
     WrittenLog,
@@ -75,11 +76,19 @@ def test_compact_merges_and_deletes_and_says_so(cli: Cli, data: tuple[Path, Writ
     assert segments_left(store) == ([cut + 1, cut + 2], [1])
     again = json.loads(cli("compact", "--data", str(folder), "--json")[1])
     assert (again["segments"], again["segments_deleted"], again["segments_unmerged"]) == (0, 0, 2)
+    assert again["segments_above_checkpoint"] == 2
 
 
 def test_vacuum_merges_nothing(cli: Cli, data: tuple[Path, WrittenLog]) -> None:
     folder, log = data
-    assert cli("vacuum", "--data", str(folder))[0] == 0
+    cut = log.segment
+    log.write(2)
+    code, out, err = cli("vacuum", "--data", str(folder))
+    assert (code, err) == (0, "")
+    assert out.splitlines()[2:] == [
+        "2 segments are above the newest checkpoint: a running system makes the next one",
+        f"{cut} segments of shard 0 are not merged: `imray compact` merges them",
+    ]
     store = UnsyncedStore(folder)
     assert Table(store).snapshot().version == -1
     assert len(segment_numbers(store)) == log.segment
@@ -93,13 +102,42 @@ def test_vacuum_merges_nothing(cli: Cli, data: tuple[Path, WrittenLog]) -> None:
 
 
 def test_damage_is_named_and_the_exit_code_says_so(cli: Cli, data: tuple[Path, WrittenLog]) -> None:
-    folder, _ = data
+    folder, log = data
+    cut = log.segment
+    log.write(1)
     path = folder / segment_name(0, 3)
     path.write_bytes(path.read_bytes()[:-20])
     code, out, err = cli("compact", "--data", str(folder))
     assert code == 2
     assert out.startswith("merged 0 segments")
+    above, held = out.splitlines()[2:]
+    assert above == "1 segments are above the newest checkpoint: a running system makes the next one"
+    assert held.startswith(f"{cut} segments of shard 0 are held back by an error: log 0: corrupt file wal/shard=0000/")
     assert "shard 0: log 0: corrupt file wal/shard=0000/00000000000000000003.parquet" in err
+
+
+def test_what_another_merger_took_is_no_matter_of_a_checkpoint(cli: Cli, data: tuple[Path, WrittenLog]) -> None:
+    """What is left below the cut though nothing holds it back."""
+    folder, log = data
+    store = UnsyncedStore(folder)
+    state = MergeStatus(0, 3, [LogLag(0, log.segment, log.segment)], ["compact: a full disk"])
+    rest = history._rest_of(store, state)
+    assert (rest.above, rest.below) == (0, [(log.segment, "")])
+    (line,) = rest.lines(only_vacuum=False)
+    assert line == f"{log.segment} segments of shard 0 are not merged: another merger was at work: run it again"
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_compact_with_the_least_and_the_most_that_settings_allow(
+    cli: Cli, data: tuple[Path, WrittenLog], monkeypatch: pytest.MonkeyPatch, end: int
+) -> None:
+    folder, log = data
+    for name, bounds in BOUNDS.items():
+        if name != "read_s_max":
+            monkeypatch.setenv(f"IMRAY_{name.upper()}", str(bounds[end]))
+    said = json.loads(cli("compact", "--data", str(folder), "--json")[1])
+    assert (said["segments_unmerged"], said["segments_kept"], said["held"]) == (0, 0, [])
+    assert all_rows(UnsyncedStore(folder)) == once(log)
 
 
 @pytest.mark.parametrize("command", ["compact", "vacuum"])

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
 
 from imray.core.errors import InvalidError
-from imray.settings import Settings
+from imray.settings import BOUNDS, Settings
+
+_PAGE = Path(__file__).parents[2] / "docs/history.md"
+_SETTING = re.compile(r"^\| `(\w+)` \| [^|]+ \| ([^|]+?) \|", re.MULTILINE)
 
 
 def test_what_is_not_set_keeps_its_default() -> None:
@@ -19,10 +26,42 @@ def test_values_have_the_type_of_their_default() -> None:
         Settings.from_env({"IMRAY_HOT_TICKS": "many"})
 
 
-@pytest.mark.parametrize("text", ["-1", "nan", "inf"])
-def test_a_number_is_finite_and_not_below_zero(text: str) -> None:
-    with pytest.raises(InvalidError, match=r"IMRAY_CALL_TIMEOUT_S=.*: a number of at least 0"):
-        Settings.from_env({"IMRAY_CALL_TIMEOUT_S": text})
+@pytest.mark.parametrize("name", ["IMRAY_CALL_TIMEOUT_S", "IMRAY_COMMIT_ROWS_MAX"])
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "1e300", str(2**63), "9" * 20])
+def test_a_number_is_finite_and_not_below_zero_and_fits_64_bits(name: str, text: str) -> None:
+    with pytest.raises(InvalidError, match=rf"{name}=.*: a number from 0 to {2**63 - 1}|is not of type int"):
+        Settings.from_env({name: text})
+
+
+@pytest.mark.parametrize("name", sorted(BOUNDS))
+def test_what_merging_rests_on_has_bounds_in_the_environment(name: str) -> None:
+    low, high = BOUNDS[name]
+    kind = type(getattr(Settings(), name))
+    variable = f"IMRAY_{name.upper()}"
+    assert low <= getattr(Settings(), name) <= high
+    for value in (low, high):
+        assert getattr(Settings.from_env({variable: str(value)}), name) == kind(value)
+    for value in (0, -1, kind(low / 2), kind(high * 2), "9" * 20):
+        with pytest.raises(InvalidError, match=rf"^{variable}='{value}': a number from {low} to {high}$"):
+            Settings.from_env({variable: str(value)})
+    Settings(**{name: 0})  # a program is free
+
+
+def test_every_setting_of_the_history_has_bounds_and_the_page_says_them() -> None:
+    names = {f.name for f in fields(Settings) if f.name.startswith(("merge_", "run_", "read_s", "pin_s", "orphan_"))}
+    assert names < set(BOUNDS)
+    said = dict(_SETTING.findall(_PAGE.read_text()))
+    assert {name: said.get(name) for name in BOUNDS} == {
+        name: " to ".join(_shown(name, value) for value in bounds) for name, bounds in BOUNDS.items()
+    }
+
+
+def _shown(name: str, value: float) -> str:
+    """A bound as the page has it."""
+    if "bytes" not in name:
+        return f"{value:,}".replace(",", " ")
+    power = max(i for i in range(4) if value >= 1024**i)
+    return f"{value / 1024**power:g} {('bytes', 'KB', 'MB', 'GB')[power]}"
 
 
 def test_an_error_names_the_variable_that_was_read() -> None:
