@@ -102,9 +102,9 @@ class Blocks:
             return Declined(DeclineReason.WAIT)  # an old call that was overtaken: nobody waits for it
         return None
 
-    def decline(self, slot: int, ask: int, why: DeclineReason) -> Declined:
+    def decline(self, slot: int, ask: int, why: DeclineReason, rows: I64 | None = None) -> Declined:
         """End an ask without a grant. `answered` must have said None."""
-        answer = Declined(why)
+        answer = Declined(why, rows)
         self._remember(slot, ask, answer)
         return answer
 

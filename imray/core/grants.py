@@ -5,7 +5,7 @@ Owns the values only. When there is a grant, and what becomes of it: `imray.core
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -71,6 +71,9 @@ class DeclineReason(StrEnum):
     """The home shard takes no more now."""
     SENDERS = "senders"
     """Ask again, and say who sends each row: the conversation has members."""
+    OLD_IDS = "old_ids"
+    """Ask again without the requests of some rows: whether these ids are old takes longer to find out than an ask may.
+    The home shard takes them."""
     WAIT = "wait"
     """Ask again."""
 
@@ -80,3 +83,5 @@ class Declined:
     """No grant, and nothing changed."""
 
     why: DeclineReason
+    rows: I64 | None = field(default=None, compare=False)
+    """Of OLD_IDS: which rows, ascending."""

@@ -25,6 +25,9 @@ class Refused(StrEnum):
     """The shard refuses to serve: a person must look."""
     MOVED = "moved"
     """A partition's: its conversation is not hot any more, send to the home shard. Nothing was written."""
+    OLD_IDS = "old_ids"
+    """A partition's: some ids were perhaps sent long ago, the home shard finds out. Send this request there; the
+    conversation stays hot. Nothing was written."""
     FORBIDDEN = "forbidden"
     """Who asks may not: no member, or not in a role for it. Nothing was written."""
     EXISTS = "exists"
@@ -37,6 +40,7 @@ _NOT_WRITTEN = (
     Refused.INVALID,
     Refused.BUSY,
     Refused.MOVED,
+    Refused.OLD_IDS,
     Refused.FORBIDDEN,
     Refused.EXISTS,
     Refused.ABSENT,
@@ -62,7 +66,8 @@ class Refusal:
         """This answer where an earlier try of the same ids may have been executed: it never says that nothing was
         written, since who believes that makes a new id, and the message stands twice.
 
-        MOVED stays, as the gateway must act on it; CORRUPT stays, as a person must look, and claims nothing."""
+        MOVED and OLD_IDS stay, as the gateway must act on them; CORRUPT stays, as a person must look, and claims
+        nothing."""
         if self.why in (Refused.INVALID, Refused.BUSY, Refused.FORBIDDEN, Refused.EXISTS, Refused.ABSENT):
             detail = f"{self.detail}; an earlier try may have been executed"
             return Refusal(Refused.UNAVAILABLE, detail, self.retry_after_s, True)

@@ -77,6 +77,8 @@ class HotRoutes:
             for conv_id in conv_ids:
                 self.hot.pop(conv_id, None)
             return False
+        if answer.why is Refused.OLD_IDS:
+            return False  # this request only
         if answer.why in (Refused.UNAVAILABLE, Refused.CORRUPT):
             # one that refuses to serve holds nobody up: the home shard takes everything
             self._paused[log] = time.monotonic() + self._settings.partition_pause_s

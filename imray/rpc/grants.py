@@ -55,6 +55,8 @@ class _AskHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 
 class _DeclinedHead(msgspec.Struct, frozen=True, array_like=True, tag="declined", forbid_unknown_fields=True):
     why: DeclineReason
+    rows: bool
+    """Whether a column of rows follows."""
 
 
 class _GrantedHead(msgspec.Struct, frozen=True, array_like=True, tag="granted", forbid_unknown_fields=True):
@@ -140,7 +142,8 @@ def encode_ask_answer(answer: Granted | Declined | Refusal) -> Parts:
     if isinstance(answer, Refusal):
         return pack(refusal_head(answer))
     if isinstance(answer, Declined):
-        return pack(_DeclinedHead(answer.why))
+        named: list[tuple[Array, type[np.generic]]] = [] if answer.rows is None else [(answer.rows, np.int64)]
+        return pack(_DeclinedHead(answer.why, answer.rows is not None), named)
     arrays: list[tuple[Array, type[np.generic]]] = []
     stable = value_or_column(answer.stable, arrays)
     plan = answer.plan
@@ -177,8 +180,9 @@ def decode_ask_answer(data: memoryview) -> Granted | Declined | Refusal:
         arrays.end()
         return refusal_of(head)
     if isinstance(head, _DeclinedHead):
+        rows = arrays.take(np.int64, None, "rows") if head.rows else None
         arrays.end()
-        return Declined(head.why)
+        return Declined(head.why, rows)
     check_numbers(head.first, head.rows)
     stable = take_column(arrays, head.stable, head.rows, "stable")
     plan = _take_plan(arrays, head) if head.plan else None

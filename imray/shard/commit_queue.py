@@ -15,6 +15,9 @@ from imray.log.rows import Prepared
 from imray.settings import Settings
 from imray.shard.jobs import Job, Records
 
+_SHARE = 4
+"""A fourth of the queue's bounds, beside them, is for requests whose many old ids are looked up."""
+
 
 @dataclass(slots=True, eq=False)
 class Waiting:
@@ -45,6 +48,14 @@ class Flight:
     """Ends the incarnation where the put does not return."""
 
 
+@dataclass(slots=True)
+class _Room:
+    """What some requests take together."""
+
+    rows: int = 0
+    bytes: int = 0
+
+
 class CommitQueue:
     """Waiting requests, for one event loop."""
 
@@ -53,10 +64,12 @@ class CommitQueue:
         self._waiting: deque[Waiting] = deque()
         self.rows = 0
         self.bytes = 0
-        self._aside: set[Waiting] = set()
-        """They take room, too, and are not to be planned yet."""
-        self._aside_rows = 0
-        self._aside_bytes = 0
+        self._aside: dict[Waiting, _Room] = {}
+        """They are not to be planned yet, and take this room."""
+        self._few = _Room()
+        """Of those that come back soon: it is the queue's."""
+        self._many = _Room()
+        """Of those that may take long: a share of its own, so that they take none of others' room."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -64,8 +77,8 @@ class CommitQueue:
     def has_room(self, rows: int, size: int) -> bool:
         """Whether so much more may wait."""
         settings = self._settings
-        rows += self.rows + self._aside_rows
-        size += self.bytes + self._aside_bytes
+        rows += self.rows + self._few.rows
+        size += self.bytes + self._few.bytes
         return rows <= settings.shard_queue_rows_max and size <= settings.shard_queue_bytes_max
 
     def add(self, what: Prepared | Records, rows: int, size: int) -> asyncio.Future[Any]:
@@ -95,11 +108,20 @@ class CommitQueue:
                 break
         return taken
 
-    def set_aside(self, one: Waiting) -> None:
-        """It was taken, and cannot be planned yet."""
-        self._aside.add(one)
-        self._aside_rows += one.rows
-        self._aside_bytes += one.bytes
+    def set_aside(self, one: Waiting, few: bool) -> bool:
+        """It was taken, and cannot be planned yet. `few`: but soon. False: there is no room for another one that is
+        not, and it was not set aside. One alone has room however large it is."""
+        room = self._few if few else self._many
+        settings = self._settings
+        if not few and room.rows and not (
+            room.rows + one.rows <= settings.shard_queue_rows_max // _SHARE
+            and room.bytes + one.bytes <= settings.shard_queue_bytes_max // _SHARE
+        ):  # fmt: skip
+            return False
+        self._aside[one] = room
+        room.rows += one.rows
+        room.bytes += one.bytes
+        return True
 
     def is_aside(self, one: Waiting) -> bool:
         """Whether it still waits to be put back: else it was refused meanwhile."""
@@ -107,9 +129,13 @@ class CommitQueue:
 
     def put_back(self, one: Waiting) -> None:
         """What was set aside can be planned now, and is the next to be."""
-        self._aside.remove(one)
-        self._aside_rows -= one.rows
-        self._aside_bytes -= one.bytes
+        room = self._aside.pop(one)
+        room.rows -= one.rows
+        room.bytes -= one.bytes
+        self.put_first(one)
+
+    def put_first(self, one: Waiting) -> None:
+        """It was taken, and is the next to be planned."""
         self._waiting.appendleft(one)
         self.rows += one.rows
         self.bytes += one.bytes
@@ -119,8 +145,8 @@ class CommitQueue:
         waiting = [*before, *self._waiting, *self._aside]
         self._waiting.clear()
         self._aside.clear()
-        self._aside_rows = 0
-        self._aside_bytes = 0
+        self._few = _Room()
+        self._many = _Room()
         self.rows = 0
         self.bytes = 0
         for one in waiting:

@@ -26,6 +26,9 @@ from imray.shard.old_ids import LookUp, look_up_for, old_of
 from imray.shard.recovery import fence_log
 
 _CEILING_MIN = 1 << 10
+_OLD_IDS_MAX = 128
+"""Rows of an ask that are looked up for it: a filter is wrong about a few of a large ask, and a retry of a request or
+two is as many. More would keep the partition's other senders waiting."""
 
 
 class Grants:
@@ -89,12 +92,20 @@ class Grants:
         located = locate(self.committer.state, rows)
         old, still = old_of(self.committer.state, located, looked, 0, len(rows))
         if still:
-            return look_up_for(self.committer.state, self.committer.confirmer, rows, still, old)
+            look_up = look_up_for(self.committer.state, self.committer.confirmer, rows, still, old)
+            return look_up if len(look_up.asked) <= _OLD_IDS_MAX else self._decline_old(slot, ask, look_up)
         answer = self.blocks.grant(slot, ask, rows, located, old, now_s)
         if isinstance(answer, Granted) and answer.grant:
             self._counted(answer)
         self._asked(conversations_of(rows, located.conv), len(rows))
         return answer
+
+    def too_long(self, slot: int, epoch: int, ask: int, look_up: LookUp) -> Granted | Declined:
+        """An ask's look-up takes too long: it gets its answer without."""
+        return self.blocks.answered(slot, epoch, ask) or self._decline_old(slot, ask, look_up)
+
+    def _decline_old(self, slot: int, ask: int, look_up: LookUp) -> Declined:
+        return self.blocks.decline(slot, ask, DeclineReason.OLD_IDS, look_up.asked)
 
     def _counted(self, answer: Granted) -> list[int]:
         """Count a grant's numbers for the rates of its conversations, which are returned."""

@@ -21,7 +21,7 @@ from imray.settings import Settings
 from imray.shard.grants import Grants
 from imray.shard.hot_status import TimedAsks, group_statuses
 from imray.shard.jobs import Records
-from imray.shard.look_ups import LookUps
+from imray.shard.look_ups import AskedLookUps, LookUps
 from imray.shard.old_ids import LookUp
 from imray.shard.runtime import Runtime, StateThread
 
@@ -32,6 +32,9 @@ _WATCH_S = 0.1
 _TICK_S = 1.0
 _ROWS_AT_ONCE_MAX = 16_000
 """Up to so many rows take about a millisecond: answered on the event loop, where no file is read."""
+_LOOK_UP_S = 0.02
+"""So long an ask waits for its old ids: its partition asks for nobody else meanwhile. Where the system has the files in
+memory, a tenth of it is enough."""
 _COOL_TIMEOUT_S = 10.0
 """A group turns cold once its grants are settled, by fencing if need be (`grant_timeout_s`)."""
 _NOT_THE_WRITER = Refusal(Refused.UNAVAILABLE, "the shard is not the writer any more: ask again")
@@ -66,7 +69,7 @@ class HotGroups:
         self._waiting: list[asyncio.Future[None]] = []
         self._turning: asyncio.Task[None] | None = None
         self._ended = False
-        self._look_ups = LookUps(runtime, f"asked-ids-{grants.committer.shard}")
+        self._look_ups = AskedLookUps(LookUps(runtime, f"asked-ids-{grants.committer.shard}"))
         self._asks = TimedAsks(grants, runtime)
         self.on_progress: Callable[[], None] = lambda: None
         """Called when asks or reports may have made a checkpoint due."""
@@ -137,9 +140,12 @@ class HotGroups:
                 answer = await self._state.run(self._asks.ask, slot, epoch, ask, rows, reports, now_s, looked)
                 if not isinstance(answer, LookUp):
                     return answer
-                looked = await self._look_ups.looked((slot, epoch, ask), answer)
-        except UnavailableError:
-            return _NOT_THE_WRITER
+                left_s = max(0.0, now_s + _LOOK_UP_S - self._runtime.monotonic_s())
+                looked = await self._look_ups.looked(slot, epoch, ask, answer, left_s)
+                if self._ended:
+                    return _NOT_THE_WRITER
+                if looked is None:
+                    return await self._state.run(self.grants.too_long, slot, epoch, ask, answer)
         finally:
             self._after_ask()
 

@@ -9,6 +9,7 @@ found stands, but for segments that were sealed since. Does not own who waits (`
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,7 @@ from imray.core.state import ShardState
 from imray.kernels.arrays import I64
 from imray.log.confirm import Confirmer
 from imray.log.rows import Prepared, gather
+from imray.log.schema import body_parts, dictionary_rows, id_words
 from imray.log.sealed_interval import SealedInterval
 
 _ROWS_A_STEP = 128
@@ -72,7 +74,9 @@ class LookUp:
         self._confirmer = confirmer
         self._rows = rows
         self._steps = list(_steps(maybe))
-        self._last = last
+        self.last = last
+        self.asked = np.unique(np.concatenate([*(each for _, each in maybe), np.array([*before], np.int64)]))
+        """The rows that files are or were asked for."""
         self._firsts = dict(before)
 
     def step(self) -> bool:
@@ -84,10 +88,15 @@ class LookUp:
         return bool(self._steps)
 
     @property
+    def steps_left(self) -> int:
+        """How many steps there are yet."""
+        return len(self._steps)
+
+    @property
     def looked(self) -> LookedUp:
         """What was found, when all are."""
         assert not self._steps
-        return LookedUp(self._firsts, self._last)
+        return LookedUp(self._firsts, self.last)
 
 
 def _steps(maybe: Maybe) -> Iterator[tuple[SealedIds, I64]]:
@@ -120,6 +129,8 @@ class Aside:
     request: int
     """Which one of those that were to be planned."""
     look_up: LookUp
+    key: bytes
+    """Equal where the ids and conversations of two requests are: the same rows are found for both."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +144,16 @@ class FoundIds:
     """By row: what files said, of those that were asked."""
     aside: tuple[Aside, ...]
     """Requests that cannot be planned yet."""
+
+
+def _key_of(request: Prepared) -> bytes:
+    conv, ids = request.columns[:2]
+    digest = hashlib.blake2b(digest_size=16)  # no two that somebody made to be taken for one another
+    for part in (*body_parts(conv.dictionary), dictionary_rows(conv), id_words(ids)):
+        content = np.ascontiguousarray(part)
+        digest.update(content.nbytes.to_bytes(8, "little"))
+        digest.update(memoryview(content))
+    return digest.digest()
 
 
 def find(state: ShardState, confirmer: Confirmer, requests: Sequence[Prepared]) -> FoundIds:
@@ -149,7 +170,8 @@ def find(state: ShardState, confirmer: Confirmer, requests: Sequence[Prepared]) 
         known, still = old_of(state, located, request.looked, start, end)
         if still:
             its_rows = rows_between(rows, start, end)
-            aside.append(Aside(number, look_up_for(state, confirmer, its_rows, still, known)))
+            look_up = look_up_for(state, confirmer, its_rows, still, known)
+            aside.append(Aside(number, look_up, _key_of(request)))
         old.update((start + i, first) for i, first in known.items())
         start = end
     return FoundIds(table, rows, located, old, tuple(aside))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -17,8 +18,9 @@ from imray.core.columns import Plan, Rows, RowStatus
 from imray.core.errors import FencedError, InvalidError, UnavailableError
 from imray.core.grants import Declined, DeclineReason, Granted, Report
 from imray.core.log_progress import LogProgress
-from imray.core.replies import Refusal, Refused
+from imray.core.replies import Appended, Refusal, Refused
 from imray.core.routing import log_position_of
+from imray.kernels.arrays import I64
 from imray.log.rows import Prepared, gather
 from imray.log.schema import segment_table
 from imray.log.segment import GrantNote
@@ -29,6 +31,9 @@ from imray.shard.jobs import Job, Records
 from imray.shard.judged import Judged
 from imray.shard.publisher import Publisher
 from imray.shard.runtime import Runtime, Worker
+
+_ASKS_MAX = 3
+"""Of one commit, where it is declined for old ids: what turned old since the last ask is a rare case."""
 
 _WAIT_S = 0.003
 _WAIT_S_MAX = 0.05
@@ -110,9 +115,31 @@ class PartitionIncarnation:
         """As `Incarnation.plan`."""
         if not isinstance(what, list):
             raise InvalidError("a partition's log holds messages only")
+        left = list(range(len(what)))
+        job = Job([], None, None)
+        for _ in range(_ASKS_MAX):
+            requests = [what[i] for i in left]
+            job, old = await self._planned(requests)
+            if not old:
+                break
+            left = [i for at, i in enumerate(left) if at not in old]
+            if not left:
+                break
+        else:
+            left = []
+        if len(left) == len(what):
+            return job
+        home = Refusal(Refused.OLD_IDS, f"{self._label}: ids were perhaps sent long ago, its home shard finds out")
+        answers: list[Appended | Refusal] = [home] * len(what)
+        for i, answer in zip(left, job.answers, strict=True):
+            answers[i] = answer
+        return replace(job, answers=answers)
+
+    async def _planned(self, requests: list[Prepared]) -> tuple[Job, set[int]]:
+        """A commit of these requests; or an empty one, and those that the home shard must take."""
         # as a shard does with a small commit
-        small = sum(map(len, what)) <= self._settings.rows_at_once_max
-        table, rows = gather(what) if small else await self._encoding.run(gather, what)
+        small = sum(map(len, requests)) <= self._settings.rows_at_once_max
+        table, rows = gather(requests) if small else await self._encoding.run(gather, requests)
         self._asking = True
         try:
             granted = await self._granted(self._judged.with_senders(rows, table))
@@ -122,13 +149,15 @@ class PartitionIncarnation:
         finally:
             self._asking = False
         if isinstance(granted, Granted):
-            args = what, table, rows, granted
-            return self._encode(*args) if small else await self._encoding.run(self._encode, *args)
+            args = requests, table, rows, granted
+            return (self._encode(*args) if small else await self._encoding.run(self._encode, *args)), set()
+        if granted.why is DeclineReason.OLD_IDS:
+            return Job([], None, None), _requests_of(requests, granted.rows)
         if granted.why is DeclineReason.BUSY:
             busy = Refusal(Refused.BUSY, f"{self._label}: its home shard has no room for more ids: retry later")
-            return Job([busy] * len(what), None, None)
+            return Job([busy] * len(requests), None, None), set()
         moved = Refusal(Refused.MOVED, f"{self._label}: a conversation is not hot any more, its home shard has it")
-        return Job([moved] * len(what), None, None)
+        return Job([moved] * len(requests), None, None), set()
 
     async def _granted(self, rows: Rows) -> Granted | Declined:
         """Ask until there is an answer that ends the ask."""
@@ -239,6 +268,15 @@ class PartitionIncarnation:
             self._reporting.cancel()
             await asyncio.gather(self._reporting, return_exceptions=True)
         self.writer.close()
+
+
+def _requests_of(requests: list[Prepared], rows: I64 | None) -> set[int]:
+    """Which of some requests these rows are of, counted over all of them; all, where it does not say."""
+    if rows is None or not len(rows):
+        return set(range(len(requests)))
+    ends = np.cumsum([len(request) for request in requests])
+    found: set[int] = set(np.searchsorted(ends, rows, side="right").tolist())
+    return found
 
 
 def _notes(grant: int, planned: Plan, rows: Rows) -> list[GrantNote]:

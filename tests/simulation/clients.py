@@ -39,7 +39,7 @@ class Gateway:
             if answer.why is Refused.MOVED:
                 for m in request:
                     self.hot.pop(CONVS[m.conv], None)
-            else:
+            elif answer.why is not Refused.OLD_IDS:
                 self._paused[slot] = self._sim.now + 50 * MS
         answer = await self._append(0, request, 3)
         if isinstance(answer, Appended):

@@ -107,8 +107,10 @@ class Group:
         """Through one partition (0: the home shard), again while the outcome is unknown, as a gateway's client does."""
         for _ in range(100):
             answer = await self.try_send(slot, *messages)
-            if not isinstance(answer, Refusal) or answer.why is not Refused.UNAVAILABLE:
+            if not isinstance(answer, Refusal) or answer.why not in (Refused.UNAVAILABLE, Refused.OLD_IDS):
                 return answer
+            if answer.why is Refused.OLD_IDS:
+                slot = 0
             await asyncio.sleep(0.01)
         return answer
 

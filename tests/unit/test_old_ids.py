@@ -163,18 +163,6 @@ async def test_files_that_are_merged_and_deleted_meanwhile(tmp_path: Path, monke
         assert await held == [(DUPLICATE, n + 1) for n in range(_OLD)]
 
 
-async def test_what_waits_for_a_look_up_takes_room_in_the_queue(tmp_path: Path) -> None:
-    async with _owner(tmp_path, shard_queue_rows_max=4, commit_rows_max=4) as (owner, store):
-        held = await _held(owner, store, _m(0), _m(50), _m(51))
-        refused = await owner.append(ipc_of([_m(60), _m(61)]))
-        assert isinstance(refused, Refusal)
-        assert refused.why is Refused.BUSY
-        assert await _send(owner, _m(62)) == [(NEW, _OLD + 1)]
-        store.gate.set()
-        assert len(await held) == 3
-        assert await _send(owner, _m(60), _m(61)) == [(NEW, _OLD + 4), (NEW, _OLD + 5)]
-
-
 async def test_an_incarnation_that_ends_refuses_what_waits_for_a_look_up(tmp_path: Path) -> None:
     async with _owner(tmp_path) as (owner, store):
         sending = asyncio.create_task(owner.append(ipc_of([_m(0), _m(50)])))

@@ -22,6 +22,7 @@ HOT = appended(1, hot={"hot": 1})
 BUSY = refusal(Refused.BUSY)
 MOVED = refusal(Refused.MOVED)
 INVALID = refusal(Refused.INVALID)
+OLD_IDS = refusal(Refused.OLD_IDS)
 CORRUPT = refusal(Refused.CORRUPT)
 
 Sending = Callable[[Engine, Send], Awaitable[Appended | Refusal]]
@@ -114,6 +115,28 @@ async def test_the_home_shard_takes_what_a_partition_left_open(directory: FakeDi
     partition = directory.writer(PARTITION, LOST)
     assert isinstance(await sending(await learned(directory), message()), Appended)
     assert partition.ids()[0] == home.ids()[1]
+
+
+@both
+async def test_a_request_of_old_ids_goes_to_the_home_shard_and_the_next_one_to_the_partition(
+    directory: FakeDirectory, sending: Sending
+) -> None:
+    home = directory.writer(HOME, HOT, HOT)
+    partition = directory.writer(PARTITION, OLD_IDS, HOT)
+    engine = await learned(directory)
+    assert isinstance(await sending(engine, message()), Appended)
+    assert partition.ids() == home.ids()[1:]
+    assert isinstance(await sending(engine, message()), Appended)
+    assert (len(partition.batches), len(home.batches)) == (2, 2)
+
+
+@both
+async def test_nothing_was_written_of_old_ids_that_the_home_shard_has_no_room_for(
+    directory: FakeDirectory, sending: Sending
+) -> None:
+    directory.writer(HOME, HOT, BUSY)
+    directory.writer(PARTITION, OLD_IDS)
+    assert await sending(await learned(directory), message()) == BUSY
 
 
 @both
