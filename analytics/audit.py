@@ -21,6 +21,7 @@ from analytics.views import connect, open_files
 from imray.core.errors import CorruptError, UnavailableError
 from imray.core.routing import home_of
 from imray.history.layout import run_prefix
+from imray.history.snapshot import RunFile
 from imray.log.segment import segment_prefix
 from imray.settings import Settings
 
@@ -56,9 +57,9 @@ def run(
     many messages. InvalidError where it is none.
 
     A log or a history that does not verify is itself a violation, `corrupt`; the other audits then cover each log up to
-    its first fault, and no shard that a damaged run belongs to."""
+    its first fault, and no shard that a damaged run belongs to, nor one whose merged rows the table has lost."""
     settings = settings or Settings.from_env()
-    return on_snapshot(data, settings, lambda opened: _audit(opened, settings, reports, spread))
+    return on_snapshot(data, settings, lambda opened: _audit(opened, settings, reports, spread), True)
 
 
 def _audit(opened: Opened, settings: Settings, reports: bool, spread: Spread) -> AuditReport:
@@ -68,8 +69,9 @@ def _audit(opened: Opened, settings: Settings, reports: bool, spread: Spread) ->
     faults += damaged
     for fault in faults:
         opened.raise_if_replaced(fault)
+    faults = [*opened.faults, *faults]
     shards = verifier.manifest().shards
-    hit = {home for home in range(shards) for fault in damaged if fault.file.startswith(run_prefix(home))}
+    hit = opened.lost | {home for home in range(shards) for fault in damaged if fault.file.startswith(run_prefix(home))}
     homes = [home for home in range(shards) if home not in hit]
     parts = _parts(opened, found, unsure, homes, settings)
     try:
@@ -101,9 +103,12 @@ def _parts(
     settings: Settings,
 ) -> list[AuditPart]:
     """All shards as one part, or each as one where they are large."""
-    total = sum(s.meta.rows for s in found) + sum(f.rows for f in opened.files)
-    groups = [tuple(homes)] if total <= ROWS_TOGETHER_MAX else [(home,) for home in homes]
-    newest = _newest_us(opened, found, settings) if len(groups) > 1 else None
+    found = [s for s in found if home_of(s.meta.shard)[0] in homes]
+    files = [f for f in opened.files if f.shard in homes]
+    total = sum(s.meta.rows for s in found) + sum(f.rows for f in files)
+    together = total <= ROWS_TOGETHER_MAX or not homes
+    groups = [tuple(homes)] if together else [(home,) for home in homes]
+    newest = _newest_us(opened, found, files, settings) if len(groups) > 1 else None
     data = str(opened.verifier.data)
     shards = opened.verifier.manifest().shards
     return [
@@ -112,7 +117,7 @@ def _parts(
             shards=shards,
             homes=group,
             segments=[s for s in found if home_of(s.meta.shard)[0] in group],
-            files=[f for f in opened.files if f.shard in group],
+            files=[f for f in files if f.shard in group],
             unsure=sorted((log, segment) for log, segment in unsure if home_of(log)[0] in group),
             newest_us=newest,
         )
@@ -120,10 +125,10 @@ def _parts(
     ]
 
 
-def _newest_us(opened: Opened, found: Sequence[VerifiedSegment], settings: Settings) -> int:
-    """When the newest record of the folder was committed."""
+def _newest_us(opened: Opened, found: Sequence[VerifiedSegment], files: Sequence[RunFile], settings: Settings) -> int:
+    """When the newest record of the folder was committed, of what is sound."""
     with connect(settings) as connection:
-        open_files(connection, sources_of(opened, found), "VIEW")
+        open_files(connection, sources_of(opened, found, files), "VIEW")
         newest = connection.sql("SELECT epoch_us(max(server_ts)) FROM segments WHERE rows > 0").fetchall()[0][0]
     return int(newest or 0)
 

@@ -1,13 +1,14 @@
 """One view of a data folder for a question that takes a while: a version of the table, pinned, and the logs above it.
 
-Owns the beginning anew where merging outran the reader. Owns no reading of rows.
+Owns the beginning anew where merging outran the reader, and what of a folder is sound where its table or a mark is
+damaged. Owns no reading of rows.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,10 +17,11 @@ from analytics.verified import VerifiedSegment, Verifier
 from analytics.verified_runs import VerifiedRuns
 from analytics.views import Sources
 from imray.core.errors import CorruptError, StorageError, UnavailableError
+from imray.core.routing import home_of
 from imray.history.pins import Pin
 from imray.history.snapshot import RunFile, TableSnapshot
 from imray.history.table import Table
-from imray.log.marks import MergeMark, marked_logs, newest_mark
+from imray.log.marks import LogEnd, MergeMark, marked_logs, newest_mark
 from imray.log.store import LocalStore
 from imray.settings import Settings
 
@@ -38,6 +40,10 @@ class Opened:
     runs: VerifiedRuns
     table: TableSnapshot
     _newest: Callable[[TableSnapshot], TableSnapshot]
+    faults: list[CorruptError] = field(default_factory=list)
+    """What is wrong with the table and the marks."""
+    lost: frozenset[int] = frozenset()
+    """Home shards of which rows are in no run that the table names, nor in a log: nothing can be said of them."""
 
     @property
     def files(self) -> list[RunFile]:
@@ -45,27 +51,44 @@ class Opened:
         return list(self.table.files.values())
 
     def raise_if_replaced(self, fault: CorruptError) -> None:
-        """ReplacedError where a fault is that a file was merged, and deleted, since."""
-        if was_replaced(fault.file, self.table, self._newest(self.table)):
+        """ReplacedError where a fault is that a file was merged, and deleted, since; or where the table was damaged
+        since. Nothing is merged into a table that does not verify."""
+        if self.faults and self.table.version < 0:
+            return
+        try:
+            newest = self._newest(self.table)
+        except CorruptError as e:
+            raise ReplacedError from e
+        if was_replaced(fault.file, self.table, newest):
             raise ReplacedError from fault
 
 
-def on_snapshot(data: Path | str, settings: Settings, work: Callable[[Opened], T]) -> T:
+@dataclass(frozen=True)
+class _Begun(TableSnapshot):
+    """Where each log begins, as the table has it, and the marks where they know of more."""
+
+    ends: Mapping[int, LogEnd] = field(default_factory=dict)
+
+    def end(self, log: int) -> LogEnd | None:
+        return self.ends.get(log)
+
+
+def on_snapshot(
+    data: Path | str, settings: Settings, work: Callable[[Opened], T], whatever_is_damaged: bool = False
+) -> T:
     """What `work` makes of a data folder; it is called again where what it reads was replaced meanwhile.
 
-    InvalidError where there is no data folder; CorruptError as `work` raises it, or where the table does not verify;
-    UnavailableError where merging outran it again and again."""
+    InvalidError where there is no data folder; CorruptError as `work` raises it, or where the table or a mark does not
+    verify (with `whatever_is_damaged` they are `Opened.faults`, and the work is what is sound); UnavailableError where
+    merging outran it again and again."""
     verifier = Verifier(data)
     verifier.manifest()
     runs = VerifiedRuns(data)
-    table = Table(verifier.store)
     for _ in range(STARTS_MAX):
-        marks = [m for log in marked_logs(verifier.store) if (m := newest_mark(verifier.store, log)) is not None]
-        snapshot = table.snapshot()
-        _check_marks(table, snapshot, marks)
-        verifier.begin_after(snapshot)
-        opened = Opened(verifier, runs, snapshot, table.snapshot)
-        with _pinned(verifier.store, snapshot, settings) as is_lost, contextlib.suppress(ReplacedError):
+        opened = _open(verifier, runs)
+        if opened.faults and not whatever_is_damaged:
+            raise opened.faults[0]
+        with _pinned(verifier.store, opened.table, settings) as is_lost, contextlib.suppress(ReplacedError):
             try:
                 done = work(opened)
             except CorruptError as e:
@@ -76,17 +99,55 @@ def on_snapshot(data: Path | str, settings: Settings, work: Callable[[Opened], T
     raise UnavailableError("what is read was merged and deleted again and again: try again")
 
 
-def sources_of(opened: Opened, segments: Sequence[VerifiedSegment]) -> Sources:
-    """What the views are made of."""
-    paths = {file.name: opened.runs.path(file) for file in opened.files}
-    notes = [paths[file.name] for file in opened.files if file.first == ""]
+def _open(verifier: Verifier, runs: VerifiedRuns) -> Opened:
+    """The newest version, or of a table that does not verify none; the verifier begins after it."""
+    table = Table(verifier.store)
+    marks, faults = _marks(verifier.store)
+    try:
+        snapshot = table.snapshot()
+    except CorruptError as e:
+        # segments up to the marks may be deleted, and which runs have them nobody knows
+        faults.append(e)
+        snapshot = TableSnapshot()
+        lost = marks
+    else:
+        lost = []
+        for mark in marks:  # read before the table was: it has what they say, or has lost commits
+            try:
+                table.check_mark(snapshot, mark)
+            except CorruptError as e:
+                faults.append(e)
+                lost.append(mark)
+    if lost:
+        ends = {log: end for log in snapshot.merged if (end := snapshot.end(log)) is not None}
+        ends |= {mark.end.log: mark.end for mark in lost}
+        verifier.begin_after(_Begun(merged={log: end.segment for log, end in ends.items()}, ends=ends))
+    else:
+        verifier.begin_after(snapshot)
+    homes = frozenset(home_of(mark.end.log)[0] for mark in lost)
+    return Opened(verifier, runs, snapshot, table.snapshot, faults, homes)
+
+
+def _marks(store: LocalStore) -> tuple[list[MergeMark], list[CorruptError]]:
+    """The newest mark of each log, and those that do not verify."""
+    marks: list[MergeMark] = []
+    faults: list[CorruptError] = []
+    for log in marked_logs(store):
+        try:
+            mark = newest_mark(store, log)
+        except CorruptError as e:
+            faults.append(e)
+        else:
+            marks += [mark] if mark is not None else []
+    return marks, faults
+
+
+def sources_of(opened: Opened, segments: Sequence[VerifiedSegment], files: Sequence[RunFile] | None = None) -> Sources:
+    """What the views are made of: of all runs' files, or of some."""
+    files = opened.files if files is None else files
+    paths = {file.name: opened.runs.path(file) for file in files}
+    notes = [paths[file.name] for file in files if file.first == ""]
     return Sources(segments, list(paths.values()), notes)
-
-
-def _check_marks(table: Table, snapshot: TableSnapshot, marks: list[MergeMark]) -> None:
-    """Marks that were read before the table was: it has what they say, or has lost commits."""
-    for mark in marks:
-        table.check_mark(snapshot, mark)
 
 
 @contextlib.contextmanager

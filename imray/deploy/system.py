@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ import ray
 
 # private: Ray reads its variable for this once, at import, and only `connect` knows whether the cluster is a local one
 from ray._private import ray_constants
+
+# private: what it is told of processes that died it prints on stdout, in colour, whatever it is asked to be silent of
+from ray._private import worker as ray_worker
 from ray.exceptions import GetTimeoutError, RayError
 
 from api.server import GatewayConfig
@@ -57,6 +61,7 @@ def connect(address: str | None, num_cpus: int | None = None, token_file: Path |
     `token_file`: see `local_ray.prepare`. Whether a cluster that is joined wants a token, and which, its operator says
     in the environment. Call it before anything installs signal handlers: Ray replaces that of SIGTERM. InvalidError
     where the environment asks for TLS and does not name the files."""
+    ray_worker.print_to_stdstream = _say
     tls.server_context()  # Ray only waits, and does not say what is missing
     tls.client_context()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -79,6 +84,12 @@ def connect(address: str | None, num_cpus: int | None = None, token_file: Path |
         )
     else:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
+
+
+def _say(data: Mapping[str, Any], ignore_prefix: bool = False) -> None:
+    """A message of Ray's to whoever started a system: on stderr, since stdout is for what was asked for."""
+    text = " ".join(" ".join(data["lines"]).split())
+    print("ray:", "".join(c if c.isprintable() else " " for c in text), file=sys.stderr, flush=True)
 
 
 def disconnect() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import System, start, stop
+from conftest import System, start
 
 from imray.history.table import Table
 from imray.log.store import LocalStore
@@ -88,7 +88,12 @@ def test_a_system_merges_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert compacted.returncode == 0, compacted.stderr
         assert json.loads(compacted.stdout)["held"] == []
     finally:
-        stop(system)
+        system.process.terminate()
+        out, _ = system.process.communicate(timeout=60)
     with pytest.raises(ProcessLookupError):
         os.kill(after["pid"], 0)
+    assert out == "", "stdout has one line, of JSON: what Ray says of the merger's death is not for it"
+    said = (tmp_path / "data.err").read_text()
+    assert "ray: " in said
+    assert "\x1b" not in said
     assert Table(store).verify().version >= after["version"]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -14,12 +15,13 @@ from analytics import audit, screen, verified_runs
 from analytics.sql import query
 from analytics.verified import Verifier
 from imray.core.errors import CorruptError
+from imray.history.layout import commit_name
 from imray.history.snapshot import RunFile
 from imray.log.segment import segment_name
 from imray.log.store import LocalStore
 from imray.settings import Settings
-from tests.support.analytics_logs import FastStore, HotLog, craft, good_log, hot_log, name_in, seal
-from tests.support.analytics_merges import compact, delete_merged, found_by, merge, snapshot_of
+from tests.support.analytics_logs import SHARDS, FastStore, HotLog, craft, good_log, hot_log, name_in, seal, writer_of
+from tests.support.analytics_merges import SMALL, compact, delete_merged, found_by, merge, snapshot_of
 from tests.support.batches import Msg, msg_id
 
 VIEWS = ("messages", "records", "voids", "hot_groups", "blocks")
@@ -145,14 +147,108 @@ def test_damage_to_a_merged_segment_is_no_matter(tmp_path: Path) -> None:
     assert [row["file"] for row in found["corrupt"]] == [segment_name(0, merged + 1)]
 
 
-def test_a_lost_table_behind_its_marks_is_corruption(tmp_path: Path) -> None:
-    root = good_log(tmp_path)
-    merge(root)
-    assert delete_merged(root)
+def _lose_table(root: Path) -> None:
     for path in (root / "history/_delta_log").iterdir():
         path.unlink()
-    with pytest.raises(CorruptError, match="version"):
-        audit.run(root)
+
+
+def _lose_commit(root: Path) -> None:
+    max((root / "history/_delta_log").glob("*.json")).unlink()
+
+
+def _damage_table(root: Path) -> None:
+    _flip(min((root / "history/_delta_log").glob("*.json")), 0.5)
+
+
+def _damage_mark(root: Path) -> None:
+    _flip(max((root / "merged/log=00000").iterdir()), 0.5)
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize(
+    ("damage", "names", "lost"),
+    [
+        (_lose_table, "merged/log=00000/", 1),
+        (_lose_commit, "merged/log=00000/", 1),
+        (_damage_table, "history/_delta_log/", 1),
+        (_damage_mark, "merged/log=00000/", 0),
+    ],
+)
+def test_a_damaged_table_or_mark_is_corruption_and_what_is_sound_is_asked_all_the_same(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], None],
+    names: str,
+    lost: int,
+    together: bool,
+) -> None:
+    """Shard 0 is merged and deleted; of shard 1 nothing is, and a message is there twice."""
+    root = good_log(tmp_path)
+    while merge(root, settings=replace(SMALL, merge_step_bytes_max=10_000)):
+        pass
+    assert snapshot_of(root).version > 1
+    assert delete_merged(root)
+    whole = audit.run(root).segments
+    writer = writer_of(root, 1)
+    row = query(root, "FROM messages WHERE shard = 1 LIMIT 1").to_pylist()[0]
+    id_ = UUID(str(row["client_msg_id"])).bytes
+    twice = {"conv_id": row["conv_id"], "conv_seq": row["conv_seq"], "client_msg_id": id_}
+    writer.append(craft([twice], 10**9), 10**9)
+    if not together:
+        monkeypatch.setattr(audit, "ROWS_TOGETHER_MAX", 0)
+    before = found_by(audit.run(root))
+    assert before
+    damage(root)
+    for reports in (True, False):
+        report = audit.run(root, reports=reports)
+        found = found_by(report)
+        (corrupt,) = found.pop("corrupt")
+        assert str(corrupt["file"]).startswith(names)
+        assert found == before
+        assert (report.segments < whole) is bool(lost)
+    with pytest.raises(CorruptError, match=names):
+        query(root, "FROM voids")
+
+
+def test_nothing_is_sound_where_every_shard_lost_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "ROWS_TOGETHER_MAX", 0)
+    root = good_log(tmp_path)
+    for shard in range(SHARDS):
+        merge(root, shard)
+        assert delete_merged(root, shard)
+    _damage_table(root)
+    report = audit.run(root, spread=audit.in_processes)
+    assert (list(found_by(report)), report.segments) == (["corrupt"], 0)
+
+
+@pytest.mark.usefixtures("apart")
+def test_a_damaged_run_of_a_large_folder(tmp_path: Path) -> None:
+    root = good_log(tmp_path)
+    for shard in range(SHARDS):
+        merge(root, shard)
+    file = next(f for f in snapshot_of(root).files.values() if f.shard == 0)
+    (root / file.name).write_bytes(b"")
+    assert list(found_by(audit.run(root))) == ["corrupt"]
+
+
+def test_a_table_that_is_damaged_while_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = good_log(tmp_path)
+    merge(root)
+    delete_merged(root)
+    survey, calls = Verifier._survey_segments, []
+
+    def damaged_first(self: Verifier, log: int, numbers: Sequence[int]) -> object:
+        if not calls:
+            calls.append(log)
+            (root / commit_name(snapshot_of(root).version + 1)).write_bytes(b"{}")
+            (root / segment_name(1, 3)).write_bytes(b"")
+        return survey(self, log, numbers)
+
+    monkeypatch.setattr(Verifier, "_survey_segments", damaged_first)
+    found = found_by(audit.run(root, reports=False))
+    files = [row["file"] for row in found["corrupt"]]
+    assert files[0].startswith("history/_delta_log/")
+    assert segment_name(1, 3) in files
 
 
 def test_a_run_is_read_whole_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
