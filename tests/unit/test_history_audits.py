@@ -184,7 +184,7 @@ def test_a_damaged_table_or_mark_is_corruption_and_what_is_sound_is_asked_all_th
 ) -> None:
     """Shard 0 is merged and deleted; of shard 1 nothing is, and a message is there twice."""
     root = good_log(tmp_path)
-    while merge(root, settings=replace(SMALL, merge_step_bytes_max=10_000)):
+    while merge(root, settings=replace(SMALL, merge_step_bytes_max=1)):
         pass
     assert snapshot_of(root).version > 1
     assert delete_merged(root)
