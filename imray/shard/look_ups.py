@@ -81,7 +81,7 @@ class LookUps:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _AskLookUp:
     epoch: int
     ask: int
     looked: asyncio.Future[LookedUp]
@@ -92,7 +92,7 @@ class AskedLookUps:
 
     def __init__(self, look_ups: LookUps) -> None:
         self._look_ups = look_ups
-        self._of_slot: dict[int, _Asked] = {}
+        self._of_slot: dict[int, _AskLookUp] = {}
 
     async def looked(self, slot: int, epoch: int, ask: int, look_up: LookUp, seconds: float) -> LookedUp | None:
         """What is found for an ask; the same one that comes again meanwhile waits for the same look-up. None: not
@@ -101,7 +101,7 @@ class AskedLookUps:
         if asked is None or (asked.epoch, asked.ask) != (epoch, ask) or asked.looked.done():
             if asked is not None:
                 asked.looked.cancel()
-            asked = self._of_slot[slot] = _Asked(epoch, ask, self._look_ups.start(look_up))
+            asked = self._of_slot[slot] = _AskLookUp(epoch, ask, self._look_ups.start(look_up))
         await asyncio.wait([asked.looked], timeout=seconds)
         asked.looked.cancel()  # where it is not done: whoever else waits for it gets the same answer
         if self._of_slot.get(slot) is asked:

@@ -152,7 +152,7 @@ def _key_of(request: Prepared) -> bytes:
     for part in (*body_parts(conv.dictionary), dictionary_rows(conv), id_words(ids)):
         content = np.ascontiguousarray(part)
         digest.update(content.nbytes.to_bytes(8, "little"))
-        digest.update(memoryview(content))
+        digest.update(content.data)
     return digest.digest()
 
 

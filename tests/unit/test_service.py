@@ -214,6 +214,15 @@ async def test_ask(writer: Writer, link: RpcHomeLink, answer: object) -> None:
         np.testing.assert_array_equal(getattr(rows, column), getattr(ROWS, column))
 
 
+async def test_which_rows_an_ask_is_declined_for(writer: Writer, link: RpcHomeLink) -> None:
+    writer.answer = Declined(DeclineReason.OLD_IDS, np.array([0, 1]))
+    answer = await link.ask(SLOT, 5, 17, ROWS, REPORTS)
+    assert isinstance(answer, Declined)
+    assert answer.why is DeclineReason.OLD_IDS
+    assert answer.rows is not None
+    assert answer.rows.tolist() == [0, 1]
+
+
 async def test_an_ask_that_can_be_answered_at_once_goes_no_further(writer: Writer, link: RpcHomeLink) -> None:
     writer.answer_now = Declined(DeclineReason.BUSY)
     assert await link.ask(SLOT, 5, 17, ROWS, REPORTS) == Declined(DeclineReason.BUSY)
