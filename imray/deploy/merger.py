@@ -82,7 +82,8 @@ class MergerProcess:
         self._opening: asyncio.Task[Endpoint] | None = None
         self._counting: asyncio.Task[MergerStatus] | None = None
         self._counted_s = 0.0
-        self._failed = ""
+        self._failed: dict[int, tuple[str, float]] = {}
+        """By shard: what went wrong, and when it is tried again."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="merger", daemon=True)
         self._thread.start()
@@ -125,8 +126,9 @@ class MergerProcess:
             status = self._merger.status(shard)
         except ImrayError as e:
             status = MergeStatus(shard, self._merger.version, [], [f"segments cannot be counted: {e}"])
-        failed = [self._failed] if self._failed else []
-        return MergeStatus(shard, status.version, status.logs, [*status.detail, *failed], os.getpid())
+        failed = self._failed.get(shard)
+        detail = status.detail if failed is None else [*status.detail, failed[0]]
+        return MergeStatus(shard, status.version, status.logs, detail, os.getpid())
 
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)  # on Linux of this thread; those that it starts inherit it
@@ -136,16 +138,23 @@ class MergerProcess:
 
     def _round(self) -> bool:
         """A piece of work for each shard. False: nothing is to be done, or it failed."""
-        try:
-            steps = [self._merger.step(shard) for shard in range(self._merger.shards) if not self._ended.is_set()]
-        except Exception as e:
-            # a bug of ours, or no memory: nothing here is needed for an ack, and what is not merged stays in the log
-            log.exception("the merger failed")
-            self._failed = f"the merger failed: {e!r}"
-            self._ended.wait(self._settings.reopen_delay_s_max)
-            return False
-        self._failed = ""
+        steps = [self._step(shard) for shard in range(self._merger.shards) if not self._ended.is_set()]
         return any(steps)
+
+    def _step(self, shard: int) -> bool:
+        failed = self._failed.get(shard)
+        if failed is not None and time.monotonic() < failed[1]:
+            return False
+        try:
+            again = self._merger.step(shard)
+        except Exception as e:
+            # a bug of ours, or no memory: nothing here is needed for an ack, what is not merged stays in the log, and
+            # the other shards go on
+            log.exception("shard %d: the merger failed", shard)
+            self._failed[shard] = f"the merger failed: {e!r}", time.monotonic() + self._settings.reopen_delay_s_max
+            return False
+        self._failed.pop(shard, None)
+        return again
 
 
 def create(namespace: str, data: str, shards: int, settings: Settings) -> ray.actor.ActorHandle:

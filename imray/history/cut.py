@@ -6,6 +6,8 @@ in its partitions', so nothing below it changes any more, and it contains every 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from imray.core.checkpoint_chain import ChainLink
 from imray.core.errors import DerivedError, StorageError
 from imray.core.routing import log_of
@@ -20,16 +22,21 @@ _NEEDED = 2
 _INTERVAL_VERSION_MIN = 2
 """From this version on an interval answers a retry without the segments that it covers."""
 _LISTINGS_MAX = 10
+AGAIN_S = 60.0
+"""So long one that does not verify is not read again: a person restores it, or a new one takes its place."""
 
 
 class Cuts:
-    """What the newest checkpoints of a shard say. Each is read and verified once."""
+    """What the newest checkpoints of a shard say. Each is read and verified once, unless it is asked for again."""
 
-    def __init__(self, store: Store, shard: int) -> None:
+    def __init__(self, store: Store, shard: int, monotonic_s: Callable[[], float] = lambda: 0.0) -> None:
         self._store = store
         self._shard = shard
-        self._known: dict[str, CheckpointMeta | None] = {}
-        """By name; None: it does not verify."""
+        self._monotonic_s = monotonic_s
+        self._known: dict[str, CheckpointMeta] = {}
+        """By name."""
+        self._damaged: dict[str, float] = {}
+        """By name: until when it is not read again."""
         self._verified: set[ChainLink] = set()
         """Files that checkpoints build on."""
 
@@ -38,9 +45,12 @@ class Cuts:
         newest = self._newest(1)
         return ends_of(newest[0]) if newest else {}
 
-    def deletable(self) -> dict[int, int] | None:
+    def deletable(self, again: bool = False) -> dict[int, int] | None:
         """By log: the last segment that the two newest checkpoints which verify both cover. None where there are no
-        two, or ids of theirs are answered from segments still."""
+        two, or ids of theirs are answered from segments still. `again`: every file is read now, whatever is known."""
+        if again:
+            self._known.clear()
+            self._verified.clear()
         newest = self._newest(_NEEDED)
         if len(newest) < _NEEDED or not all(map(_answers_without_log, newest)):
             return None
@@ -61,19 +71,27 @@ class Cuts:
             if len(found) < min(count, len(names)) and checkpoints(self._store, self._shard) != names:
                 continue  # what was listed was replaced before it was read
             self._known = {name: meta for name, meta in self._known.items() if name in names}
-            self._verified = {link for meta in self._known.values() if meta is not None for link in meta.chain}
+            self._damaged = {name: until_s for name, until_s in self._damaged.items() if name in names}
+            self._verified = {link for meta in self._known.values() for link in meta.chain}
             return found
         raise StorageError(f"checkpoints of shard {self._shard}: they are replaced faster than they can be read")
 
     def _read(self, name: str) -> CheckpointMeta | None:
-        if name not in self._known:
-            try:
-                meta = whole_checkpoint_meta(self._store, name, self._verified)
-            except DerivedError:
-                self._known[name] = None
-            else:
-                self._known[name] = meta if meta.shard == self._shard else None
-        return self._known[name]
+        if name in self._known:
+            return self._known[name]
+        until_s = self._damaged.get(name)
+        if until_s is not None and self._monotonic_s() < until_s:
+            return None
+        try:
+            meta = whole_checkpoint_meta(self._store, name, self._verified)
+        except DerivedError:
+            meta = None
+        if meta is None or meta.shard != self._shard:
+            self._damaged[name] = self._monotonic_s() + AGAIN_S
+            return None
+        self._damaged.pop(name, None)
+        self._known[name] = meta
+        return meta
 
 
 def cut_of(store: Store, shard: int) -> dict[int, LogEnd]:

@@ -6,13 +6,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from imray.core.errors import CorruptError, ImrayError
+from imray.core.errors import CorruptError, DerivedError, StorageError
 
 log = logging.getLogger("imray.history")
 
 _BACK_OFF_S_MIN = 1.0
 BACK_OFF_S_MAX = 60.0
 """Between tries where the store refuses (a full disk): room that was made is found within a minute."""
+_EXPECTED = (CorruptError, DerivedError, StorageError)
 CORRUPT_AGAIN_S = 60.0
 """Between looks at a damaged file: a person restores it, or does not."""
 
@@ -36,15 +37,18 @@ class Holds:
         hold = self._holds.get(name)
         return hold is not None and self._monotonic_s() < hold.until_s
 
-    def add(self, name: str, error: ImrayError) -> None:
-        """It failed: it waits, twice as long as the time before."""
+    def add(self, name: str, error: Exception) -> None:
+        """It failed: it waits, twice as long as the time before. What is no damage and no store's refusal is a bug of
+        ours, or no memory; who caught it has logged where."""
         before = self._holds.get(name)
         delay_s = _BACK_OFF_S_MIN if before is None else min(2 * before.delay_s, BACK_OFF_S_MAX)
         if isinstance(error, CorruptError):
             delay_s = CORRUPT_AGAIN_S
-        if before is None or before.detail != str(error):
-            log.error("%s is held back: %s", name, error)
-        self._holds[name] = _Hold(str(error), self._monotonic_s() + delay_s, delay_s)
+        is_known = isinstance(error, _EXPECTED)
+        detail = str(error) if is_known else f"unexpected: {error!r}"
+        if before is None or before.detail != detail:
+            log.error("%s is held back: %s", name, detail)
+        self._holds[name] = _Hold(detail, self._monotonic_s() + delay_s, delay_s)
 
     def end(self, name: str) -> None:
         """It went well."""

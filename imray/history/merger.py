@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from imray.core.errors import CorruptError, DerivedError, InvalidError, StaleError, StorageError
 from imray.core.routing import home_of
@@ -79,7 +80,7 @@ class Merger:
     def _new_work(self, shard: int) -> ShardWork:
         live = LiveFiles(self._store)
         return ShardWork(
-            Cuts(self._store, shard),
+            Cuts(self._store, shard, self._monotonic_s),
             live,
             FileDeleter(self._shared, shard, live, self._shut_out),
             Holds(self._monotonic_s),
@@ -94,13 +95,17 @@ class Merger:
         """One piece of work for a shard; True: look again at once.
 
         What fails is held back for a while and said in `status`, and the rest goes on: damage takes out what it hits, a
-        full disk what needs room."""
+        full disk what needs room, a bug its stage."""
         work = self._work[shard]
         if "table" in work.holds:
             return False
         try:
             self._refresh(work)
         except (CorruptError, StorageError) as e:
+            work.holds.add("table", e)
+            return False
+        except Exception as e:
+            log.exception("shard %d: the table", shard)
             work.holds.add("table", e)
             return False
         first = work.next
@@ -120,6 +125,10 @@ class Merger:
                 if not did:
                     work.holds.add(name, e)
                     continue
+            except Exception as e:
+                log.exception("shard %d: %s", shard, name)
+                work.holds.add(name, e)
+                continue
             if did:
                 work.holds.end(name)
                 work.next = at + 1
@@ -284,7 +293,8 @@ class Merger:
                 work.segments[number] = SegmentDeleter(self._shared, number, work.live)
             deleter = work.segments[number]
             before = deleter.deleted
-            did = deleter.step(self._snapshot, None if limits is None else limits.get(number))
+            limit = None if limits is None else limits.get(number)
+            did = deleter.step(self._snapshot, limit, partial(_limit_now, work, number))
             self.done.segments_deleted += deleter.deleted - before
             if did:
                 return True
@@ -309,6 +319,11 @@ class Merger:
         self._checkpointed = self._snapshot.version
         self._table.clean()
         return True
+
+
+def _limit_now(work: ShardWork, number: int) -> int | None:
+    limits = work.cuts.deletable(again=True)
+    return None if limits is None else limits.get(number)
 
 
 def _log_in(file: str, logs: Iterable[int]) -> int | None:

@@ -109,9 +109,9 @@ class SegmentDeleter:
         """Names of fences up to the mark that were met."""
         self.deleted = 0
 
-    def step(self, snapshot: TableSnapshot, limit: int | None) -> bool:
+    def step(self, snapshot: TableSnapshot, limit: int | None, limit_now: Callable[[], int | None]) -> bool:
         """One piece of work; True: look again at once. `limit`: the last segment that need not be kept for recovery and
-        retries (None: all must be).
+        retries (None: all must be). `limit_now` looks whether that is so still: it is asked right before a mark is put.
 
         CorruptError: the table lacks what a mark says that it has, or a file that it names."""
         if not self._opened:
@@ -123,8 +123,7 @@ class SegmentDeleter:
         if self._doomed:
             return self._delete_some()
         merged = None if limit is None else self._ripe(limit)
-        if merged is not None:
-            self._put_mark(snapshot, merged)
+        if merged is not None and self._put_mark(snapshot, merged, limit_now):
             self._list_doomed()
             return True
         is_due = self._mark is not None and self._shared.monotonic_s() >= self._sweep_at
@@ -172,15 +171,20 @@ class SegmentDeleter:
         free = [m for m in ripe if lowest is None or m.version <= lowest]
         return free[-1] if free else None
 
-    def _put_mark(self, snapshot: TableSnapshot, merged: _Merged) -> None:
+    def _put_mark(self, snapshot: TableSnapshot, merged: _Merged, limit_now: Callable[[], int | None]) -> bool:
+        """False: not, as it relies on a checkpoint that is damaged by now."""
         home, _ = home_of(self._log)
         self._live.confirm(snapshot, home)
         # a merger or a shard may have died between giving a file its name and making that durable
         self._table.make_durable()
         self._store.sync(checkpoint_prefix(home))
+        limit = limit_now()
+        if limit is None or limit < merged.end.segment:
+            return False
         mark = MergeMark(merged.end, merged.version)
         put_mark(self._store, mark)
         self._mark = mark
+        return True
 
     def _list_doomed(self) -> None:
         """What is up to the mark and no fence, in ascending order."""
