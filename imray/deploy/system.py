@@ -61,7 +61,7 @@ def connect(address: str | None, num_cpus: int | None = None, token_file: Path |
     `token_file`: see `local_ray.prepare`. Whether a cluster that is joined wants a token, and which, its operator says
     in the environment. Call it before anything installs signal handlers: Ray replaces that of SIGTERM. InvalidError
     where the environment asks for TLS and does not name the files."""
-    ray_worker.print_to_stdstream = _say
+    ray_worker.print_to_stdstream = _print_of_ray
     tls.server_context()  # Ray only waits, and does not say what is missing
     tls.client_context()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -86,7 +86,7 @@ def connect(address: str | None, num_cpus: int | None = None, token_file: Path |
         ray.init(address=address, log_to_driver=False, configure_logging=False)
 
 
-def _say(data: Mapping[str, Any], ignore_prefix: bool = False) -> None:
+def _print_of_ray(data: Mapping[str, Any], ignore_prefix: bool = False) -> None:
     """A message of Ray's to whoever started a system: on stderr, since stdout is for what was asked for."""
     text = " ".join(" ".join(data["lines"]).split())
     print("ray:", "".join(c if c.isprintable() else " " for c in text), file=sys.stderr, flush=True)

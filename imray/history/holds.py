@@ -39,7 +39,7 @@ class Holds:
 
     def add(self, name: str, error: Exception) -> None:
         """It failed: it waits, twice as long as the time before. What is no damage and no store's refusal is a bug of
-        ours, or no memory; who caught it has logged where."""
+        ours, or no memory."""
         before = self._holds.get(name)
         delay_s = _BACK_OFF_S_MIN if before is None else min(2 * before.delay_s, BACK_OFF_S_MAX)
         if isinstance(error, CorruptError):
@@ -47,7 +47,7 @@ class Holds:
         is_known = isinstance(error, _EXPECTED)
         detail = str(error) if is_known else f"unexpected: {error!r}"
         if before is None or before.detail != detail:
-            log.error("%s is held back: %s", name, detail)
+            log.error("%s is held back: %s", name, detail, exc_info=None if is_known else error)
         self._holds[name] = _Hold(detail, self._monotonic_s() + delay_s, delay_s)
 
     def end(self, name: str) -> None:

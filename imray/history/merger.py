@@ -101,11 +101,7 @@ class Merger:
             return False
         try:
             self._refresh(work)
-        except (CorruptError, StorageError) as e:
-            work.holds.add("table", e)
-            return False
-        except Exception as e:
-            log.exception("shard %d: the table", shard)
+        except Exception as e:  # noqa: BLE001 whatever it is, it is said, and the other shards go on
             work.holds.add("table", e)
             return False
         first = work.next
@@ -125,8 +121,7 @@ class Merger:
                 if not did:
                     work.holds.add(name, e)
                     continue
-            except Exception as e:
-                log.exception("shard %d: %s", shard, name)
+            except Exception as e:  # noqa: BLE001 as above: the other stages go on
                 work.holds.add(name, e)
                 continue
             if did:

@@ -54,11 +54,11 @@ class Deleting:
         return lowest is not None and lowest < version
 
     def delete(self, names: deque[str], may_go: Callable[[str], bool] = lambda _: True) -> int:
-        """Delete some names, from the left: how many. It stops where the look at the pins before is too long ago."""
+        """Delete one name or more, from the left: how many. It stops where the look at the pins is too long ago."""
         until = self.monotonic_s() + self.settings.read_s_max / 2
         gone = 0
-        for _ in range(min(len(names), DELETES_A_STEP)):
-            if self.monotonic_s() > until:
+        for n in range(min(len(names), DELETES_A_STEP)):
+            if n and self.monotonic_s() > until:
                 break
             if may_go(names[0]):
                 self.store.delete(names[0])

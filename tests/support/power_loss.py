@@ -26,9 +26,11 @@ class Journal:
     root: Path
     steps: list[tuple] = field(default_factory=list)  # type: ignore[type-arg]
     syncs_until_death: int = -1
+    stores: list[LocalStore] = field(default_factory=list)
+    """All that there were: another one in the memory of one that is gone would give a file its temporary name."""
 
 
-class Death(Exception):
+class Death(BaseException):
     """The process ends here."""
 
 
@@ -38,6 +40,7 @@ class JournalStore(LocalStore):
     def __init__(self, journal: Journal) -> None:
         super().__init__(journal.root)
         self.journal = journal
+        journal.stores.append(self)
 
     def _write(self, path: str, parts: Sequence[bytes | memoryview]) -> None:
         self._written = Path(path)
