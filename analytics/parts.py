@@ -106,7 +106,8 @@ def _ask_all(connection: duckdb.DuckDBPyConnection, part: AuditPart, reports: bo
 
 _SUMS = """
 CREATE TABLE segment_sums AS
-SELECT shard, segment, count(*) AS rows_there, min(server_ts) AS first_ts, max(server_ts) AS last_ts
+SELECT shard, segment, count(*) AS rows_there, min(server_ts) AS first_ts, max(server_ts) AS last_ts,
+       min(epoch) AS first_epoch, max(epoch) AS last_epoch
 FROM log_rows GROUP BY shard, segment
 """
 _OWNERS = pa.schema([("conv_id", pa.string()), ("shard", pa.int64())])

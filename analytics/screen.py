@@ -64,21 +64,21 @@ _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(
 
 @dataclass
 class ScreenSums:
-    """Of each segment: how many rows there are, and when the first and the last were committed."""
+    """Of each segment: how many rows there are, when the first and the last were committed, and of which epochs."""
 
     _logs: dict[int, tuple[int, I64, I64, I64]] = field(default_factory=dict)
-    """By log: the first segment, and by segment from there: rows, lowest and highest time."""
+    """By log: the first segment, and by segment from there: rows, and of both values the lowest and the highest."""
 
-    def add(self, log: I32, segment: I64, times: I64) -> None:
-        """Rows, as columns."""
+    def add(self, log: I32, segment: I64, values: I64) -> None:
+        """Rows, as columns. `values`: (2, rows), their times and their epochs."""
         if (log == log[0]).all():
-            self._add(int(log[0]), segment, times)
+            self._add(int(log[0]), segment, values)
             return
         for number in np.unique(log).tolist():
             of = log == number
-            self._add(number, segment[of], times[of])
+            self._add(number, segment[of], values[:, of])
 
-    def _add(self, log: int, segment: I64, times: I64) -> None:
+    def _add(self, log: int, segment: I64, values: I64) -> None:
         low = int(segment.min())
         high = int(segment.max())
         if log in self._logs:
@@ -88,8 +88,9 @@ class ScreenSums:
         first, rows, lowest, highest = self._grown(log, low, high)
         at = segment - first
         rows += np.bincount(at, minlength=len(rows))
-        np.minimum.at(lowest, at, times)
-        np.maximum.at(highest, at, times)
+        for which, value in enumerate(values):
+            np.minimum.at(lowest[which], at, value)
+            np.maximum.at(highest[which], at, value)
 
     def _grown(self, log: int, low: int, high: int) -> tuple[int, I64, I64, I64]:
         known = self._logs.get(log)
@@ -97,27 +98,31 @@ class ScreenSums:
         if known is not None and known[0] == low and len(known[1]) == size:
             return known
         limits = np.iinfo(np.int64)
-        grown = (np.zeros(size, np.int64), np.full(size, limits.max), np.full(size, limits.min))
+        grown = (np.zeros(size, np.int64), np.full((2, size), limits.max), np.full((2, size), limits.min))
         if known is not None:
             first, *columns = known
             for new, old in zip(grown, columns, strict=True):
-                new[first - low : first - low + len(old)] = old
+                new[..., first - low : first - low + old.shape[-1]] = old
         self._logs[log] = (low, *grown)
         return self._logs[log]
 
     def table(self) -> pa.Table:
-        """Columns shard, segment, rows_there, first_ts, last_ts, of segments with rows."""
+        """The rows of `segment_sums`, of segments with rows."""
         parts = []
         for log, (first, rows, lowest, highest) in self._logs.items():
             at = np.flatnonzero(rows)
-            columns = (np.full(len(at), log), at + first, rows[at], lowest[at], highest[at])
+            limits = [limit[at] for pair in zip(lowest, highest, strict=True) for limit in pair]
+            columns = (np.full(len(at), log), at + first, rows[at], *limits)
             parts.append(pa.table([pa.array(c.astype(np.int64)) for c in columns], names=_SUMS.names).cast(_SUMS))
         return pa.concat_tables([_SUMS.empty_table(), *parts])
 
 
 _SUMS = pa.schema(
-    [*((name, pa.int64()) for name in ("shard", "segment", "rows_there")), ("first_ts", US), ("last_ts", US)]
-)
+    [
+        *((name, pa.int64()) for name in ("shard", "segment", "rows_there")), ("first_ts", US), ("last_ts", US),
+        ("first_epoch", pa.int64()), ("last_epoch", pa.int64()),
+    ]
+)  # fmt: skip
 
 
 def screen_shard(part: ShardRows, sums: ScreenSums) -> Iterator[pa.Table]:
@@ -241,7 +246,7 @@ def _screen(rows: pa.Table, part: ShardRows, sums: ScreenSums) -> list[str]:
     names = conv.dictionary.to_pylist()
     code = conv.indices.to_numpy()
     kind, log, segment, seq, row = (rows[name].to_numpy() for name in ("kind", "log", "segment", "conv_seq", "row"))
-    sums.add(log, segment, rows["server_ts"].cast(pa.int64()).to_numpy())
+    sums.add(log, segment, np.stack([rows[name].cast(pa.int64()).to_numpy() for name in ("server_ts", "epoch")]))
     suspect = np.array([shard_of(name, part.shards) != part.home for name in names], np.bool_)
     suspect[code[_odd_records(kind, seq, log != part.home)]] = True
     message = kind == RecordKind.MESSAGE

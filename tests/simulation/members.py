@@ -24,11 +24,16 @@ SENDER = "alice"
 """Who sends every message."""
 _CALL_US = 150 * MS
 _TRIES_MAX = 60
+"""Once all is healed. Before that, who is to answer may be away for as long as anything lasts."""
 
 
-async def change(process: Process, home: Callable[[], Process | None], ask: Create | Change) -> bool:
-    """Ask until it is so. False: it was not answered."""
-    for _ in range(_TRIES_MAX):
+async def change(
+    process: Process, home: Callable[[], Process | None], healed: Callable[[], bool], ask: Create | Change
+) -> bool:
+    """Ask until it is so. False: it was not answered, though all is healed."""
+    tries = 0
+    while tries < _TRIES_MAX:
+        tries += healed()
         content = forms.encode_change_members(ask)
         answer = await call(process, home(), Method.CHANGE_MEMBERS, content, _CALL_US)
         if answer is not None and isinstance(forms.decode_changed(answer), Changed):

@@ -59,8 +59,11 @@ class World(Deployment):
         def home() -> Process | None:
             return self.directory.get(HOME)
 
+        def healed() -> bool:
+            return self.healed
+
         await process.sleep(int(rng.random() * 60 * MS))
-        if not await members.change(process, home, members.creation(conv, users)):
+        if not await members.change(process, home, healed, members.creation(conv, users)):
             raise LivenessError("a conversation was not created")
         marks = [members.read_up_to(process, home(), conv, user, rng.choice([0, 1, 2, 9])) for user in users]
         await asyncio.gather(*marks)
@@ -68,7 +71,7 @@ class World(Deployment):
             if ear.conv == conv and rng.random() < 0.6:
                 await process.sleep(int(rng.random() * 40 * MS))
                 self.sim.trace("remove", conv, ear.sender)
-                if not await members.change(process, home, members.removal(conv, ear.sender)):
+                if not await members.change(process, home, healed, members.removal(conv, ear.sender)):
                     raise LivenessError("a member was not removed")
 
     def _orders(self) -> list[tuple[int, str, int]]:
