@@ -45,6 +45,8 @@ class MergerProcess:
     async def _live(self) -> None:
         while True:
             again = await self._worker.run(self._merger.step, 0)
+            for hold in self._merger._work[0].holds.details():
+                assert not ("corrupt" in hold or "unexpected" in hold), hold  # nothing rots here but derived files
             await self.process.sleep(0 if again else int(self._sim.rng.random() * _PAUSE_US_MAX))
 
     def _ended(self, living: Any) -> None:
