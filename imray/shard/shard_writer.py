@@ -169,21 +169,11 @@ class ShardWriter:
         return found or self._not_ready()
 
     def _subscribed(self, names: Sequence[str]) -> SubscribedMarks | None:
-        state = self._state_to_read()
+        state = self._readable_state()
         return None if state is None else SubscribedMarks(state.log.epoch, marks_of(state, names))
 
-    def _state_to_read(self) -> ShardState | None:
-        """What may be told to readers: None where another process may know more."""
-        if self.loop.replaced:
-            return None
-        if self._current is not None:
-            committer = self._current.committer
-            return committer.state if committer.writer.is_last(or_own_process=True) else None
-        readable = self._readable
-        return readable.state if readable is not None and readable.is_current(self._store, self.shard) else None
-
     async def _is_writer(self) -> bool:
-        return await self._state.run(self._state_to_read) is not None
+        return await self._state.run(self._readable_state) is not None
 
     def _readable_state(self) -> ShardState | None:
         """The state that may be read: durable, and no other process has taken over. In its thread."""
